@@ -1,0 +1,50 @@
+# `make demo` and `make test` set up all they need in .venv; nothing has to be installed before but Python 3.10 or later.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+UV     := $(shell uv --version >/dev/null 2>&1 && echo uv)
+INSTALL = $(if $(UV),VIRTUAL_ENV=$(abspath $(VENV)) uv pip install,$(BIN)/python -m pip install) -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-notebooks test-python lab export readme docs clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+
+demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones
+	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/.installed-dev test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
+
+test-notebooks: $(VENV)/.installed-dev  ## the notebooks, or with FILE_RE=03_ some of them
+	$(BIN)/nbdev_test --path nbs --n_workers 1 --do_print $(if $(FILE_RE),--file_re '$(FILE_RE)')
+
+test-python: $(VENV)/.installed-dev  ## the project's own checks, and pytest
+	$(BIN)/python -m pytest -q tests
+
+lab: $(VENV)/.installed-dev  ## open the notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+export: $(VENV)/.installed-dev  ## make the package from the notebooks
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+readme: $(VENV)/.installed-dev  ## make README.md from nbs/index.ipynb
+	$(BIN)/python tests/make_readme.py
+
+docs: $(VENV)/.installed-dev  ## make the site in _docs (needs Quarto, https://quarto.org)
+	$(BIN)/nbdev_docs
+
+clean:  ## take away what can be made again; runs/ stays
+	rm -rf $(VENV) _docs _proc build dist *.egg-info .pytest_cache
+
+$(BIN)/python:
+	$(if $(UV),uv venv -q --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+
+$(VENV)/.installed: setup.py settings.ini constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py settings.ini constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,25 @@
+"Data shared by the tests: a handful of synthetic people, written once a session."
+import pytest
+
+from promptsg.config import Config
+
+
+@pytest.fixture(scope="session")
+def hands(tmp_path_factory):
+    "A folder in 11K Hands' layout with 14 train and 6 test people."
+    from promptsg.synth import write_hands
+    root = tmp_path_factory.mktemp("hands")
+    write_hands(root, n_train=14, n_test=6, images_per_aspect=4, seed=3, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def splits(hands):
+    from promptsg.data import make_splits, read_11k
+    return make_splits(read_11k(hands), "dorsal_r", n_splits=3)
+
+
+@pytest.fixture(scope="session")
+def quick():
+    "A config that trains in seconds."
+    return Config(model="hand-vit-tiny", attention_heads=4, batch_size=16, epochs=2, lr_clip_visual=1e-4, lr_modules=1e-3, num_splits=3)

@@ -1,0 +1,94 @@
+"Towers against open_clip's own, weight files good and bad, and position embeddings resized."
+import pickle
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from promptsg.backbone import _resized, load_towers, read_state_dict
+from promptsg.config import PromptSGError
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_towers("hand-vit-tiny")
+
+
+def test_openai_names_mean_quickgelu():
+    towers = load_towers("vitb32", "random")
+    assert any(type(m).__name__ == "QuickGELU" for m in towers.backbone.modules())
+    assert not any(type(m).__name__ == "QuickGELU" for m in load_towers("ViT-B-32", "random").backbone.modules())
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-B-32"])
+def test_features_equal_open_clip(name):
+    backbone = load_towers(name, "random").backbone.eval()
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = backbone(images)
+        assert torch.allclose(features.embedding, backbone.visual(images), atol=1e-4)
+    assert len(features.states) == 3 and features.patches.shape[1] == backbone.grid[0] * backbone.grid[1]
+
+
+def test_resize_agrees_with_open_clip():
+    model = open_clip.create_model("ViT-B-32", force_image_size=(192, 96))
+    embedding = torch.randn(1 + 49, 768)
+    state = {"visual.positional_embedding": embedding.clone()}
+    open_clip.model.resize_pos_embed(state, model)
+    assert torch.allclose(_resized(embedding, (7, 7), (6, 3)), state["visual.positional_embedding"], atol=1e-5)
+
+
+def test_resnet_takes_a_portrait_image():
+    backbone = load_towers("hand-rn-tiny", image_size=(160, 96)).backbone.eval()
+    with torch.no_grad():
+        assert backbone(torch.randn(1, 3, 160, 96)).patches.shape[1] == 5 * 3
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+def test_image_tower_alone_from_a_file(tiny, tmp_path, wrap):
+    state = wrap({k: v.contiguous() for k, v in tiny.backbone.visual.state_dict().items()})
+    torch.save(state, tmp_path / "tower.pt")
+    towers = load_towers("hand-vit-tiny", str(tmp_path / "tower.pt"))
+    assert towers.text is None
+    assert torch.equal(towers.backbone.visual.proj, tiny.backbone.visual.proj)
+
+
+def test_whole_model_from_a_file(tiny, tmp_path):
+    state = {f"visual.{k}": v.contiguous() for k, v in tiny.backbone.visual.state_dict().items()}
+    state |= {k: v.contiguous() for k, v in tiny.text.state_dict().items()}  # OpenAI's layout: text tensors without a prefix
+    save_file(state, tmp_path / "clip.safetensors")
+    towers = load_towers("hand-vit-tiny", str(tmp_path / "clip.safetensors"))
+    assert torch.equal(towers.text.text_projection, tiny.text.text_projection)
+
+
+class Trap:
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path):
+    trap, Trap.path = Trap(), str(tmp_path / "executed")
+    (tmp_path / "model.pt").write_bytes(pickle.dumps(trap))
+    torch.save({"weight": trap}, tmp_path / "zip.pt")
+    for name in ("model.pt", "zip.pt"):
+        with pytest.raises(PromptSGError, match="refused"):
+            read_state_dict(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_bad_files_are_one_sentence(tiny, tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-4])
+    for name, word in (("missing.safetensors", "does not exist"), ("half.safetensors", "not a complete"), ("other.safetensors", "does not match")):
+        with pytest.raises(PromptSGError, match=word):
+            load_towers("hand-vit-tiny", str(tmp_path / name))
+
+
+def test_frozen_batch_norm_stays_still():
+    backbone = load_towers("hand-rn-tiny").backbone
+    backbone.unfreeze(1)
+    before = {k: v.clone() for k, v in backbone.state_dict().items() if "running" in k and "layer1" in k}
+    backbone.train()(torch.randn(4, 3, *backbone.image_size))
+    after = backbone.state_dict()
+    assert before and all(torch.equal(v, after[k]) for k, v in before.items())

@@ -1,0 +1,305 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from promptsg.config import PromptSGError
+from promptsg.data import (HandDataset, PKSampler, Splits, batches, class_index, data_hash, eval_transform, make_splits,
+                           read_11k, read_folders, read_hd, train_transform)
+
+COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
+
+
+def jpeg(path, level=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (level % 256, 80, 80)).save(path)
+
+
+def write_11k(root, people=8, images=3, aspects=("dorsal right", "dorsal left")):
+    rows = []
+    for person in range(people):
+        number = person if person < people // 2 else 1100 + person
+        for aspect in aspects:
+            for _ in range(images):
+                name = f"Hand_{len(rows):07d}.jpg"
+                jpeg(root / "Hands" / name, level=len(rows))
+                rows.append([f"{number:07d} ", 30, "male", "dark", 0, 0, aspect, name, 0])
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(root / "HandInfo.csv", index=False)
+    return root
+
+
+def edit(root, change):
+    file = root / "HandInfo.csv"
+    table = pd.read_csv(file, dtype=str)
+    change(table).to_csv(file, index=False)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_11k(tmp_path / "11k")
+
+
+# --- the protocol's counts, from the published CSV ---------------------------------------------------------------
+# identities/images: train, val, test; gallery_all = the test identities of all four aspects
+PROTOCOL = {"dorsal_r": (72, 890, 71, 1042), "dorsal_l": (73, 735, 73, 1061),
+            "palmar_r": (72, 905, 71, 988), "palmar_l": (76, 928, 75, 1023)}
+
+
+@pytest.fixture(scope="session")
+def published():
+    folder = os.environ.get("PROMPTSG_DATA")
+    if not folder or not (Path(folder) / "11k/HandInfo.csv").exists():
+        pytest.skip("PROMPTSG_DATA does not name a folder with 11k/HandInfo.csv")
+    return read_11k(Path(folder) / "11k", missing="keep")
+
+
+@pytest.mark.parametrize("aspect", PROTOCOL)
+def test_published_counts(published, aspect):
+    people, images, test_people, test_images = PROTOCOL[aspect]
+    splits = make_splits(published, aspect, val="images")
+    assert splits.counts.apply(tuple, axis=1).to_dict() == {
+        "train": (people, images), "val": (people, people), "val_query": (people, people), "val_gallery": (people, people),
+        "test": (test_people, test_images), "queries": (test_people, test_images - test_people),
+        "galleries": (test_people, test_people), "galleries_all": (290, 290)}
+    assert len(splits.queries) == len(splits.galleries) == len(splits.galleries_all) == 10
+
+
+def test_real_images_are_read_and_counted(published):
+    frame = read_11k(Path(os.environ["PROMPTSG_DATA"]) / "11k")
+    assert len(frame) + frame.attrs["excluded"]["image file missing"] == len(published)
+    item = HandDataset(frame.head(1), eval_transform((224, 128)))[0]
+    assert item["image"].shape == (3, 224, 128) and item["label"] == -1
+
+
+# --- readers -----------------------------------------------------------------------------------------------------
+def test_ids_are_stripped_and_sides_follow_the_aspect(root):
+    edit(root, lambda t: t.assign(id=t.id.replace("0000003 ", "0001042 ")))
+    frame = read_11k(root)
+    assert not frame.pid.str.contains(" ").any()
+    side = frame[frame.pid == "0001042"].groupby("aspect").side.first()
+    assert dict(side) == {"dorsal_r": "train", "dorsal_l": "test"}  # MBA-Net's thresholds differ by aspect
+
+
+def test_accessories_and_missing_files_are_counted(root):
+    edit(root, lambda t: t.assign(accessories=["1"] + ["0"] * (len(t) - 1)))
+    (root / "Hands/Hand_0000005.jpg").unlink()
+    frame = read_11k(root)
+    assert frame.attrs["excluded"] == {"accessories worn": 1, "image file missing": 1}
+    assert len(frame) == 46 and len(read_11k(root, missing="keep")) == 47
+    with pytest.raises(PromptSGError, match="Hand_0000005.jpg"):
+        read_11k(root, missing="error")
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda t: t.drop(columns="aspectOfHand"), "no column 'aspectOfHand'"),
+    (lambda t: t.assign(id="x"), "id of Hand_0000000.jpg is 'x'"),
+    (lambda t: t.assign(aspectOfHand="dorsal"), "unknown aspect: 'dorsal'"),
+    (lambda t: t.assign(imageName="a.jpg"), "lists an image twice: 'a.jpg'"),
+    (lambda t: t.assign(imageName=t.imageName + "x"), "none of the images"),
+])
+def test_a_bad_csv_is_one_sentence(root, change, words):
+    edit(root, change)
+    with pytest.raises(PromptSGError, match=words) as error:
+        read_11k(root)
+    assert "\n" not in str(error.value)
+
+
+def test_hd(tmp_path):
+    base = tmp_path / "Original Images"
+    for name in ("1-501/1_1", "1-501/1_2", "1-501/447_1", "1-501/447_2", "1-501/448_1", "1-501/448_2", "1-501/600_1",
+                 "1-501/600_2", "502-712/448_1", "502-712/712_1", "502-712/712_2"):
+        jpeg(base / f"{name}.jpg")
+    frame = read_hd(tmp_path)
+    assert frame.groupby("side").pid.unique().map(set).to_dict() == {"train": {"1", "447"}, "test": {"448", "600"},
+                                                                     "extra": {"1448", "1712"}}
+    splits = make_splits(frame, "hand", val="images")
+    assert splits.counts.images.to_dict() == dict(train=2, val=2, val_query=2, val_gallery=2, test=4, queries=2,
+                                                  galleries=2, galleries_all=2 + 3)
+    jpeg(base / "1-501/noname.jpg")
+    with pytest.raises(PromptSGError, match="noname.jpg"):
+        read_hd(tmp_path)
+
+
+def test_hd_published_counts():
+    # MBA-Net counts 251/2156 + 251 train, 251/2243 test, 213 extra people.
+    def people(start, count, images, side):
+        sizes = np.full(count, images // count) + (np.arange(count) < images % count)
+        return [(f"{start + n}:hand", f"{start + n}", side, f"{start + n}_{i}.jpg") for n, size in enumerate(sizes) for i in range(size)]
+    rows = people(1, 251, 2156 + 251, "train") + people(448, 251, 2243, "test") + people(1502, 213, 1593 - 251, "extra")
+    frame = pd.DataFrame(rows, columns=["identity", "pid", "side", "image"]).assign(aspect="hand", path="")
+    counts = make_splits(frame, "hand", n_splits=1, val="images").counts.apply(tuple, axis=1).to_dict()
+    assert counts["train"] == (251, 2156) and counts["val"] == (251, 251) and counts["test"] == (251, 2243)
+    assert counts["queries"][1] == 1992 and counts["galleries_all"] == (464, 1593)
+
+
+def test_folders_halve_the_people(tmp_path):
+    for person in "abcdefghij":
+        for n in range(3):
+            jpeg(tmp_path / f" {person}" / f"{n}.png")
+    frame = read_folders(tmp_path)
+    assert set(frame.pid) == set("abcdefghij") and set(frame.side) == {""}
+    splits = make_splits(frame, "hand")
+    assert splits.test.pid.nunique() == 5 and not set(splits.test.pid) & set(splits.train.pid)
+    assert list(splits.galleries_all[0].image) == list(splits.galleries[0].image)
+    with pytest.raises(PromptSGError, match="sub-folders"):
+        read_folders(tmp_path / " a")
+
+
+# --- splits ------------------------------------------------------------------------------------------------------
+def names(splits):
+    return [list(part.image) for part in (splits.train, splits.val_query, splits.val_gallery, *splits.queries, *splits.galleries_all)]
+
+
+def test_splits_depend_on_the_seed_and_not_on_the_order(root):
+    frame = read_11k(root)
+    splits = make_splits(frame, "dorsal_r")
+    assert names(splits) == names(make_splits(frame.sample(frac=1, random_state=0), "dorsal_r"))
+    assert names(splits) != names(make_splits(frame, "dorsal_r", seed=1))
+    assert len({tuple(gallery.image) for gallery in splits.galleries}) > 1
+    four = make_splits(frame, "dorsal_r", n_splits=4)
+    assert [list(g.image) for g in four.galleries] == [list(g.image) for g in splits.galleries[:4]]
+
+
+def test_each_split_divides_the_test_images(root):
+    splits = make_splits(read_11k(root), "dorsal_r")
+    for query, gallery in zip(splits.queries, splits.galleries):
+        assert not gallery.identity.duplicated().any() and set(gallery.identity) == set(splits.test.identity)
+        assert sorted([*query.image, *gallery.image]) == sorted(splits.test.image)
+
+
+def test_galleries_all_holds_each_aspects_own_gallery(root):
+    frame = read_11k(root)
+    right, left = make_splits(frame, "dorsal_r"), make_splits(frame, "dorsal_l")
+    for i in range(10):
+        assert set(right.galleries_all[i].image) == {*right.galleries[i].image, *left.galleries[i].image}
+
+
+def test_validation_people_are_train_side_and_not_trained_on(root):
+    splits = make_splits(read_11k(root), "dorsal_r", train_aspects=("dorsal_l",))
+    assert splits.val.identity.nunique() == 2
+    assert not set(splits.val.pid) & set(splits.train.pid) and not set(splits.test.pid) & set(splits.train.pid)
+    assert set(splits.train.aspect) == {"dorsal_r", "dorsal_l"}
+    assert len(splits.val_gallery) == 2 and len(splits.val_query) == len(splits.val) - 2
+
+
+def test_images_for_validation_are_not_trained_on(root):
+    splits = make_splits(read_11k(root), "dorsal_r", val="images")
+    assert not set(splits.val.image) & set(splits.train.image)
+    assert set(splits.val.identity) == set(splits.train.identity) == set(splits.val_gallery.identity)
+    assert set(splits.val_gallery.image) <= set(splits.train.image)
+
+
+def test_a_tested_person_is_never_trained_on_through_another_aspect(root):
+    edit(root, lambda t: t.assign(id=t.id.replace("0000003 ", "0001042 ")))  # dorsal_r: train; dorsal_l: test
+    splits = make_splits(read_11k(root), "dorsal_l", val="images", train_aspects=("dorsal_r",))
+    assert "0001042" in set(splits.test.pid) and "0001042" not in set(splits.train.pid)
+
+
+def test_a_single_test_image_is_gallery_only_and_counted(root):
+    frame = read_11k(root)
+    gone = frame[(frame.pid == "0001104") & (frame.aspect == "dorsal_r")].index[:2]
+    splits = make_splits(frame.drop(gone), "dorsal_r")
+    assert splits.excluded["single test image (gallery only)"] == 1
+    for query, gallery in zip(splits.queries, splits.galleries):
+        assert "0001104" in set(gallery.pid) and "0001104" not in set(query.pid)
+
+
+@pytest.mark.parametrize("change, arguments, words", [
+    (lambda f: f, dict(aspect="palmar_r"), "palmar_r"),
+    (lambda f: f, dict(val="test"), "val='test'"),
+    (lambda f: f, dict(train_aspects=("palmar_l",)), "palmar_l"),
+    (lambda f: f.assign(side=["train", "test", "test"] * 16), {}, "person 0000000 is on the train and the test side"),
+    (lambda f: f.assign(side=["", "test", "test"] * 16), {}, "some have none"),
+    (lambda f: f.assign(side="train"), {}, "no test person"),
+    (lambda f: f[(f.side == "train") | (f.index % 3 == 0)], {}, "no test identity"),
+    (lambda f: f[(f.side == "test") | (f.pid == "0000000")], {}, "too few to hold out"),
+])
+def test_impossible_splits_are_one_sentence(root, change, arguments, words):
+    with pytest.raises(PromptSGError, match=words):
+        make_splits(change(read_11k(root)), **{"aspect": "dorsal_r", **arguments})
+
+
+def test_splits_are_stored(root, tmp_path):
+    frame = read_11k(root)
+    splits = make_splits(frame, "dorsal_r", train_aspects=("dorsal_l",))
+    splits.save(tmp_path / "splits.json")
+    loaded = Splits.load(tmp_path / "splits.json", frame)
+    assert names(loaded) == names(splits) and loaded.excluded == splits.excluded
+    pd.testing.assert_frame_equal(loaded.train, splits.train)
+    with pytest.raises(PromptSGError, match="Hand_"):
+        Splits.load(tmp_path / "splits.json", frame[frame.aspect == "dorsal_l"])
+    (tmp_path / "splits.json").write_text("{")
+    with pytest.raises(PromptSGError, match="splits.json"):
+        Splits.load(tmp_path / "splits.json", frame)
+
+
+def test_data_hash_sees_content_and_not_order(root):
+    frame = read_11k(root)
+    assert data_hash(frame) == data_hash(frame[::-1]) != data_hash(frame[1:])
+    before = data_hash(frame)
+    Path(frame.path[0]).write_bytes(b"shorter")
+    assert data_hash(frame) != before
+
+
+# --- batches and images ------------------------------------------------------------------------------------------
+def test_pk_batches():
+    identities = ["a"] * 2 + ["b"] * 9 + ["c"] * 9 + ["d"] * 20
+    sampler = PKSampler(identities, p=3, k=4, seed=5)
+    assert len(sampler) == len(list(sampler)) == 40 // 12
+    for batch in sampler:
+        held = pd.Series([identities[row] for row in batch]).value_counts()
+        assert len(held) == 3 and set(held) == {4}
+        for identity in set(held.index) - {"a"}:
+            rows = [row for row in batch if identities[row] == identity]
+            assert len(set(rows)) == 4  # drawn without replacement where there are enough
+    assert list(sampler) == list(PKSampler(identities, p=3, k=4, seed=5))
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    with pytest.raises(PromptSGError, match="5 identities"):
+        PKSampler(identities, p=5, k=4)
+
+
+def test_transforms_share_their_normalisation():
+    image = Image.new("RGB", (20, 30), (255, 0, 0))
+    plain = eval_transform((8, 4))(image)
+    assert plain.shape == (3, 8, 4) and plain.dtype == torch.float32
+    assert torch.allclose(plain[:, 0, 0], torch.tensor([(1 - 0.48145466) / 0.26862954, -0.4578275 / 0.26130258, -0.40821073 / 0.27577711]))
+    assert torch.equal(plain, train_transform((8, 4), erase=0.0)(image))  # a crop of a plain image is that image
+
+
+def test_flip_is_off_by_default():
+    image = Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3))
+    still = train_transform((8, 8), pad=0, erase=0.0)
+    assert all(torch.equal(still(image), eval_transform((8, 8))(image)) for _ in range(8))
+    assert torch.equal(train_transform((8, 8), pad=0, erase=0.0, flip=1.0)(image), still(image).flip(-1))
+
+
+def test_dataset_items_and_damaged_files(root):
+    frame = read_11k(root)
+    labels = class_index(frame)
+    data = HandDataset(frame, eval_transform((6, 8)), labels)
+    assert data[7]["label"] == labels[frame.identity[7]] and data[7]["index"] == 7 and len(data) == len(frame)
+    with pytest.raises(PromptSGError, match="0001104:dorsal_l"):
+        HandDataset(frame, eval_transform((6, 8)), class_index(frame[frame.side == "train"]))
+    file = Path(frame.path[7])
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(PromptSGError, match=file.name):
+        data[7]
+    file.unlink()
+    with pytest.raises(PromptSGError, match=f"{file.name} cannot be read: it is missing"):
+        data[7]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_one_sentence(root, workers):
+    frame = read_11k(root)
+    Path(frame.path[0]).write_bytes(b"no image")
+    loader = torch.utils.data.DataLoader(HandDataset(frame, eval_transform((6, 8))), batch_size=4, num_workers=workers)
+    with pytest.raises(PromptSGError) as error:
+        list(batches(loader))
+    assert str(error.value).startswith(frame.path[0]) and "\n" not in str(error.value)

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import ArcFaceLoss
+
+from promptsg.config import PromptSGError
+from promptsg.heads import HEADS, ArcFace, BNNeck, BNNeckArcFace, LinearHead
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+LABELS = torch.arange(12) % 5
+
+
+@pytest.mark.parametrize("name, options, width", [
+    ("linear", {}, 16), ("arcface", {}, 16), ("arcface", {"reduction": True, "reduced_dim": 6}, 6)])
+def test_every_head_has_one_interface(name, options, width):
+    head = HEADS[name](16, 5, **options)
+    for labels in (LABELS, None):
+        output = head(random(12, 16), labels)
+        assert output.embedding.shape == (12, width) and output.logits.shape == (12, 5) and head.out_dim == width
+    (output.logits.square().sum() + output.embedding.square().sum()).backward()
+    assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+
+
+def test_linear_embedding_is_the_feature_and_the_first_loss_is_ln_c():
+    x = random(12, 16)
+    output = LinearHead(16, 5)(x, LABELS)
+    assert torch.equal(output.embedding, x)
+    assert math.isclose(F.cross_entropy(output.logits, LABELS).item(), math.log(5), abs_tol=0.05)
+
+
+@pytest.mark.parametrize("scale, margin", [(30, 0.35), (64, 0.5), (10, 1.2), (30, 0.0)])
+def test_arcface_agrees_with_pytorch_metric_learning(scale, margin):
+    x = random(12, 16)
+    head = ArcFace(16, 5, scale, margin)
+    with torch.no_grad():
+        head.weight[:3] *= -4  # lengths must not matter
+        x[0] = -head.weight[0]  # past pi - m: the continuation
+    reference = ArcFaceLoss(5, 16, margin=math.degrees(margin), scale=scale)
+    with torch.no_grad():
+        reference.W.copy_(head.weight.T)
+    assert torch.isclose(F.cross_entropy(head(x, LABELS).logits, LABELS), reference(x, LABELS), rtol=1e-4)
+
+
+def test_the_margin_moves_only_the_own_class_and_only_with_labels():
+    head, x = ArcFace(16, 5), random(12, 16)
+    plain, moved = head(x).logits, head(x, LABELS).logits
+    own = F.one_hot(LABELS, 5).bool()
+    assert torch.equal(plain[~own], moved[~own]) and (moved[own] < plain[own]).all()
+
+
+def test_arcface_falls_all_the_way_round():
+    angle = torch.linspace(0, math.pi, 500)
+    head = ArcFace(2, 1, scale=1.0, margin=0.5)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0]]))
+    logit = head(torch.stack([angle.cos(), angle.sin()], 1), torch.zeros(500, dtype=torch.long)).logits[:, 0]
+    assert (logit.diff() < 0).all()
+
+
+def test_arcface_gradient_is_finite_on_and_opposite_the_class():
+    head = ArcFace(4, 2)
+    x = torch.stack([head.weight[0].detach(), -head.weight[0].detach(), torch.zeros(4)]).requires_grad_()
+    head(x, torch.zeros(3, dtype=torch.long)).logits.sum().backward()
+    assert x.grad.isfinite().all() and head.weight.grad.isfinite().all()
+
+
+def test_arcface_keeps_float32_inside_autocast():
+    head, x = ArcFace(16, 5), random(12, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = head(x, LABELS).logits
+    assert inside.dtype == torch.float32 and torch.allclose(inside, head(x, LABELS).logits)
+
+
+def test_bnneck_has_no_shift_and_the_embedding_is_taken_after_it():
+    neck = BNNeck(16, reduction=True, reduced_dim=6)
+    assert not neck.norm.bias.requires_grad and (neck.norm.bias == 0).all()
+    head, x = BNNeckArcFace(16, 5), 5 * random(64, 16) + 3
+    after = head(x, torch.arange(64) % 5).embedding
+    assert torch.allclose(after.mean(0), torch.zeros(16), atol=1e-5)
+    head.eval()
+    assert torch.equal(head(x).embedding, head.neck(x))
+
+
+@pytest.mark.parametrize("call, word", [
+    (lambda: ArcFace(4, 2, scale=0), "scale"),
+    (lambda: ArcFace(4, 2, margin=-0.1), "margin"),
+    (lambda: ArcFace(4, 2, margin=28.6), "radians"),
+    (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1, 2])), "classes"),
+    (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1])), "label per row"),
+])
+def test_bad_input_is_one_clear_sentence(call, word):
+    with pytest.raises(PromptSGError, match=word):
+        call()
