@@ -3,7 +3,7 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 UV     := $(shell uv --version >/dev/null 2>&1 && echo uv)
-INSTALL = $(if $(UV),VIRTUAL_ENV=$(abspath $(VENV)) uv pip install,$(BIN)/python -m pip install) -c constraints.txt
+INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-notebooks test-python lab export readme docs clean

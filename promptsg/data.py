@@ -234,6 +234,20 @@ def _one_each(rows, rng):
     return rows[~picked].reset_index(drop=True), rows[picked].reset_index(drop=True)
 
 
+def _turns(images, n_splits, rng):
+    "`n_splits` of the images, in random order, none twice before all came once."
+    rounds = [rng.permutation(images) for _ in range(-(-n_splits // len(images)))]
+    return np.concatenate(rounds)[:n_splits]
+
+
+def _monte_carlo(test, n_splits, seed):
+    "[(queries, gallery)] of each split: one gallery image per identity, the rest are queries. The first splits do not depend on `n_splits`."
+    test = test.sort_values(["identity", "image"], ignore_index=True)
+    turns = [_turns(rows, n_splits, _generator(seed, identity)) for identity, rows in sorted(test.groupby("identity").indices.items())]
+    galleries = [test.index.isin(chosen) for chosen in np.transpose(turns)]
+    return [(test[~chosen].reset_index(drop=True), test[chosen].reset_index(drop=True)) for chosen in galleries]
+
+
 def _with_sides(frame, seed):
     "`frame` with train and test sides; where the reader gave none, a seeded half of the people trains."
     if frame.side.ne("").all():
@@ -289,11 +303,11 @@ def _more_training(frame, aspects, banned):
     return frame[frame.aspect.isin(aspects) & (frame.side == "train") & ~frame.pid.isin(banned)]
 
 
-def _gallery_all(frame, seed, split):
-    "The galleries of every aspect in one split, and the people who only ever join galleries."
-    tests = frame[frame.side == "test"].groupby("aspect")
-    galleries = [_one_each(rows, _generator(seed, aspect, "split", split))[1] for aspect, rows in tests]
-    return pd.concat([*galleries, frame[frame.side == "extra"]], ignore_index=True)
+def _galleries_all(frame, n_splits, seed):
+    "For each split, the galleries of every aspect, and the people who only ever join galleries."
+    draws = [_monte_carlo(rows, n_splits, seed) for _, rows in frame[frame.side == "test"].groupby("aspect")]
+    extra = frame[frame.side == "extra"]
+    return [pd.concat([*(draw[split][1] for draw in draws), extra], ignore_index=True) for split in range(n_splits)]
 
 # %% ../nbs/01_data.ipynb #cell017
 def make_splits(frame, aspect, n_splits=10, seed=0, val="identities", train_aspects=()):
@@ -317,11 +331,11 @@ def make_splits(frame, aspect, n_splits=10, seed=0, val="identities", train_aspe
     train, held, val_query, val_gallery = _HOLD_OUT[val](rows[rows.side == "train"].reset_index(drop=True), _generator(seed, aspect, "val"))
     banned = set(test.pid) | (set(held.pid) if val == "identities" else set())
     more = _more_training(frame, [other for other in train_aspects if other != aspect], banned)
-    pairs = [_one_each(test, _generator(seed, aspect, "split", split)) for split in range(n_splits)]
+    pairs = _monte_carlo(test, n_splits, seed)
     single = int((~test.identity.duplicated(keep=False)).sum())
     return Splits(aspect=aspect, train=pd.concat([train, more], ignore_index=True), val=held, val_query=val_query,
                   val_gallery=val_gallery, test=test, queries=[query for query, _ in pairs], galleries=[gallery for _, gallery in pairs],
-                  galleries_all=[_gallery_all(frame, seed, split) for split in range(n_splits)],
+                  galleries_all=_galleries_all(frame, n_splits, seed),
                   excluded={**excluded, "single test image (gallery only)": single})
 
 # %% ../nbs/01_data.ipynb #cell019

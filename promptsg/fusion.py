@@ -32,6 +32,9 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.norm_query, self.norm_key = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, text, patches):
         p = self.norm_key(patches)

@@ -82,17 +82,18 @@ def check_finite(terms, step):
                             "(the last finished epoch is saved in last/)")
 
 # %% ../nbs/12_training.ipynb #cell010
-def frozen_hash(model):
-    "SHA-256 (16 digits) of every weight that does not train: what a checkpoint leaves out and needs to find again."
+def frozen_hash(module):
+    "SHA-256 (16 digits) of every weight of a module that does not train: what a checkpoint leaves out and needs to find again."
     digest = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
+    for name, p in sorted(module.named_parameters()):
         if not p.requires_grad:
             digest.update(name.encode() + p.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def _cache_key(model, transform, paths):
-    digest = hashlib.sha256(f"{frozen_hash(model)} {model.backbone.cut} {transform}".encode())
+    what = f"{frozen_hash(model.backbone)} {model.backbone.cut} {model.config.precision} {transform}"
+    digest = hashlib.sha256(what.encode())
     for path in paths:
         digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()[:24]
@@ -118,7 +119,8 @@ class FrozenFeatures:
         device = next(model.parameters()).device
         for start in tqdm(range(0, len(paths), batch_size), desc="frozen blocks", unit="batch", disable=not progress):
             images = torch.stack([transform(load_image(path)) for path in paths[start:start + batch_size]])
-            x = model.backbone.features_before(images.to(device)).half().cpu().numpy()
+            with torch.autocast(device.type, torch.bfloat16, enabled=model.config.precision == "bf16"):
+                x = model.backbone.features_before(images.to(device)).half().cpu().numpy()
             out = np.lib.format.open_memmap(part, "w+", np.float16, (len(paths), *x.shape[1:])) if out is None else out
             out[start:start + len(x)] = x
         out.flush()
@@ -149,16 +151,21 @@ class Feed:
         self.model, self.config, self.cache, self.progress = model, config, cache, progress
         self.size = model.backbone.image_size
         self.still = eval_transform(self.size, model.mean, model.std)
-        self.kept = {}
+        self.kept = []
+
+    def keep(self, frame):
+        "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
+        for cache in self.kept:
+            if set(frame.path) <= cache.rows.keys():
+                return cache
+        self.kept.append(FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress))
+        return self.kept[-1]
 
     def evaluation(self, frame, labels=None):
         "The images as they are."
         if not self.config.cache_frozen:
             return HandDataset(frame, self.still, labels)
-        key = tuple(dict.fromkeys(frame.path))
-        if key not in self.kept:
-            self.kept[key] = FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress)
-        return self.kept[key].dataset(frame, labels)
+        return self.keep(frame).dataset(frame, labels)
 
     def training(self, frame, labels):
         "The images with the config's augmentation, or frozen features."
@@ -179,7 +186,7 @@ class Feed:
             found.append(self.model.embed(inputs.get("image"), prompt, inputs.get("frozen")).cpu())
             bar.update(len(found[-1]))
         bar.close()
-        return Embeddings(list(rows.path), torch.cat(found))
+        return Embeddings({path: row for row, path in enumerate(rows.path)}, torch.cat(found))
 
 # %% ../nbs/12_training.ipynb #cell013
 def _own_tensors(model):
@@ -293,17 +300,14 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
 
     def _training_data(self):
-        if self.config.cache_frozen:  # one file for both sides of training, so that nothing is computed twice
-            everyone = pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery])
-            self.feed.evaluation(everyone)
-            cache = next(iter(self.feed.kept.values()))
-            self.feed.evaluation = lambda frame, labels=None: cache.dataset(frame, labels)
+        if self.config.cache_frozen:  # one file for training and validation
+            self.feed.keep(pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery]))
         return self.feed.training(self.splits.train, self.classes)
 
     def _train_epoch(self, epoch):
         "One pass; mean of each loss term and the learning rates, for metrics.csv."
         torch.manual_seed(self.config.seed * 1_000_003 + epoch)
-        self.sampler.set_epoch(epoch)
+        self.loader.set_epoch(epoch)  # accelerate counts passes itself and would start again at 0 after a resume
         self.prepared.train()
         sums, steps = {}, len(self.sampler)
         bar = tqdm(self.loader, desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps, leave=False, disable=not self.progress,
@@ -335,8 +339,11 @@ class Trainer:
         return terms
 
     def validate(self):
-        "Rank-1 and mAP (0..1) of train-side people held out, the composed or simplified prompt as in evaluation."
-        query, gallery = self.splits.val_query, self.splits.val_gallery
+        """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery and one image of each person
+        trained on: a handful of people alone would soon be told apart perfectly, and then no epoch is better than another."""
+        query, known = self.splits.val_query, self.splits.train[self.splits.train.aspect == self.splits.aspect]
+        known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
+        gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
         with self.accelerator.autocast():
             found = self.feed.embed(pd.concat([query, gallery]), desc="validation")
         similarity = found.of(query) @ found.of(gallery).T
@@ -371,7 +378,8 @@ class Trainer:
         return state["epoch"]
 
     def _best_epoch(self):
-        return max(self.history, key=lambda row: row["val_mAP"])["epoch"] if self.history else 0
+        "The epoch with the highest validation mAP; of equal ones the last, which has learnt longer."
+        return max(self.history, key=lambda row: (row["val_mAP"], row["epoch"]))["epoch"] if self.history else 0
 
     def _out_of_patience(self):
         patience = self.config.early_stop_patience

@@ -45,7 +45,7 @@ def test_template_and_pseudo_token_change_the_embedding(quick, images, changes):
     model.prompt.set_prompt("A captured frame of a {} hand during surveillance.")
     assert not torch.allclose(first, model(x).embedding, atol=1e-6)
     model.prompt.set_prompt(quick.prompt_template)
-    torch.nn.init.constant_(model.inversion.layers[-1].bias, 0.3)
+    torch.nn.init.normal_(model.inversion.layers[-1].bias, std=0.3)  # another s*
     assert not torch.allclose(first, model(x).embedding, atol=1e-6)
 
 

@@ -62,7 +62,7 @@ def test_outputs_in_git_are_small():
     for path in NOTEBOOKS:
         for cell in json.loads((ROOT / path).read_text())["cells"]:
             for output in cell.get("outputs", []):
-                assert len(json.dumps(output)) < 200_000, f"an output of {path} is too large"
+                assert len(json.dumps(output)) < 100_000, f"an output of {path} is too large"
 
 
 def test_sidebar_lists_every_notebook_once():
@@ -71,7 +71,7 @@ def test_sidebar_lists_every_notebook_once():
             if isinstance(entry, dict):
                 yield from files(entry["contents"])
             else:
-                yield from sorted((ROOT / "nbs").glob(entry)) or [ROOT / "nbs" / entry]
+                yield from (ROOT / "nbs").glob(entry) if "*" in entry else [ROOT / "nbs" / entry]
     sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"]
     listed = [path.relative_to(ROOT) for path in files(sidebar["contents"])]
     assert sorted(listed) == NOTEBOOKS

@@ -1,0 +1,93 @@
+"The embedded weights: how they are made, what they weigh, and that their words mean something."
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from promptsg.backbone import EMBEDDED, WEIGHTS, tokenizer_for
+from promptsg.config import PromptSGError
+from promptsg.pretrain import TEXT_TOWER, align_text, contrastive_loss, pretrain, row_attributes, to_batch, true_pairs
+
+
+def random(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_a_sentence_is_true_of_the_pictures_that_agree_with_what_it_says():
+    phrases = [dict(face="dorsal", skin="fair"), dict(face="dorsal", skin="dark"), dict(face="palmar", skin="fair")]
+    pairs = true_pairs(phrases, [{"face"}, {"face", "skin"}, set()])  # "dorsal", "dorsal and dark", and a sentence that says nothing
+    assert pairs.tolist() == [[True, False, True], [True, True, True], [False, False, True]]
+
+
+def test_the_loss_is_the_cross_entropy_with_shared_targets():
+    image, text, pairs = random(5, 8), random(5, 8, seed=1), torch.eye(5, dtype=torch.bool)
+    pairs[0, 1] = pairs[3, 4] = True
+    logits = 7 * image @ text.T
+    rows = -(logits.log_softmax(1) * pairs / pairs.sum(1, keepdim=True)).sum(1).mean()
+    columns = -(logits.log_softmax(0) * pairs / pairs.sum(0, keepdim=True)).sum(0).mean()
+    assert torch.isclose(contrastive_loss(image, text, 7, pairs), (rows + columns) / 2)
+
+
+def test_a_batch_is_never_mirrored():
+    picture = np.zeros((1, 96, 96, 3), np.uint8)
+    picture[..., :30, :] = 255  # bright on the left
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        batch = to_batch(picture, rng=rng)
+        assert batch.shape == (1, 3, 96, 96) and batch[..., :20].mean() > batch[..., -20:].mean()
+
+
+def test_shipped_files_fit_in_twelve_megabytes():
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 12e6
+    for name in EMBEDDED:
+        config = json.loads((WEIGHTS / f"{name}.json").read_text())["text_cfg"]
+        tensors = load_file(WEIGHTS / f"{name}.safetensors")
+        assert all(torch.isfinite(value.float()).all() for value in tensors.values())
+        assert tensors["text.token_embedding.weight"].shape[0] == config["vocab_size"] == tokenizer_for(config).vocab_size
+
+
+def test_common_words_are_single_tokens():
+    tokens = tokenizer_for(TEXT_TOWER)("a photo of a left right hand of this person")[0]
+    assert int(tokens.argmax()) == 10  # nine words between the start and the end token, which has the largest id
+
+
+def test_another_model_name_is_refused(tmp_path):
+    with pytest.raises(PromptSGError, match="hand-vit-tiny"):
+        pretrain("ViT-B-16", tmp_path / "x.safetensors")
+
+
+def rows(n):
+    "A frame of people who differ in aspect and skin, in turn."
+    return pd.DataFrame([dict(aspect=["dorsal_r", "palmar_l"][i % 2], skin_color=["dark", "fair"][i // 2 % 2], gender="female", age=30, nail_polish=0,
+                              accessories=0) for i in range(n)])
+
+
+def test_aligned_text_finds_its_images(tmp_path):
+    frame, centres = rows(64), random(4, 16)
+    features = F.normalize(centres[torch.arange(64) % 4] + 0.02 * random(64, 16, seed=2), dim=1)
+    before = features.clone()
+    text = align_text(features, frame, tmp_path / "text.safetensors", steps=30, batch=16, progress=False).eval()
+    tokenizer, centred = tokenizer_for(TEXT_TOWER), F.normalize(features - features.mean(0), dim=1)
+    with torch.no_grad():
+        said = F.normalize(text(tokenizer([f"A photo of a {face} hand with {skin} skin." for face, skin in
+                                           (("dorsal right", "dark"), ("palmar left", "dark"), ("dorsal right", "fair"), ("palmar left", "fair"))])), dim=1)
+    assert ((centred @ said.T).argmax(1) == torch.arange(64) % 4).float().mean() > 0.9
+    assert (features == before).all()  # the image side is frozen
+    with safe_open(tmp_path / "text.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["text_cfg"])["width"] == TEXT_TOWER["width"] and file.metadata()["tokenizer"] == "hand_bpe"
+
+
+def test_alignment_needs_one_embedding_a_row(tmp_path):
+    with pytest.raises(PromptSGError, match="3 embeddings .* 4 rows"):
+        align_text(torch.zeros(3, 8), rows(4), tmp_path / "x.safetensors")
+
+
+def test_a_row_says_what_its_columns_hold():
+    phrases = [row_attributes(row) for row in rows(2).itertuples()]
+    assert phrases[0]["face"] == "dorsal" and phrases[0]["side"] == "right" and phrases[1]["side"] == "left"
+    assert phrases[0]["skin"] == "with dark skin" and phrases[1]["polish"] == ""

@@ -1,0 +1,87 @@
+"Synthetic hands: same seed same bytes, the anatomy the captions claim, and too hard for pixels alone."
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from promptsg.config import ASPECTS, PromptSGError
+from promptsg.synth import Nuisance, attributes, draw_hand, person_of, sentence, write_hands
+
+
+def shot(seed, **changes):
+    "Circumstances of a plain photograph: upright, neutral light, white background."
+    plain = dict(rotation=0.0, shift=np.zeros(2), sleeve=None, ring=None, polish=None, texture=0.0, background=np.full((2, 3), 255.0),
+                 exposure=1.0, colour=np.ones(3), shading=0.0)
+    return replace(Nuisance.sample(np.random.default_rng(seed)), **{**plain, **changes})
+
+
+def silhouette(picture):
+    return picture[..., 2].astype(int) < 215
+
+
+def test_a_picture_is_a_function_of_its_arguments():
+    person, nuisance = person_of(5, 1), Nuisance.sample(np.random.default_rng(1))
+    picture = draw_hand(person, nuisance, "palmar_l", (160, 120))
+    assert picture.shape == (160, 120, 3) and picture.dtype == np.uint8
+    assert (picture == draw_hand(person_of(5, 1), nuisance, "palmar_l", (160, 120))).all()
+    assert (picture != draw_hand(person_of(5, 2), nuisance, "palmar_l", (160, 120))).any()
+
+
+@pytest.mark.parametrize("aspect, thumb_left", [("dorsal_r", True), ("dorsal_l", False), ("palmar_r", False), ("palmar_l", True)])
+def test_the_thumb_is_on_the_proper_side(aspect, thumb_left):
+    hand = silhouette(draw_hand(person_of(0, 3), shot(2), aspect))
+    columns = np.flatnonzero(hand.any(0))
+    wrist = np.flatnonzero(hand[-1]).mean()
+    assert (wrist - columns[0] > columns[-1] - wrist) == thumb_left  # the thumb reaches farther from the wrist's middle
+
+
+def test_nails_show_on_the_back_alone():
+    person, red = person_of(0, 4), shot(3, polish="red")
+    def reds(aspect):
+        picture = draw_hand(person, red, aspect).astype(int)
+        return ((picture[..., 0] > 130) & (picture[..., 1] < 80)).sum()
+    assert reds("dorsal_r") > 100 and reds("palmar_r") < 10
+
+
+@pytest.mark.parametrize("changes, name", [({"ring": (1, "gold")}, "ring"), ({"polish": "blue"}, "polish"),
+                                           ({"sleeve": np.array([200.0, 20, 20, -0.15])}, "sleeve")])
+def test_what_is_worn_is_seen_and_said(changes, name):
+    person, bare, worn = person_of(0, 6), shot(4), shot(4, **changes)
+    assert (draw_hand(person, bare, "dorsal_l") != draw_hand(person, worn, "dorsal_l")).any()
+    assert attributes(person, bare, "dorsal_l")[name] != attributes(person, worn, "dorsal_l")[name]
+
+
+def test_a_sentence_says_what_it_reports_to_have_said():
+    phrases = attributes(person_of(0, 8), shot(5, ring=(2, "silver")), "dorsal_r")
+    for seed in range(20):
+        text, said = sentence(phrases, np.random.default_rng(seed))
+        assert "right" in text and ("dorsal" in text or "back" in text)
+        assert all((phrases[name] in text) == (name in said) for name in ("skin", "ring", "veins", "moles"))
+
+
+def test_the_folder_has_11k_hands_layout(tmp_path):
+    table = write_hands(tmp_path, n_train=2, n_test=2, images_per_aspect=2, seed=9, progress=False)
+    info = pd.read_csv(tmp_path / "HandInfo.csv", dtype={"id": str})
+    assert list(info.columns) == ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
+    assert len(table) == len(info) == len(pd.read_csv(tmp_path / "captions.csv")) == 4 * 4 * 2
+    assert sorted(info.id.astype(int).unique()) == [1, 2, 1100, 1101]
+    assert set(info.aspectOfHand) == set(ASPECTS.values())
+    assert all((tmp_path / "Hands" / name).is_file() for name in info.imageName)
+
+
+def test_pixels_alone_do_not_tell_people_apart():
+    def pictures(number):
+        return [cv2.resize(draw_hand(person_of(0, number), Nuisance.sample(np.random.default_rng([number, k]), ring=0), "dorsal_r"), (32, 32),
+                           interpolation=cv2.INTER_AREA).astype(float).ravel() for k in range(4)]
+    shots = np.array([pictures(number) for number in range(1100, 1120)])          # (20 people, 4, pixels)
+    distance = ((shots[:, 1:, None] - shots[None, None, :, 0]) ** 2).sum(-1)      # (20, 3, 20)
+    assert (distance.argmin(-1) == np.arange(20)[:, None]).mean() < 0.25
+
+
+@pytest.mark.parametrize("call", [lambda path: write_hands(path, n_train=901), lambda path: write_hands(path, n_test=-1),
+                                  lambda path: draw_hand(person_of(0, 1), shot(0), "left")])
+def test_bad_input_is_one_sentence(call, tmp_path):
+    with pytest.raises(PromptSGError, match="[^.]$"):
+        call(tmp_path)
