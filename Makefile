@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all they need in .venv; nothing has to be installed before but Python 3.10 or later.
+# `make demo` and `make test` set up all they need in .venv; nothing has to be installed before but Python 3.11 or later.
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -11,8 +11,8 @@ INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
-demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones
-	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)")
+demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones; ARGS="--config ..."
+	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 test: $(VENV)/.installed-dev test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
 

@@ -166,7 +166,7 @@ def search(run: Run, query: Annotated[Path, typer.Option("--query", help="An ima
     one = one.merge(many[["path", "identity"]], on="path", how="left", suffixes=("_", "")) if one.path[0] in set(many.path) else one
     many = many[many.path != one.path[0]].reset_index(drop=True)
     feed = Feed(model, model.config)
-    similarity = (feed.embed(one, desc="query").of(one) @ feed.embed(many, desc="gallery").of(many).T)[0]
+    similarity = (feed.embed(one).of(one) @ feed.embed(many).of(many).T)[0]
     order = similarity.argsort(descending=True, stable=True)[:top].numpy()
     table = many.iloc[order][["image", "identity", "path"]].assign(similarity=similarity[order].numpy()).reset_index(drop=True)
     out.mkdir(parents=True, exist_ok=True)

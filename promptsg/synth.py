@@ -135,11 +135,11 @@ class Nuisance:
     @classmethod
     def sample(cls, rng, ring=0.1, polish=0.1):
         "Circumstances drawn from a numpy Generator; `ring` and `polish` are probabilities."
-        light = rng.uniform(90, 250) * np.clip(rng.normal(1, 0.12, 3), 0.6, 1.1)
-        return cls(rotation=rng.normal(0, 9), scale=rng.uniform(0.39, 0.45), shift=rng.normal(0, 0.03, 2),
+        light = rng.uniform(190, 250) * np.clip(rng.normal(1, 0.04, 3), 0.85, 1.05)  # 11K Hands' backgrounds are bright too
+        return cls(rotation=rng.normal(0, 7), scale=rng.uniform(0.39, 0.45), shift=rng.normal(0, 0.03, 2),
                    spread=rng.normal(0, 3, 5) + rng.uniform(-3, 6) * np.float64([1, 1, 0.3, -0.4, -1]), bend=rng.uniform(0.93, 1, 4),
-                   light=rng.uniform(0, 360), shading=rng.uniform(0.5, 1.1), colour=np.clip(rng.normal(1, 0.08, 3), 0.75, 1.25),
-                   exposure=rng.uniform(0.72, 1.18), background=np.clip(light + rng.normal(0, 18, (2, 3)), 10, 255), texture=rng.uniform(0, 14),
+                   light=rng.uniform(0, 360), shading=rng.uniform(0.5, 1.1), colour=np.clip(rng.normal(1, 0.04, 3), 0.85, 1.15),
+                   exposure=rng.uniform(0.82, 1.12), background=np.clip(light + rng.normal(0, 8, (2, 3)), 10, 255), texture=rng.uniform(0, 8),
                    sleeve=np.append(rng.uniform(20, 230, 3), rng.uniform(-0.32, -0.12)) if rng.random() < 0.35 else None,
                    ring=(int(rng.integers(1, 4)), str(rng.choice(list(RINGS)))) if rng.random() < ring else None,
                    polish=str(rng.choice(list(POLISH))) if rng.random() < polish else None, blur=rng.uniform(0.3, 0.9), noise=int(rng.integers(2 ** 31)))
@@ -354,14 +354,16 @@ def _photograph(picture, nuisance, noise):
 # %% ../nbs/02_synth.ipynb #cell015
 _TEMPLATES = ["A photo of a person's {face} {side} hand{rest}.", "A {face} {side} hand of a person{rest}.", "A photo of a {face} {side} hand{rest}.",
               "A detailed photo of a person's {face} {side} hand for identification{rest}.", "{view} of a {side} hand{rest}.",
-              "A photo of the {side} hand, {face} side{rest}.", "A captured frame showing a person's {face} {side} hand during surveillance{rest}."]
+              "A photo of the {side} hand, {face} side{rest}.", "A captured frame showing a person's {face} {side} hand during surveillance{rest}.",
+              "A photo of a hand{rest}.", "A photo of a person's hand{rest}.", "A {side} hand{rest}.", "A photo of a {face} hand{rest}."]
 
 
 def attributes(person, nuisance, aspect):
     "`{attribute: phrase}` of a picture; an attribute that cannot be seen has an empty phrase."
     face, side = ASPECTS[aspect].split()
     surface, back = person.surfaces[aspect], face == "dorsal"
-    return dict(face=face, side=side, skin=f"with {person.skin_color} skin",
+    thumb = "left" if aspect in ("dorsal_r", "palmar_l") else "right"  # as seen in the picture, fingers up
+    return dict(face=face, side=side, thumb=f"with the thumb on the {thumb}", skin=f"with {person.skin_color} skin",
                 polish=(f"with {nuisance.polish} nail polish" if nuisance.polish else "with no nail polish") if back else "",
                 veins=("with visible veins" if surface.vein_strength > 0.5 else "with faint veins") if back else "",
                 ring=f"wearing a {nuisance.ring[1]} ring" if nuisance.ring else "with no ring",
@@ -372,11 +374,13 @@ def attributes(person, nuisance, aspect):
 
 def sentence(phrases, rng, keep=0.5):
     "(text, names of the attributes it mentions) for a dictionary of phrases; each but face and side is said with probability `keep`."
+    template = str(rng.choice(_TEMPLATES))
     said = [name for name, phrase in phrases.items() if name not in ("face", "side") and phrase and rng.random() < keep]
     rng.shuffle(said)
     rest = " " + ", ".join(phrases[name] for name in said) if said else ""
     view = "The back" if phrases["face"] == "dorsal" else "The palm"
-    return str(rng.choice(_TEMPLATES)).format(face=phrases["face"], side=phrases["side"], view=view, rest=rest), {"face", "side", *said}
+    named = {name for name, places in dict(face=("{face}", "{view}"), side=("{side}",)).items() if any(p in template for p in places)}
+    return template.format(face=phrases["face"], side=phrases["side"], view=view, rest=rest), named | set(said)
 
 # %% ../nbs/02_synth.ipynb #cell017
 _COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]

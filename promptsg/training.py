@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import HandDataset, PKSampler, class_index, eval_transform, load_image, train_transform, write_text
-from .evaluation import Embeddings
+from .data import HandDataset, PKSampler, batches, class_index, eval_transform, load_image, train_transform, write_text
+from .evaluation import embed_images
 from .losses import batch_hard_triplet, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
@@ -91,40 +91,46 @@ def frozen_hash(module):
     return digest.hexdigest()[:16]
 
 
-def _cache_key(model, transform, paths):
-    what = f"{frozen_hash(model.backbone)} {model.backbone.cut} {model.config.precision} {transform}"
-    digest = hashlib.sha256(what.encode())
-    for path in paths:
-        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return digest.hexdigest()[:24]
+def _content_hash(path):
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:24]
+    except OSError:
+        raise PromptSGError(f"{path} cannot be read; restore the file or take it out of the data") from None
+
+
+def _save_array(file, array):
+    "Whole or not at all, whoever else writes the same file."
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with open(part, "wb") as opened:
+        np.save(opened, array)
+    os.replace(part, file)
 
 
 class FrozenFeatures:
-    """Outputs of the frozen blocks for the images of a frame, float16, one memory-mapped file in `folder`.
+    """Outputs of the frozen blocks for the images of a frame: one float16 file an image, in a folder for each kind of weights and transform.
 
-    Made once with a progress bar, then read; a file that is not complete is never left under the final name."""
+    What is missing is made with a progress bar, then read; two frames share the images they have in common."""
 
     def __init__(self, model, frame, transform, folder, batch_size=16, progress=True):
-        paths = list(dict.fromkeys(frame.path))
-        self.rows = {path: row for row, path in enumerate(paths)}
-        self.file = Path(folder) / f"{_cache_key(model, transform, paths)}.npy"
-        if not self.file.exists():
-            self._make(model, paths, transform, batch_size, progress)
-        self.features = np.load(self.file, mmap_mode="r")
+        kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform}"
+        folder = Path(folder) / hashlib.sha256(kind.encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = {path: folder / f"{_content_hash(path)}.npy" for path in dict.fromkeys(frame.path)}
+        missing = [path for path, file in self.files.items() if not file.exists()]
+        if missing:
+            self._make(model, missing, transform, batch_size, progress)
 
     @torch.inference_mode()
     def _make(self, model, paths, transform, batch_size, progress):
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part, out = self.file.with_suffix(f".{os.getpid()}.part"), None
         device = next(model.parameters()).device
-        for start in tqdm(range(0, len(paths), batch_size), desc="frozen blocks", unit="batch", disable=not progress):
-            images = torch.stack([transform(load_image(path)) for path in paths[start:start + batch_size]])
-            with torch.autocast(device.type, torch.bfloat16, enabled=model.config.precision == "bf16"):
-                x = model.backbone.features_before(images.to(device)).half().cpu().numpy()
-            out = np.lib.format.open_memmap(part, "w+", np.float16, (len(paths), *x.shape[1:])) if out is None else out
-            out[start:start + len(x)] = x
-        out.flush()
-        os.replace(part, self.file)
+        with tqdm(total=len(paths), desc="frozen blocks", unit="image", disable=not progress) as bar:
+            for start in range(0, len(paths), batch_size):
+                some = paths[start:start + batch_size]
+                images = torch.stack([transform(load_image(path)) for path in some]).to(device)
+                x = model.backbone.features_before(images).half().cpu().numpy()
+                for path, row in zip(some, x):
+                    _save_array(self.files[path], row)
+                bar.update(len(some))
 
     def dataset(self, frame, labels=None):
         "A dataset like `HandDataset` with `frozen` in place of `image`."
@@ -133,14 +139,14 @@ class FrozenFeatures:
 
 class _FrozenDataset(Dataset):
     def __init__(self, cache, frame, labels):
-        self.cache, self.rows = cache, [cache.rows[path] for path in frame.path]
+        self.files = [cache.files[path] for path in frame.path]
         self.numbers = [-1 if labels is None else labels[identity] for identity in frame.identity]
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.files)
 
     def __getitem__(self, index):
-        x = torch.from_numpy(self.cache.features[self.rows[index]].astype(np.float32))
+        x = torch.from_numpy(np.load(self.files[index]).astype(np.float32))
         return dict(frozen=x, label=self.numbers[index], index=index)
 
 # %% ../nbs/12_training.ipynb #cell011
@@ -156,7 +162,7 @@ class Feed:
     def keep(self, frame):
         "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
         for cache in self.kept:
-            if set(frame.path) <= cache.rows.keys():
+            if set(frame.path) <= cache.files.keys():
                 return cache
         self.kept.append(FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress))
         return self.kept[-1]
@@ -175,18 +181,12 @@ class Feed:
         transform = train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing)
         return HandDataset(frame, transform, labels)
 
-    def embed(self, frame, prompt=None, batch_size=64, desc="embedding"):
+    def embed(self, frame, prompt=None, batch_size=64):
         "`Embeddings` of each distinct image of a frame, in evaluation mode; every image once."
-        rows = frame.drop_duplicates("path")
-        loader = DataLoader(self.evaluation(rows), batch_size, num_workers=self.config.num_workers)
-        device, found = next(self.model.parameters()).device, []
-        bar = tqdm(total=len(rows), desc=desc, unit="image", disable=not self.progress)
-        for batch in loader:
-            inputs = {name: batch[name].to(device) for name in ("image", "frozen") if name in batch}
-            found.append(self.model.embed(inputs.get("image"), prompt, inputs.get("frozen")).cpu())
-            bar.update(len(found[-1]))
-        bar.close()
-        return Embeddings({path: row for row, path in enumerate(rows.path)}, torch.cat(found))
+        kind, key = ("frozen", "frozen") if self.config.cache_frozen else ("images", "image")
+        return embed_images(lambda x: self.model.embed(prompt=prompt, **{kind: x}), [frame], self.still, batch_size=batch_size,
+                            num_workers=self.config.num_workers, device=next(self.model.parameters()).device, progress=self.progress,
+                            dataset=lambda rows, transform: self.evaluation(rows), key=key)
 
 # %% ../nbs/12_training.ipynb #cell013
 def _own_tensors(model):
@@ -300,7 +300,7 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
 
     def _training_data(self):
-        if self.config.cache_frozen:  # one file for training and validation
+        if self.config.cache_frozen:  # validation's images too, so that one progress bar shows all that has to be made
             self.feed.keep(pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery]))
         return self.feed.training(self.splits.train, self.classes)
 
@@ -312,7 +312,7 @@ class Trainer:
         sums, steps = {}, len(self.sampler)
         bar = tqdm(self.loader, desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps, leave=False, disable=not self.progress,
                    miniters=self.config.log_frequency)
-        for step, batch in enumerate(bar):
+        for step, batch in enumerate(batches(bar)):
             self._set_learning_rates(epoch + step / steps)
             terms = self._step(batch, epoch * steps + step)
             for name, value in terms.items():
@@ -345,7 +345,7 @@ class Trainer:
         known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
         with self.accelerator.autocast():
-            found = self.feed.embed(pd.concat([query, gallery]), desc="validation")
+            found = self.feed.embed(pd.concat([query, gallery]))
         similarity = found.of(query) @ found.of(gallery).T
         result = evaluate_ranking(similarity, query.identity.to_numpy(), gallery.identity.to_numpy())
         return {"val_rank1": result["rank1"], "val_mAP": result["mAP"]}

@@ -70,7 +70,7 @@ def test_output_shapes_and_unit_embeddings(quick, images):
     model = build(quick).eval()
     out, width = model(images, prompt="simplified"), model.prompt.width
     assert out.embedding.shape == out.text.shape == (4, 128) and out.pseudo_token.shape == (4, width)
-    assert out.attention.shape == (4, 4, 144) and torch.allclose(out.attention.sum(-1), torch.ones(4, 4), atol=1e-5)
+    assert out.attention.shape == (4, 4, 64) and torch.allclose(out.attention.sum(-1), torch.ones(4, 4), atol=1e-5)
     assert torch.allclose(model.embed(images).norm(dim=1), torch.ones(4), atol=1e-5)
     assert torch.equal(out.text[0], out.text[1])
 

@@ -55,10 +55,13 @@ def test_what_is_worn_is_seen_and_said(changes, name):
 
 def test_a_sentence_says_what_it_reports_to_have_said():
     phrases = attributes(person_of(0, 8), shot(5, ring=(2, "silver")), "dorsal_r")
-    for seed in range(20):
+    seen = set()
+    for seed in range(60):
         text, said = sentence(phrases, np.random.default_rng(seed))
-        assert "right" in text and ("dorsal" in text or "back" in text)
-        assert all((phrases[name] in text) == (name in said) for name in ("skin", "ring", "veins", "moles"))
+        seen |= said
+        assert all((phrases[name] in text) == (name in said) for name in ("thumb", "skin", "ring", "veins", "moles"))
+        assert ("dorsal" in text or "The back" in text) == ("face" in said) and ("right hand" in text) == ("side" in said)
+    assert seen == {name for name, phrase in phrases.items() if phrase}
 
 
 def test_the_folder_has_11k_hands_layout(tmp_path):

@@ -92,7 +92,7 @@ def test_cached_features_train_and_embed_like_images(quick, splits, tmp_path):
     cached = Trainer(few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False).fit()
     embeddings = [Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False).embed(splits.test).of(splits.test) for run in (whole, cached)]
     assert torch.nn.functional.cosine_similarity(*embeddings).min() > 0.999  # half precision on disk
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) >= len(splits.test)
 
 
 def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
