@@ -81,13 +81,11 @@ def untrained(config):
 
 def measure(model, splits, cache, protocols=("clipfh",), progress=True):
     "`{protocol: Result}`; each distinct image of all splits and protocols is embedded once."
-    import pandas as pd
     from accelerate import Accelerator
-    from promptsg.evaluation import evaluate
+    from promptsg.evaluation import evaluate, ranked_images
     from promptsg.training import Feed
     model = model.to(Accelerator().device)
-    frames = [*splits.queries[:1], *splits.galleries[:1], *(splits.galleries_all if "mba" in protocols else [])]
-    embeddings = Feed(model, model.config, cache, progress).embed(pd.concat(frames))
+    embeddings = Feed(model, model.config, cache, progress).embed(ranked_images(splits, protocols))
     return {protocol: evaluate(embeddings, splits, protocol, config=model.config) for protocol in protocols}
 
 

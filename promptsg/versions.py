@@ -26,8 +26,8 @@ SCHEDULES = {
     "hand-vit-tiny": dict(_SMALL, model="hand-vit-tiny"),
     "hand-rn-tiny": dict(_SMALL, model="hand-rn-tiny"),
     "vitb16": {},
-    "vitb16-cpu": dict(unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, epochs=6, steps_per_epoch=20, schedule="cosine",
-                       warmup_epochs=1, lr_clip_visual=6e-5, lr_modules=3e-4, clip_norm=5.0, train_aspects=("dorsal_l",)),
+    "vitb16-cpu": dict(unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, epochs=3, steps_per_epoch=20, schedule="cosine",
+                       warmup_epochs=1, lr_clip_visual=6e-5, lr_modules=1e-3, clip_norm=5.0, train_aspects=("dorsal_l",)),
 }
 
 

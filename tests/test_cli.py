@@ -36,7 +36,7 @@ def test_evaluate_writes_table_and_record(run, hands):
     for protocol in ("clipfh", "mba"):
         assert "mAP" in promptsg("evaluate", "--run", run, "--data", hands, "--protocol", protocol).stdout
         record = json.loads((run / f"evaluation-{protocol}" / "result.json").read_text())
-        assert record["protocol"] == protocol and record["config_hash"] and record["data_hash"] and record["versions"]["torch"]
+        assert record["protocol"]["name"] == protocol and record["config_hash"] and record["data_hash"] and record["versions"]["torch"]
 
 
 def test_zero_shot_needs_no_run(hands, config, tmp_path):

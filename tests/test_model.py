@@ -11,7 +11,7 @@ from promptsg.prompt import PromptEncoder
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    return torch.randn(4, 3, 112, 112, generator=torch.Generator().manual_seed(1))
 
 
 def build(config, **changes):
@@ -40,7 +40,7 @@ def test_truncation_is_exact_forward_and_backward(template):
 @pytest.mark.parametrize("changes", [{}, dict(fusion="text"), dict(text_queries="words"), dict(model="hand-rn-tiny"), dict(classifier="arcface")])
 def test_template_and_pseudo_token_change_the_embedding(quick, images, changes):
     model = build(quick, **changes).eval()
-    x = images if model.backbone.image_size == (96, 96) else torch.nn.functional.interpolate(images, model.backbone.image_size)
+    x = images if model.backbone.image_size == (112, 112) else torch.nn.functional.interpolate(images, model.backbone.image_size)
     first = model(x).embedding
     model.prompt.set_prompt("A captured frame of a {} hand during surveillance.")
     assert not torch.allclose(first, model(x).embedding, atol=1e-6)
@@ -70,7 +70,7 @@ def test_output_shapes_and_unit_embeddings(quick, images):
     model = build(quick).eval()
     out, width = model(images, prompt="simplified"), model.prompt.width
     assert out.embedding.shape == out.text.shape == (4, 128) and out.pseudo_token.shape == (4, width)
-    assert out.attention.shape == (4, 4, 64) and torch.allclose(out.attention.sum(-1), torch.ones(4, 4), atol=1e-5)
+    assert out.attention.shape == (4, 4, 49) and torch.allclose(out.attention.sum(-1), torch.ones(4, 4), atol=1e-5)
     assert torch.allclose(model.embed(images).norm(dim=1), torch.ones(4), atol=1e-5)
     assert torch.equal(out.text[0], out.text[1])
 
@@ -84,7 +84,7 @@ def test_image_only_has_no_language(quick, images):
 
 
 @pytest.mark.parametrize("changes, word", [(dict(pseudo_token_dim=3), "pseudo_token_dim"), (dict(attention_heads=5), "attention_heads"),
-                                           (dict(unfreeze_blocks=50), "unfreeze_blocks"), (dict(image_size=(97, 96)), "image_size")])
+                                           (dict(unfreeze_blocks=50), "unfreeze_blocks"), (dict(image_size=(113, 112)), "image_size")])
 def test_what_does_not_fit_names_the_field(quick, changes, word):
     with pytest.raises(PromptSGError, match=word):
         build(quick, **changes)
@@ -92,4 +92,4 @@ def test_what_does_not_fit_names_the_field(quick, changes, word):
 
 def test_portrait_images(quick):
     model = build(quick, image_size=(128, 64)).eval()
-    assert model.attention_maps(torch.randn(1, 3, 128, 64)).shape == (1, 4, 16, 8)
+    assert model.attention_maps(torch.randn(1, 3, 128, 64)).shape == (1, 4, 8, 4)
