@@ -20,7 +20,7 @@ VERSIONS = {
 }
 
 # %% ../nbs/13_versions.ipynb #cell005
-_SMALL = dict(pretrained="embedded", image_size=None, epochs=12, schedule="cosine", warmup_epochs=1, lr_clip_visual=5e-4,
+_SMALL = dict(pretrained="embedded", image_size=None, epochs=16, schedule="cosine", warmup_epochs=1, lr_clip_visual=5e-4,
               lr_modules=1e-3, weight_decay=0.05, crop_padding=4, clip_norm=5.0, train_aspects=("dorsal_l",))
 SCHEDULES = {
     "hand-vit-tiny": dict(_SMALL, model="hand-vit-tiny"),
