@@ -79,14 +79,14 @@ def untrained(config):
     return PromptSG(config.replace(language=False, text_pretrained=None, classifier="linear"), num_classes=1).eval()
 
 
-def measure(model, splits, cache, protocols=("clipfh",), progress=True):
-    "`{protocol: Result}`; each distinct image of all splits and protocols is embedded once."
+def measure(model, splits, protocols=("clipfh",), progress=True):
+    "(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once."
     from accelerate import Accelerator
     from promptsg.evaluation import evaluate, ranked_images
     from promptsg.training import Feed
     model = model.to(Accelerator().device)
-    embeddings = Feed(model, model.config, cache, progress).embed(ranked_images(splits, protocols))
-    return {protocol: evaluate(embeddings, splits, protocol, config=model.config) for protocol in protocols}
+    embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
+    return {protocol: evaluate(embeddings, splits, protocol, config=model.config) for protocol in protocols}, embeddings
 
 
 def print_table(results):
@@ -129,7 +129,7 @@ def evaluate(data: Data, run: Annotated[Optional[Path], typer.Option("--run", he
     frame = read_data(data, model.config.dataset)
     folder = out or (run or Path("runs") / "zero-shot") / f"evaluation-{protocol}"
     splits = splits_of(for_data(model.config, frame), frame)
-    results = measure(model, splits, folder.parent.parent / "cache", (protocol,))
+    results, _ = measure(model, splits, (protocol,))
     results[protocol].save(folder)
     print_table(results)
     typer.echo(f"tables and record are in {folder}")
@@ -230,12 +230,12 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     splits = splits_of(config, frame)
     typer.echo(f"train on {splits.train.identity.nunique()} identities ({len(splits.train)} images), "
                f"test on {splits.test.identity.nunique()} others ({len(splits.test)} images)")
-    before = measure(untrained(config), splits, out / "cache", ("clipfh", "mba"), progress)
+    before, _ = measure(untrained(config), splits, ("clipfh", "mba"), progress)
     Trainer(config, splits, out / "run", progress).fit(resume=(out / "run" / "config.yml").exists())
     model = load_run(out / "run")
-    after = measure(model, splits, out / "cache", ("clipfh", "mba"), progress)
+    after, embeddings = measure(model, splits, ("clipfh", "mba"), progress)
     results = {f"{row}, {protocol}": found[protocol] for protocol in before for row, found in (("untrained", before), (config.variant, after))}
-    demo_report(out, results, model, splits)
+    demo_report(out, results, model, splits, embeddings)
     return results
 
 
@@ -247,18 +247,16 @@ def demo_hands(folder, people, progress):
     return folder
 
 
-def demo_report(out, results, model, splits):
+def demo_report(out, results, model, splits, embeddings):
     "The table (printed, table.csv, results) and the figures."
     import pandas as pd
     from promptsg.plots import plot_cmc, plot_training, save_figure
-    from promptsg.training import Feed
     table = print_table(results)
     table.to_csv(out / "table.csv", index_label="row")
     for name, result in results.items():
         result.save(out / "results" / name.replace(", ", "-"))
     save_figure(plot_cmc({name: result.cmc for name, result in results.items()}), out / "cmc.png")
     save_figure(plot_training(pd.read_csv(out / "run" / "metrics.csv")), out / "training.png")
-    embeddings = Feed(model, model.config, out / "cache", progress=False).embed(pd.concat([splits.queries[0], splits.galleries[0]]))
     save_figure(ranked_lists(embeddings, splits), out / "ranked.png")
     if model.config.language:
         save_figure(attention_figure(model, splits.test), out / "attention.png")
@@ -353,7 +351,7 @@ def align_text(data: Data, config: Annotated[str, typer.Option("--config", help=
     model, frame = untrained(chosen), read_data(data, chosen.dataset)
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
-    features = Feed(model, chosen, out.parent / "cache").embed(people).of(people)
+    features = Feed(model, chosen).embed(people).of(people)
     align(features, people, out, seed=chosen.seed)
     typer.echo(f"a text tower aligned on {len(people)} images of {people.pid.nunique()} train people is in {out}")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images', 'ranked_images',
-           'embed_splits', 'Result', 'evaluate', 'rank_gallery']
+           'Result', 'evaluate', 'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -82,9 +82,9 @@ class Embeddings:
             raise PromptSGError(f"{error.args[0]} was not embedded; embed the frames that are to be compared together") from None
 
 
-def embed_images(embed, frames, transform, **loading):
-    "`Embeddings` of every image in a list of frames, each embedded once. `loading`: as in `embed_frame`."
-    frame = pd.concat(frames).drop_duplicates("path")
+def embed_images(embed, frame, transform, **loading):
+    "`Embeddings` of every distinct image of a frame, each embedded once. `loading`: as in `embed_frame`."
+    frame = frame.drop_duplicates("path")
     return Embeddings({path: row for row, path in enumerate(frame.path)}, embed_frame(embed, frame, transform, **loading))
 
 
@@ -92,11 +92,6 @@ def ranked_images(splits, protocols=("clipfh",)):
     "The rows of every image that the protocols rank: the test images and the galleries."
     galleries = [gallery for name in protocols for gallery in getattr(splits, find_protocol(name).gallery)]
     return pd.concat([splits.test, *galleries])
-
-
-def embed_splits(embed, splits, transform, protocols=("clipfh",), **loading):
-    "`Embeddings` of all the images that the protocols rank, each embedded once however many splits and protocols there are."
-    return embed_images(embed, [ranked_images(splits, protocols)], transform, **loading)
 
 # %% ../nbs/11_evaluation.ipynb #cell008
 MEASURES = ["rank1", "rank5", "rank10", "mAP", "mINP"]

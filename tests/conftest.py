@@ -1,5 +1,10 @@
 "Data shared by the tests: a handful of synthetic people, written once a session."
+import os
+import tempfile
+
 import pytest
+
+os.environ.setdefault("PROMPTSG_CACHE", tempfile.mkdtemp(prefix="promptsg-cache-"))
 
 from promptsg.config import Config
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
-from promptsg.evaluation import PROTOCOLS, Embeddings, Result, embed_frame, embed_images, embed_splits, evaluate, rank_gallery
+from promptsg.evaluation import PROTOCOLS, Embeddings, Result, embed_frame, embed_images, evaluate, rank_gallery, ranked_images
 from promptsg.metrics import evaluate_ranking
 
 
@@ -50,7 +50,7 @@ class Counter:
 
 def test_every_image_is_embedded_once(splits):
     embed = Counter()
-    embeddings = embed_splits(embed, splits, eval_transform((4, 4)), protocols=PROTOCOLS, batch_size=7, progress=False)
+    embeddings = embed_images(embed, ranked_images(splits, PROTOCOLS), eval_transform((4, 4)), batch_size=7, progress=False)
     needed = {path for part in (splits.test, *splits.galleries_all) for path in part.path}
     assert len(embed.seen) == len(set(embed.seen)) == len(needed) == len(embeddings.rows)
     for protocol in PROTOCOLS:
@@ -64,7 +64,7 @@ def test_rows_follow_the_frame_and_have_length_one(frame):
     features = embed_frame(embed, twice, eval_transform((4, 4)), progress=False)
     assert len(embed.seen) == 4 and torch.equal(features[1], features[2])
     assert features.dtype == torch.float32 and torch.allclose(features.norm(dim=1), torch.ones(5))
-    embeddings = embed_images(Counter(), [frame[:8], frame[4:]], eval_transform((4, 4)), progress=False)
+    embeddings = embed_images(Counter(), pd.concat([frame[:8], frame[4:]]), eval_transform((4, 4)), progress=False)
     assert torch.allclose(embeddings.of(twice), features)
 
 
