@@ -84,7 +84,7 @@ class Config(BaseModel):
     attention_heads: int = Field(8, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     # --- head and losses ----------------------------------------------------------------------------------
-    classifier: Literal["linear", "arcface"] = "linear"
+    classifier: Literal["linear", "bnneck", "arcface"] = "linear"  # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace
     bnneck_reduction: bool = False
     bnneck_dim: int = Field(256, ge=1)
     arcface_scale: float = Field(30.0, gt=0)
@@ -104,9 +104,10 @@ class Config(BaseModel):
     early_stop_patience: Optional[int] = Field(None, ge=1)     # epochs without a better validation mAP
     lr_clip_visual: float = Field(5e-6, gt=0)
     lr_modules: float = Field(5e-5, gt=0)
+    lr_head: Optional[float] = Field(None, gt=0)               # the classification head's; None: lr_modules
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["none", "cosine", "step"] = "step"
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: float = Field(0, ge=0)                      # may be a part of one
     eta_min: float = Field(0.0, ge=0)                          # cosine: the lowest factor's learning rate
     step_epochs: int = Field(20, ge=1)                         # step: multiply by step_gamma every so many epochs
     step_gamma: float = Field(0.1, gt=0, le=1)

@@ -115,6 +115,6 @@ def _language(config, towers):
 
 def _head(config, dim, num_classes):
     "The head that the config names, with the arguments it takes."
-    extra = dict(reduction=config.bnneck_reduction, reduced_dim=config.bnneck_dim,
-                 scale=config.arcface_scale, margin=config.arcface_margin) if config.classifier == "arcface" else {}
-    return HEADS[config.classifier](dim, num_classes, **extra)
+    neck = dict(reduction=config.bnneck_reduction, reduced_dim=config.bnneck_dim)
+    takes = {"linear": {}, "bnneck": neck, "arcface": dict(neck, scale=config.arcface_scale, margin=config.arcface_margin)}
+    return HEADS[config.classifier](dim, num_classes, **takes[config.classifier])

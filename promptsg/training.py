@@ -33,10 +33,11 @@ from .model import PromptSG
 
 # %% ../nbs/12_training.ipynb #cell004
 def parameter_groups(model, config):
-    "AdamW's groups: the image tower at `lr_clip_visual`, everything else that trains at `lr_modules`."
+    "AdamW's groups: the image tower at `lr_clip_visual`, the head at `lr_head`, everything else that trains at `lr_modules`."
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [dict(name="visual", lr=config.lr_clip_visual, params=[p for n, p in named if n.startswith("backbone.")]),
-              dict(name="modules", lr=config.lr_modules, params=[p for n, p in named if not n.startswith("backbone.")])]
+    rates = dict(visual=config.lr_clip_visual, modules=config.lr_modules, head=config.lr_head or config.lr_modules)
+    part = lambda name: {"backbone": "visual", "head": "head"}.get(name.split(".")[0], "modules")
+    groups = [dict(name=group, lr=rate, params=[p for name, p in named if part(name) == group]) for group, rate in rates.items()]
     assert sorted(map(id, (p for g in groups for p in g["params"]))) == sorted(id(p) for _, p in named)
     return [dict(group, base_lr=group["lr"]) for group in groups if group["params"]]
 

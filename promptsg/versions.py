@@ -12,7 +12,7 @@ from .config import Config, PromptSGError
 _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size=64, instances=4, epochs=60, lr_clip_visual=5e-6,
                 lr_modules=5e-5, schedule="step", step_epochs=20, step_gamma=0.1, supcon_loss_weight=0.5, loss_id_weight=1.0,
                 loss_tri_weight=1.0, triplet_margin=0.3, triplet_states=3, cross_attention_layers=1, transformer_layers=3,
-                image_size=(224, 224), early_stop_patience=None)
+                classifier="bnneck", image_size=(224, 224), early_stop_patience=None)
 
 VERSIONS = {
     "paper": _PAPER,
@@ -26,8 +26,8 @@ SCHEDULES = {
     "hand-vit-tiny": dict(_SMALL, model="hand-vit-tiny"),
     "hand-rn-tiny": dict(_SMALL, model="hand-rn-tiny"),
     "vitb16": {},
-    "vitb16-cpu": dict(unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, epochs=3, steps_per_epoch=20, schedule="cosine",
-                       warmup_epochs=1, lr_clip_visual=6e-5, lr_modules=1e-3, clip_norm=5.0, train_aspects=("dorsal_l",)),
+    "vitb16-cpu": dict(unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, epochs=6, steps_per_epoch=20, schedule="cosine",
+                       warmup_epochs=0.5, lr_clip_visual=6e-5, lr_modules=1e-4, lr_head=1e-3, clip_norm=5.0, train_aspects=("dorsal_l",)),
 }
 
 
