@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'BASE_COLUMNS', 'READERS', 'CLIP_MEAN', 'CLIP_STD', 'read_11k', 'read_hd', 'read_folders', 'data_hash',
            'class_index', 'write_text', 'Splits', 'make_splits', 'PKSampler', 'eval_transform', 'train_transform',
-           'load_image', 'HandDataset', 'batches']
+           'load_image', 'cache_folder', 'content_hash', 'save_array', 'PixelCache', 'HandDataset', 'batches']
 
 # %% ../nbs/01_data.ipynb #cell002
 import json
 import os
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from hashlib import sha256
@@ -19,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
+from tqdm.auto import tqdm
 
 from .config import ASPECTS, PromptSGError
 
@@ -418,16 +421,73 @@ def load_image(path):
         reason = "it is missing" if isinstance(error, FileNotFoundError) else "it is damaged or no image"
         raise PromptSGError(f"{path} cannot be read: {reason}; restore the file or take it out of the data") from None
 
+# %% ../nbs/01_data.ipynb #cell025
+def cache_folder():
+    "Where caches lie: the environment variable PROMPTSG_CACHE, or runs/cache below the working directory."
+    return Path(os.environ.get("PROMPTSG_CACHE", "runs/cache"))
 
+
+def content_hash(path):
+    "The first 24 hex digits of SHA-256 over a file's bytes. `PromptSGError` naming a file that cannot be read."
+    try:
+        return sha256(Path(path).read_bytes()).hexdigest()[:24]
+    except OSError:
+        raise PromptSGError(f"{path} cannot be read; restore the file or take it out of the data") from None
+
+
+def save_array(file, array):
+    "Write a .npy file whole or not at all, whoever else writes the same file."
+    part = file.with_suffix(f".{os.getpid()}.part")
+    with open(part, "wb") as opened:
+        np.save(opened, array)
+    os.replace(part, file)
+
+
+class PixelCache:
+    """Images decoded and stretched to `size` (height, width) once, in a folder below `folder` (`cache_folder()` for None).
+
+    `add(paths)` makes what is missing, with a progress bar; `load(path)` is `load_image` and the stretch, from the cache. A file that
+    changes is seen by the next `PixelCache`. `PromptSGError` names an image that cannot be read, or a damaged cache file."""
+
+    def __init__(self, size, folder=None, progress=True):
+        self.stretch, self.progress, self.files = _stretch(size), progress, {}
+        kind = f"pixels {tuple(size)} {self.stretch} Pillow {PIL.__version__}"
+        self.folder = Path(folder or cache_folder()) / sha256(kind.encode()).hexdigest()[:16]
+
+    def add(self, paths):
+        "Have these images ready. Each path is hashed once in the life of this object."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = [path for path in dict.fromkeys(paths) if path not in self.files]
+        with ThreadPoolExecutor() as pool:  # hashing and Pillow's decoders let other threads run
+            files = dict(zip(new, (self.folder / f"{digest}.npy" for digest in pool.map(content_hash, new))))
+            missing = {file: path for path, file in files.items() if not file.exists()}
+            bar = tqdm(total=len(missing), desc="decoding", unit="image", disable=not (self.progress and missing))
+            with bar:
+                for _ in pool.map(self._make, missing, missing.values()):
+                    bar.update()
+        self.files |= files
+
+    def _make(self, file, path):
+        save_array(file, np.asarray(self.stretch(load_image(path))))
+
+    def load(self, path):
+        "The stretched image as PIL, size x 3 uint8."
+        try:
+            return Image.fromarray(np.load(self.files[path], mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise PromptSGError(f"{self.files[path]}, the cached pixels of {path}, cannot be read ({error}); delete that file and start again") from None
+
+# %% ../nbs/01_data.ipynb #cell026
 @dataclass
 class HandDataset(Dataset):
     """The images of a DataFrame: item i is `dict(image (3, H, W), label, index)`.
 
-    `labels` maps identity -> class number (`class_index`); without it every label is -1. Raises `PromptSGError` for an identity
-    that `labels` does not have, and for an image that cannot be read, naming the file."""
+    `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels` must have the transform's size. Raises
+    `PromptSGError` for an identity that `labels` does not have, and for an image that cannot be read, naming the file."""
     frame: pd.DataFrame
-    transform: Callable             # PIL image -> tensor
+    transform: Callable              # PIL image -> tensor
     labels: dict | None = None
+    pixels: PixelCache | None = None # take images from this cache, which is filled at once
 
     def __post_init__(self):
         unknown = set(self.frame.identity) - set(self.labels) if self.labels is not None else ()
@@ -435,14 +495,17 @@ class HandDataset(Dataset):
             raise PromptSGError(f"identity {min(unknown)} has no class number; make labels with class_index of the training frame")
         self.paths = list(self.frame.path)
         self.numbers = [-1 if self.labels is None else self.labels[identity] for identity in self.frame.identity]
+        self.load = load_image if self.pixels is None else self.pixels.load
+        if self.pixels is not None:
+            self.pixels.add(self.paths)
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
-        return dict(image=self.transform(load_image(self.paths[index])), label=self.numbers[index], index=index)
+        return dict(image=self.transform(self.load(self.paths[index])), label=self.numbers[index], index=index)
 
-# %% ../nbs/01_data.ipynb #cell025
+# %% ../nbs/01_data.ipynb #cell028
 def batches(loader):
     "The batches of `loader`; a `PromptSGError` from a worker process comes out as its own one sentence."
     try:

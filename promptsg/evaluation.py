@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images', 'ranked_images',
-           'Result', 'evaluate', 'rank_gallery']
+           'Result', 'evaluate', 'Difference', 'paired_bootstrap', 'combine', 'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .config import PromptSGError
 from .data import HandDataset, batches, data_hash, write_text
-from .metrics import evaluate_features
+from .metrics import evaluate_features, top_k
 
 # %% ../nbs/11_evaluation.ipynb #cell004
 @dataclass(frozen=True)
@@ -159,12 +160,13 @@ def _query_table(split, query, values):
                          "first_hit": values["first_hit"].astype(int)})
 
 
-def evaluate(embeddings, splits, protocol="clipfh", config=None, device="cpu"):
+def evaluate(embeddings, splits, protocol="clipfh", config=None, device="cpu", ap=None):
     """Measure every split under a protocol: a `Result`.
 
-    `config` (a `Config`) and `device` only go into the record. Raises `PromptSGError` for an unknown protocol and for images that
-    `embeddings` does not have."""
+    `ap` ("mean" or "trapezoid") takes average precision by another rule than the protocol's, and the record says so. `config` (a `Config`)
+    and `device` only go into the record. Raises `PromptSGError` for an unknown protocol or rule and for images that `embeddings` does not have."""
     protocol = find_protocol(protocol)
+    protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
     measured = [_measure(embeddings, query, gallery, protocol) for query, gallery in zip(splits.queries, galleries)]
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
@@ -176,13 +178,77 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, device="cpu"):
                   cmc=np.array([one["cmc_curve"] for one in measured]), record=record)
 
 # %% ../nbs/11_evaluation.ipynb #cell011
+class Difference(NamedTuple):
+    "b - a in percentage points, with its 95 % interval."
+    difference: float
+    low: float
+    high: float
+
+
+_QUERY_VALUES = {"mAP": lambda table: table.ap, **{f"rank{k}": lambda table, k=k: table.first_hit <= k for k in (1, 5, 10)}}
+_UNITS = {"query": "path", "identity": "identity"}
+
+
+def _listed(results):
+    "One result or several as a list, not empty."
+    results = [results] if isinstance(results, Result) else list(results)
+    if not results:
+        raise PromptSGError("there is no result to combine or compare; give at least one")
+    return results
+
+
+def _check_same(results):
+    "`PromptSGError` unless all results were measured on the same queries under the same protocol."
+    first, *others = results
+    queries = lambda result: result.per_query[["split", "path"]].sort_values(["split", "path"]).to_numpy().tolist()
+    for other in others:
+        for name in ("protocol", "data_hash"):
+            if first.record[name] != other.record[name]:
+                raise PromptSGError(f"the results have another {name} ({first.record[name]} and {other.record[name]}); compare what was "
+                                    "measured on the same images under the same protocol")
+        if queries(first) != queries(other):
+            raise PromptSGError("the results have other splits of the same images; evaluate both with one Splits")
+
+
+def _unit_sums(results, measure, by):
+    "(sums, counts) per unit, each averaged over the results, units in sorted order."
+    tables = [pd.DataFrame({"unit": result.per_query[_UNITS[by]], "value": _QUERY_VALUES[measure](result.per_query)}) for result in results]
+    sums = pd.concat(tables).groupby("unit").value.agg(["sum", "count"])
+    return (sums / len(results)).to_numpy(dtype=float).T
+
+
+def paired_bootstrap(a, b, measure="mAP", n=2000, seed=0, by="query"):
+    """How much better b is than a, Eq. (1): a `Difference`. Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13.
+
+    `a`, `b`: a `Result` or a list of them (seeds, averaged). `measure`: mAP, rank1, rank5 or rank10. `by`: what is drawn, "query" or
+    "identity". `n`: how many draws. Raises `PromptSGError` for another measure or unit, and unless all results have the same data, splits and protocol."""
+    if measure not in _QUERY_VALUES or by not in _UNITS or n < 1:
+        raise PromptSGError(f"measure={measure!r}, by={by!r}, n={n} is not possible; measure is one of {', '.join(_QUERY_VALUES)}, by one of "
+                            f"{', '.join(_UNITS)}, n at least 1")
+    a, b = _listed(a), _listed(b)
+    _check_same([*a, *b])
+    (before, counts), (after, _) = (_unit_sums(side, measure, by) for side in (a, b))
+    gain, rng = 100 * (after - before), np.random.default_rng(seed)
+    draws = (rng.integers(len(gain), size=len(gain)) for _ in range(n))
+    resampled = [gain[rows].sum() / counts[rows].sum() for rows in draws]
+    return Difference(*map(float, (gain.sum() / counts.sum(), *np.percentile(resampled, [2.5, 97.5]))))
+
+# %% ../nbs/11_evaluation.ipynb #cell012
+def combine(results):
+    """One table of several results (seeds of one version on the same splits), in percent, a row per measure: `mean`; `std` over all
+    splits and seeds together; `std_splits`, over splits of the mean over seeds; `std_seeds`, over seeds of the mean over splits.
+
+    Sample standard deviations; 0 where there is one value. Raises `PromptSGError` unless all have the same data, splits and protocol."""
+    results = _listed(results)
+    _check_same(results)
+    values = pd.concat([100 * result.per_split.set_index("split")[MEASURES] for result in results], keys=range(len(results)), names=["seed"])
+    return pd.DataFrame({"mean": values.mean(), "std": values.std(), "std_splits": values.groupby("split").mean().std(),
+                         "std_seeds": values.groupby("seed").mean().std()}).fillna(0.0).rename_axis("measure")
+
+# %% ../nbs/11_evaluation.ipynb #cell014
 def rank_gallery(embeddings, queries, gallery, k=10):
     """The k nearest gallery images of each query: (row numbers of `gallery` (Q, k), cosine similarity (Q, k)), nearest first.
 
     Equal similarities keep the gallery's order; k is at most the gallery's size. Raises `PromptSGError` for k below 1 and for
     images that were not embedded."""
-    if k < 1 or not len(gallery):
-        raise PromptSGError(f"{k} nearest of {len(gallery)} gallery images were asked for; both must be at least 1")
-    similarity = embeddings.of(queries) @ embeddings.of(gallery).T  # (Q, G)
-    nearest, order = similarity.sort(dim=1, descending=True, stable=True)
-    return order[:, :k], nearest[:, :k]
+    return top_k(embeddings.of(queries), embeddings.of(gallery), k)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AP_RULES', 'Ranking', 'rank', 'average_precision', 'first_hit', 'inverse_negative_penalty', 'cmc', 'evaluate_ranking',
-           'evaluate_features', 'pairs', 'roc', 'auc', 'eer', 'tar_at_far']
+           'evaluate_features', 'top_k', 'faiss_index', 'pairs', 'roc', 'auc', 'eer', 'tar_at_far']
 
 # %% ../nbs/10_metrics.ipynb #cell002
 from typing import Callable, NamedTuple
@@ -19,68 +19,80 @@ from .config import PromptSGError
 
 # %% ../nbs/10_metrics.ipynb #cell004
 class Ranking(NamedTuple):
-    "Galleries sorted by falling similarity, one row per query; positions count from 0."
-    hits: Tensor   # (Q, G) bool: the image at this position is a match
-    start: Tensor  # (Q, G) first position of the group of equal similarity that this position is in
-    end: Tensor    # (Q, G) last position of that group
+    "Where each query's matches are, (Q, M), M the most that any query has; the rest of a row is filled up, with hits False."
+    hits: Tensor          # bool: there is a match
+    before: Tensor        # images more similar than this match
+    shown: Tensor         # images at least as similar: those up to the end of its tied group
+    found_before: Tensor  # matches more similar
+    found: Tensor         # matches at least as similar
 
 # %% ../nbs/10_metrics.ipynb #cell005
-def rank(similarity: Tensor,       # (Q, G) finite, higher is nearer
-         match: Tensor,            # (Q, G) bool: same identity
-         keep: Tensor | None = None # (Q, G) bool: False leaves a gallery image out for this query
+def _counts(scores, thresholds):
+    "How many of each row's `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
+    ordered = scores.sort(dim=1).values
+    return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
+
+def _gallery_counts(scores, thresholds):
+    "`_counts` for long rows. A processor sorts only what reaches a row's lowest threshold; a GPU is faster with everything at once."
+    if scores.is_cuda:
+        return _counts(scores, thresholds)
+    counts = np.zeros((2, *thresholds.shape), dtype=np.int64)
+    for row, limits, above, at_least in zip(scores.numpy(), thresholds.numpy(), *counts):
+        high = np.sort(row.compress(row >= limits.min()))
+        above[:], at_least[:] = len(high) - high.searchsorted(limits, "right"), len(high) - high.searchsorted(limits)
+    return torch.from_numpy(counts).unbind()
+
+# %% ../nbs/10_metrics.ipynb #cell006
+def rank(similarity: Tensor,        # (Q, G) finite, float32 or float64, higher is nearer
+         columns: Tensor,           # (Q, M) gallery images of the query's identity
+         hits: Tensor,              # (Q, M) bool: this one is a match
+         out: Tensor | None = None  # (Q, M) bool: this one is left out for this query
         ) -> Ranking:
-    "Sort every gallery once. Images left out go to the far end, where they are neither hit nor in anybody's way."
-    if keep is not None:
-        similarity, match = similarity.masked_fill(~keep, -torch.inf), match & keep
-    scores, order = similarity.sort(dim=1, descending=True)
-    position = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    new = torch.ones_like(match)
-    new[:, 1:] = scores[:, 1:] != scores[:, :-1]
-    start = torch.where(new, position, 0).cummax(1).values
-    last = torch.cat([new[:, 1:], torch.ones_like(new[:, :1])], 1)
-    end = torch.where(last, position, scores.shape[1]).flip(1).cummin(1).values.flip(1)
-    return Ranking(match.gather(1, order), start, end)
+    "Where the matches are. A column that is neither a hit nor out fills up its row and counts for nothing."
+    scores = similarity.gather(1, columns)
+    only = lambda mask: scores.masked_fill(~mask, -torch.inf)  # what is not meant lies below every threshold
+    thresholds = scores.masked_fill(~hits, torch.inf)
+    before, shown = _gallery_counts(similarity, thresholds)
+    found_before, found = _counts(only(hits), thresholds)
+    if out is not None:
+        before, shown = (count - left for count, left in zip((before, shown), _counts(only(out), thresholds)))
+    return Ranking(hits, before, shown, found_before, found)
 
-# %% ../nbs/10_metrics.ipynb #cell007
-def _precision_after(found, ranking):
-    return found.gather(1, ranking.end) / (ranking.end + 1)
+# %% ../nbs/10_metrics.ipynb #cell008
+def _precision_after(ranking):
+    return ranking.found.double() / ranking.shown.clamp(min=1)
 
-def _precision_around(found, ranking):
-    shown = ranking.start  # how many images come before the group
-    before = torch.where(shown > 0, found.gather(1, (shown - 1).clamp(min=0)) / shown.clamp(min=1), 1.0)
-    return (before + _precision_after(found, ranking)) / 2
+def _precision_around(ranking):
+    before = torch.where(ranking.before > 0, ranking.found_before.double() / ranking.before.clamp(min=1), 1.0)
+    return (before + _precision_after(ranking)) / 2
 
 AP_RULES = {"mean": _precision_after, "trapezoid": _precision_around}
 
-# %% ../nbs/10_metrics.ipynb #cell008
+# %% ../nbs/10_metrics.ipynb #cell009
 def average_precision(ranking: Ranking,
                       ap: str = "mean"  # "mean": mean of precisions, Eq. (2); "trapezoid": Eq. (3)
                      ) -> Tensor:       # (Q,) float64, 0..1, NaN without a match
     "Average precision per query. With ties, 'mean' equals scikit-learn's. Raises `PromptSGError` for an unknown rule."
     if ap not in AP_RULES:
         raise PromptSGError(f"there is no average precision rule '{ap}'; choose one of {', '.join(AP_RULES)}.")
-    found = ranking.hits.cumsum(1).double()  # (Q, G) matches up to each position
-    return (AP_RULES[ap](found, ranking) * ranking.hits).sum(1) / found[:, -1]
+    return (AP_RULES[ap](ranking) * ranking.hits).sum(1) / ranking.hits.sum(1)
 
-# %% ../nbs/10_metrics.ipynb #cell009
+# %% ../nbs/10_metrics.ipynb #cell010
 def first_hit(ranking: Ranking) -> Tensor:
     "(Q,) float64 rank of the first match, 1 is best; in a tie, after the wrong images of its group. NaN without a match."
-    found = ranking.hits.cumsum(1)
-    group_end = ranking.end.gather(1, ranking.hits.int().argmax(1, keepdim=True))  # (Q, 1) of the first match's group
-    rank_ = (group_end + 1) - found.gather(1, group_end) + 1  # everything up to there, less its matches, then one match
-    return torch.where(ranking.hits.any(1), rank_[:, 0].double(), torch.nan)
+    wrong = (ranking.shown - ranking.found).double().masked_fill(~ranking.hits, torch.inf)  # up to the end of each match's group
+    return torch.where(ranking.hits.any(1), wrong.amin(1) + 1, torch.nan)
 
 def inverse_negative_penalty(ranking: Ranking) -> Tensor:
     "(Q,) float64, 0..1: matches over the rank of the last one, Eq. (4); in a tie, the end of its group. NaN without a match."
-    last = ((ranking.end + 1) * ranking.hits).amax(1)
-    return ranking.hits.sum(1).double() / last
+    return ranking.hits.sum(1).double() / (ranking.shown * ranking.hits).amax(1)
 
 def cmc(hit_rank: Tensor, top: int = 20) -> Tensor:
     "CMC curve, Eq. (1), from `first_hit` (Q,): (top,) share of queries with a match in the first 1..top. NaN is left out."
     hit_rank = hit_rank[~hit_rank.isnan()]
     return (hit_rank[:, None] <= torch.arange(1, top + 1)).double().mean(0)
 
-# %% ../nbs/10_metrics.ipynb #cell018
+# %% ../nbs/10_metrics.ipynb #cell019
 def _array(values, name):
     "A 1-D numpy array without missing values."
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
@@ -100,43 +112,58 @@ def _codes(query, gallery, name, shape):
     codes = torch.from_numpy(pd.factorize(np.concatenate([query.astype(object), gallery.astype(object)]))[0])
     return codes[:len(query)], codes[len(query):]
 
-# %% ../nbs/10_metrics.ipynb #cell019
-def _pair_masks(shape, query_ids, gallery_ids, query_cams, gallery_cams) -> Callable:
-    "A function from a slice of queries to their (match, keep) masks; keep is None without cameras. Checks everything first."
-    query, gallery = _codes(query_ids, gallery_ids, "ids", shape)
+# %% ../nbs/10_metrics.ipynb #cell020
+def _labels(shape, query_ids, gallery_ids, query_cams, gallery_cams):
+    "Ids and cameras as integers: two pairs (query, gallery); the second is None without cameras. Checks everything."
+    ids = _codes(query_ids, gallery_ids, "ids", shape)
     if (query_cams is None) != (gallery_cams is None):
         raise PromptSGError("cameras are given for only one of queries and gallery; give both, or neither to switch the filter off.")
-    if query_cams is None:
-        return lambda rows: (query[rows, None] == gallery, None)
-    query_cam, gallery_cam = _codes(query_cams, gallery_cams, "cams", shape)
-    def masks(rows):
-        match = query[rows, None] == gallery
-        return match, ~(match & (query_cam[rows, None] == gallery_cam))
-    return masks
+    return ids, None if query_cams is None else _codes(query_cams, gallery_cams, "cams", shape)
+
+def _same_identity(ids, cams, device) -> tuple[int, Callable]:
+    "The most gallery images that any query's identity has, and a function from a slice of queries to (columns, hits, out) of `rank`."
+    (query, gallery), cams = (codes.to(device) for codes in ids), cams and [codes.to(device) for codes in cams]
+    ordered, order = gallery.sort(stable=True)
+    first, last = torch.searchsorted(ordered, query), torch.searchsorted(ordered, query, right=True)
+    def matches(rows):
+        at = first[rows, None] + torch.arange(max(1, int((last - first)[rows].max())), device=device)
+        columns, same = order[at.clamp(max=len(order) - 1)], at < last[rows, None]
+        if cams is None:
+            return columns, same, None
+        own = cams[0][rows, None] == cams[1][columns]
+        return columns, same & ~own, same & own
+    return int((last - first).max()), matches
 
 def _matrix(similarity) -> Tensor:
     "A (Q, G) tensor of floats."
     similarity = torch.as_tensor(similarity)
     if similarity.ndim != 2:
         raise PromptSGError(f"the similarity has shape {tuple(similarity.shape)}; give one row per query and one column per gallery image.")
-    return similarity if similarity.is_floating_point() else similarity.double()
+    return similarity.detach() if similarity.is_floating_point() else similarity.double()
 
 def _finite(block: Tensor) -> Tensor:
-    "The block on the CPU; raises `PromptSGError` for NaN or infinity, which no sort can place."
-    if not block.isfinite().all():
+    "The block in at least float32; raises `PromptSGError` for NaN or infinity, which no sort can place."
+    block = block.float() if block.element_size() < 4 else block
+    if not torch.stack(block.aminmax()).isfinite().all():
         raise PromptSGError("the similarity holds NaN or infinite values, so there is nothing to rank by; look for them in the embeddings.")
-    return block.detach().cpu()
+    return block
 
-# %% ../nbs/10_metrics.ipynb #cell020
-def _per_query(block: Callable, masks: Callable, queries: int, ap: str, chunk: int) -> dict:
-    "Rank `chunk` queries at a time; block(rows) gives their similarities. Arrays (Q,): ap, inp, first_hit."
-    if chunk < 1:
-        raise PromptSGError(f"chunk is {chunk}; give the number of queries to rank at a time, 1 or more.")
-    parts = []
-    for first in range(0, queries, chunk):
-        rows = slice(first, first + chunk)
-        ranking = rank(_finite(block(rows)), *masks(rows))
-        parts.append(torch.stack([average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking)]))
+def _fit(memory_mb, each, fixed=0):
+    "How many items of `each` bytes fit into `memory_mb` beside `fixed` bytes: at least one."
+    if not memory_mb > 0:
+        raise PromptSGError(f"memory_mb is {memory_mb}; give the memory to work in, in MB, above 0.")
+    return max(1, int((memory_mb * 1e6 - fixed) // each))
+
+# %% ../nbs/10_metrics.ipynb #cell021
+def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0) -> dict:
+    "Rank as many queries at a time as fit; block(rows) gives their similarities. Arrays (Q,): ap, inp, first_hit."
+    most, matches = _same_identity(*labels, device)
+    each = shape[1] * (30 if torch.device(device).type == "cuda" else 8) + 200 * most  # bytes a query; a GPU's sort keeps the order too
+    step, parts = _fit(memory_mb, each, fixed), []
+    for first in range(0, shape[0], step):
+        rows = slice(first, first + step)
+        ranking = rank(_finite(block(rows)), *matches(rows))
+        parts.append(torch.stack([average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking)]).cpu())
     return dict(zip(("ap", "inp", "first_hit"), torch.cat(parts, 1).numpy()))
 
 def _summary(values: dict, per_query: bool) -> dict:
@@ -151,7 +178,7 @@ def _summary(values: dict, per_query: bool) -> dict:
                "queries": len(matched), "queries_without_match": int((~matched).sum())}
     return result | {"per_query": values} if per_query else result
 
-# %% ../nbs/10_metrics.ipynb #cell021
+# %% ../nbs/10_metrics.ipynb #cell022
 def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is nearer
                      query_ids,               # (Q,) numbers or strings
                      gallery_ids,             # (G,)
@@ -159,7 +186,7 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
                      gallery_cams=None,       # (G,)
                      ap: str = "mean",        # "mean" (CLIP-FH, scikit-learn) or "trapezoid" (Market-1501, MBA-Net)
                      per_query: bool = False, # also give the values behind the means
-                     chunk: int = 256         # queries ranked at a time
+                     memory_mb: float = 256   # to work in, beyond the similarity itself; at least one query's row
                     ) -> dict:
     """Retrieval measures, each 0..1: rank1, rank5, rank10, mAP, mINP, cmc_curve (list, ranks 1..20); and the counts queries,
     queries_without_match (left out of the means). With `per_query`, also per_query: dict of (Q,) arrays ap, inp, first_hit,
@@ -167,32 +194,116 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
 
     Raises `PromptSGError` for NaN, unequal lengths, an empty side, missing ids, or no query with a match."""
     similarity = _matrix(similarity)
-    masks = _pair_masks(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    return _summary(_per_query(lambda rows: similarity[rows], masks, len(similarity), ap, chunk), per_query)
+    labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    return _summary(_per_query(lambda rows: similarity[rows], similarity.shape, labels, ap, memory_mb, similarity.device), per_query)
 
-# %% ../nbs/10_metrics.ipynb #cell024
-def evaluate_features(query_features: Tensor,   # (Q, D) any length, compared by cosine
+# %% ../nbs/10_metrics.ipynb #cell025
+_PIECE = 8192  # gallery rows that are normalised at a time, so that no second copy of the gallery is made
+
+def _features(query, gallery):
+    "Both as tensors (Q, D) and (G, D)."
+    query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise PromptSGError(f"features have shapes {tuple(query.shape)} and {tuple(gallery.shape)}; give (Q, D) and (G, D) with one D.")
+    return query.detach(), gallery.detach()
+
+def _best_device(device):
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+def _unit(features, device):
+    return F.normalize(features.to(device).float())
+
+def _cosines(query, gallery, device):
+    "(Q, G) float32, the gallery normalised piece by piece."
+    query, block = _unit(query, device), torch.empty(len(query), len(gallery), device=device)
+    for first in range(0, len(gallery), _PIECE):
+        block[:, first:first + _PIECE] = query @ _unit(gallery[first:first + _PIECE], device).T
+    return block
+
+# %% ../nbs/10_metrics.ipynb #cell026
+def evaluate_features(query_features: Tensor,   # (Q, D) any length, compared by cosine in float32
                       gallery_features: Tensor, # (G, D)
                       query_ids, gallery_ids,   # (Q,), (G,)
                       query_cams=None, gallery_cams=None,
-                      ap: str = "mean", per_query: bool = False, chunk: int = 256 # as in `evaluate_ranking`
+                      ap: str = "mean", per_query: bool = False, # as in `evaluate_ranking`
+                      memory_mb: float = 256,   # to work in, beyond features and result; at least one query's row
+                      device=None               # None: the GPU if there is one
                      ) -> dict:
-    "`evaluate_ranking` on the cosine similarity, which is computed `chunk` queries at a time: never (Q, G) in memory."
-    query, gallery = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise PromptSGError(f"features have shapes {tuple(query.shape)} and {tuple(gallery.shape)}; give (Q, D) and (G, D) with one D.")
-    masks = _pair_masks((len(query), len(gallery)), query_ids, gallery_ids, query_cams, gallery_cams)
-    gallery = F.normalize(gallery.float())
-    block = lambda rows: F.normalize(query[rows].float()) @ gallery.T  # (chunk, G)
-    return _summary(_per_query(block, masks, len(query), ap, chunk), per_query)
+    "`evaluate_ranking` on the cosine similarity, computed for as many queries at a time as `memory_mb` holds: never (Q, G)."
+    query, gallery = _features(query_features, gallery_features)
+    labels, device = _labels((len(query), len(gallery)), query_ids, gallery_ids, query_cams, gallery_cams), _best_device(device)
+    piece = min(_PIECE, len(gallery))
+    values = _per_query(lambda rows: _cosines(query[rows], gallery, device), (len(query), len(gallery)), labels, ap, memory_mb, device,
+                        fixed=8 * piece * query.shape[1])
+    return _summary(values, per_query)
 
-# %% ../nbs/10_metrics.ipynb #cell029
+# %% ../nbs/10_metrics.ipynb #cell035
+def _best(scores, k):
+    "The k highest of each row (Q, P): (columns, scores), such that equal scores are in the order of their columns."
+    high, columns = scores.topk(min(k + 1, scores.shape[1]))
+    tied = high[:, k - 1] == high[:, k] if high.shape[1] > k else torch.zeros(len(high), dtype=torch.bool, device=high.device)
+    columns, order = columns[:, :k].sort(dim=1)
+    high = high[:, :k].gather(1, order)
+    if tied.any():
+        full, by = scores[tied].sort(dim=1, descending=True, stable=True)
+        high[tied], columns[tied] = full[:, :k], by[:, :k]
+    return columns, high
+
+def _search(query, gallery, k, step):
+    "`top_k` for a few normalised queries (Q, D) on their device."
+    best = torch.empty(len(query), 0, dtype=torch.long, device=query.device), torch.empty(len(query), 0, device=query.device)
+    for first in range(0, len(gallery), step):
+        columns, scores = _best(query @ _unit(gallery[first:first + step], query.device).T, k)
+        merged = torch.cat([best[1], scores], 1).sort(dim=1, descending=True, stable=True)  # earlier images stay first
+        best = torch.cat([best[0], columns + first], 1).gather(1, merged.indices)[:, :k], merged.values[:, :k]
+    return best
+
+# %% ../nbs/10_metrics.ipynb #cell036
+def top_k(queries,                # (Q, D) any length, compared by cosine in float32
+          gallery,                # (G, D), a tensor, array or memory map; or what `faiss_index` returns
+          k: int = 10,
+          memory_mb: float = 256, # to work in, beyond features and result
+          device=None             # None: the GPU if there is one
+         ) -> tuple[Tensor, Tensor]: # rows of the gallery (Q, k), cosine similarity (Q, k), nearest first, on the CPU
+    """The k nearest gallery images of each query, exact; equal similarities keep the gallery's order; k is at most G.
+
+    With a faiss index: as exact as the index, in its own order of ties; row -1 where it found fewer. Raises `PromptSGError` for an empty
+    side, k below 1, shapes that do not fit, and NaN or infinity."""
+    size = gallery.ntotal if hasattr(gallery, "ntotal") else len(gallery)
+    if k < 1 or not size or not len(queries):
+        raise PromptSGError(f"{k} nearest of {size} gallery images for {len(queries)} queries were asked for; each must be at least 1")
+    if hasattr(gallery, "ntotal"):
+        similarity, rows = gallery.search(_unit(torch.as_tensor(queries), "cpu").numpy(), min(k, size))
+        return torch.from_numpy(rows), torch.from_numpy(similarity)
+    queries, gallery = _features(queries, gallery)
+    device, block = _best_device(device), min(256, len(queries))
+    step = _fit(memory_mb, 8 * queries.shape[1] + 24 * block)
+    parts = [_search(_unit(part, device), gallery, k, step) for part in queries.split(block)]
+    rows, similarity = (torch.cat(side).cpu() for side in zip(*parts))
+    return rows, _finite(similarity)
+
+def faiss_index(gallery,           # (G, D)
+                kind: str = "Flat" # what faiss.index_factory understands: "Flat" is exact, "HNSW32" approximate
+               ):
+    "A faiss index over the gallery's cosine similarity, for `top_k`. Raises `PromptSGError` where faiss is not installed."
+    try:
+        import faiss
+    except ImportError:
+        raise PromptSGError("faiss is not installed; install it with 'pip install faiss-cpu', or give top_k the features themselves") from None
+    gallery = _unit(torch.as_tensor(gallery), "cpu").numpy()
+    index = faiss.index_factory(gallery.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(gallery)
+    index.add(gallery)
+    return index
+
+# %% ../nbs/10_metrics.ipynb #cell040
 def pairs(similarity, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
     "All query-gallery pairs as (scores (N,) float, genuine (N,) bool), same filter and errors as `evaluate_ranking`."
     similarity = _matrix(similarity)
-    match, keep = _pair_masks(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)(slice(None))
-    keep = torch.ones_like(match) if keep is None else keep
-    return _finite(similarity)[keep].numpy(), match[keep].numpy()
+    (query, gallery), cams = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    match = query[:, None] == gallery
+    keep = torch.ones_like(match) if cams is None else ~(match & (cams[0][:, None] == cams[1]))
+    return _finite(similarity).cpu()[keep].numpy(), match[keep].numpy()
 
 def roc(scores,  # (N,) higher is more alike
         genuine  # (N,) bool
@@ -209,7 +320,7 @@ def roc(scores,  # (N,) higher is more alike
     accepted, wrong = genuine.cumsum()[last], (~genuine).cumsum()[last]
     return np.append(0, wrong / wrong[-1]), np.append(0, accepted / accepted[-1]), np.append(np.inf, scores[last])
 
-# %% ../nbs/10_metrics.ipynb #cell030
+# %% ../nbs/10_metrics.ipynb #cell041
 def auc(far, tar) -> float:
     "Area under the ROC, 0..1: the chance that a genuine pair scores above an impostor."
     return float((np.diff(far) * (tar[1:] + tar[:-1]) / 2).sum())

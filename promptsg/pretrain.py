@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .backbone import EMBEDDED, WEIGHTS, model_config, read_state_dict, tokenizer_for
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
-from .synth import Nuisance, attributes, draw_hand, person_of, sentence
+from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
 def true_pairs(phrases, mentioned):
@@ -53,16 +53,16 @@ _FIRST = 10 ** 6  # the first person's number
 
 
 def _picture(job):
-    "(picture (size, size, 3) uint8, attributes) of job (seed, number, size)."
+    "(picture (size, size, 3) uint8, attributes, landmarks (11, 2)) of job (seed, number, size)."
     seed, number, size = job
     person, aspect = person_of(seed, _FIRST + number // 8), list(ASPECTS)[number % 4]
     nuisance = Nuisance.sample(np.random.default_rng([seed, number, 1]), ring=0.4, polish=0.45)
     picture = cv2.resize(draw_hand(person, nuisance, aspect), (size, size), interpolation=cv2.INTER_AREA)
-    return picture, attributes(person, nuisance, aspect)
+    return picture, attributes(person, nuisance, aspect), landmarks(person, nuisance, aspect)
 
 
 def draw_set(count, size, seed, workers=1, progress=False):
-    """`count` pictures (N, size, size, 3) uint8, two of each aspect of each person, and the N pictures' attributes.
+    """`count` pictures (N, size, size, 3) uint8, two of each aspect of each person, the N pictures' attributes, and landmarks (N, 11, 2).
 
     `workers` processes draw them; the result does not depend on how many."""
     jobs = [(seed, number, size) for number in range(count)]
@@ -72,7 +72,8 @@ def draw_set(count, size, seed, workers=1, progress=False):
     else:
         with get_context("spawn").Pool(workers) as pool:
             drawn = list(tqdm(pool.imap(_picture, jobs, chunksize=64), **bar))
-    return np.stack([picture for picture, _ in drawn]), [phrases for _, phrases in drawn]
+    pictures, phrases, points = zip(*drawn)
+    return np.stack(pictures), list(phrases), np.stack(points)
 
 
 def to_batch(pictures, rng=None):
@@ -110,7 +111,7 @@ def embedded_clip(name, weights=None):
     return model.eval(), tokenizer_for(config["text_cfg"])
 
 # %% ../nbs/17_pretrain.ipynb #cell016
-STEPS = {"hand-vit-tiny": 3000, "hand-rn-tiny": 700}  # convolutions find the thumb after 300 steps, a transformer much later
+STEPS = {"hand-vit-tiny": 3000, "hand-rn-tiny": 1000}  # convolutions find the thumb after 300 steps, a transformer much later
 
 
 def pretrain(name, out, images=8000, steps=None, batch=64, texts=48, lr=1.5e-3, seed=7, progress=True):
@@ -123,9 +124,9 @@ def pretrain(name, out, images=8000, steps=None, batch=64, texts=48, lr=1.5e-3, 
     model, tokenizer = embedded_clip(name, "random")
     steps = steps or STEPS[name]
     rng, size = np.random.default_rng(seed), model_config(name)["vision_cfg"]["image_size"]
-    pictures, phrases = draw_set(images, size, seed, workers=os.cpu_count(), progress=progress)
-    unseen = draw_set(400, size, seed + 1)
-    questions = _AttributeQuestions(phrases, model_config(name)["embed_dim"])
+    pictures, phrases, points = draw_set(images, size, seed, workers=os.cpu_count(), progress=progress)
+    unseen = draw_set(400, size, seed + 1)[:2]
+    questions = _Questions(phrases, points, model_config(name)["embed_dim"])
     optimizer = _optimizer(nn.ModuleList([model, questions]), lr)
     for step in tqdm(range(steps), desc=name, disable=not progress):
         _set_rate(optimizer, step, steps, lr)
@@ -137,17 +138,20 @@ def pretrain(name, out, images=8000, steps=None, batch=64, texts=48, lr=1.5e-3, 
     return Path(out)
 
 
-class _AttributeQuestions(nn.Module):
-    "Mean cross-entropy of linear answers to what each picture shows: `forward(embedding (B, D), rows)`."
+class _Questions(nn.Module):
+    "Linear answers to what each picture shows and where: `forward(embedding (B, D), rows)` is cross-entropies plus the squared error of the landmarks."
 
-    def __init__(self, phrases, dim):
+    def __init__(self, phrases, points, dim):
         super().__init__()
         answers = {name: sorted({p[name] for p in phrases}) for name in phrases[0]}
         self.true = {name: torch.tensor([known.index(p[name]) for p in phrases]) for name, known in answers.items()}
+        self.points = torch.from_numpy((points - points.mean(0)) / points.std(0)).float().flatten(1)   # (N, 22)
         self.linear = nn.ModuleDict({name: nn.Linear(dim, len(known)) for name, known in answers.items()})
+        self.where = nn.Linear(dim, self.points.shape[1])
 
     def forward(self, embedding, rows):
-        return sum(F.cross_entropy(layer(embedding), self.true[name][rows]) for name, layer in self.linear.items()) / 3
+        what = sum(F.cross_entropy(layer(embedding), self.true[name][rows]) for name, layer in self.linear.items()) / 3
+        return what + F.mse_loss(self.where(embedding), self.points[rows])
 
 
 def _optimizer(model, lr):

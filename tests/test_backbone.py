@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from promptsg.backbone import _resized, load_towers, read_state_dict
+from promptsg.backbone import QuickGELU, _resized, load_towers, model_config, read_state_dict
 from promptsg.config import PromptSGError
 
 
@@ -92,3 +92,70 @@ def test_frozen_batch_norm_stays_still():
     backbone.train()(torch.randn(4, 3, *backbone.image_size))
     after = backbone.state_dict()
     assert before and all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_cheaper_activation_is_open_clips():
+    x = (4 * torch.randn(500, generator=torch.Generator().manual_seed(0))).double().requires_grad_()
+    assert torch.autograd.gradcheck(QuickGELU(), x[:5])
+    ours, theirs = QuickGELU()(x), open_clip.model.QuickGELU()(x)
+    assert torch.allclose(ours, theirs) and torch.allclose(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)))
+    with torch.no_grad():
+        kept = x.clone()
+        assert torch.allclose(QuickGELU()(x), theirs) and torch.equal(x, kept)
+
+
+def test_quickgelu_tower_equals_open_clip():
+    ours = load_towers("vitb32", "random")
+    theirs = open_clip.CustomTextCLIP(**model_config("ViT-B-32-quickgelu")).eval()
+    assert not any(type(m) is open_clip.model.QuickGELU for tower in (ours.backbone, ours.text) for m in tower.modules())
+    theirs.visual.load_state_dict(ours.backbone.visual.state_dict()), theirs.text.load_state_dict(ours.text.state_dict())
+    images, ids = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)), ours.tokenizer(["A hand."])
+    with torch.no_grad():
+        assert torch.allclose(ours.backbone.eval()(images).embedding, theirs.visual(images), atol=1e-4)
+        assert torch.allclose(ours.text.eval()(ids), theirs.text(ids), atol=1e-4)
+
+
+def test_resnet_runs_channels_last_and_equals_channels_first():
+    backbone = load_towers("hand-rn-tiny").backbone.eval()
+    images = torch.randn(2, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
+    assert backbone.features_before(images).is_contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for out in (backbone(images).embedding, backbone.visual(images)):
+        backbone.zero_grad()
+        out.square().sum().backward()
+        gradients.append(backbone.visual.conv1.weight.grad.clone())
+        assert torch.allclose(out, backbone.visual(images), atol=1e-4)
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-3 * gradients[1].abs().max()
+
+
+def test_fused_attention_wherever_the_towers_attend(tiny):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Calls(TorchDispatchMode):
+        names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    for name in ("hand-vit-tiny", "hand-rn-tiny"):
+        backbone = load_towers(name).backbone
+        with Calls() as calls:
+            Calls.names.clear()
+            backbone(torch.randn(2, 3, *backbone.image_size))
+        assert any("scaled_dot_product" in call for call in calls.names) and not any("softmax" in call for call in calls.names)
+
+
+def test_bfloat16_autocast_keeps_losses_in_float32(quick):
+    from promptsg.model import PromptSG
+    from promptsg.training import loss_terms
+    torch.manual_seed(0)
+    model, labels = PromptSG(quick, 4).train(), torch.arange(8) // 2
+    images = torch.randn(8, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(images, labels=labels)
+    terms = loss_terms(out, labels, quick)  # outside, as the training loop does
+    exact = loss_terms(model(images, labels=labels), labels, quick)
+    assert out.logits.dtype == torch.bfloat16 and all(term.dtype == torch.float32 for term in terms.values())
+    for name in terms:
+        assert abs(terms[name] - exact[name]) < 0.05 * max(1, exact[name].abs())

@@ -1,4 +1,5 @@
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from PIL import Image
 
 from promptsg.config import PromptSGError
-from promptsg.data import (HandDataset, PKSampler, Splits, batches, class_index, data_hash, eval_transform, make_splits,
-                           read_11k, read_folders, read_hd, train_transform)
+from promptsg.data import (HandDataset, PixelCache, PKSampler, Splits, batches, cache_folder, class_index, data_hash, eval_transform, load_image,
+                           make_splits, read_11k, read_folders, read_hd, save_array, train_transform)
 
 COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
 
@@ -303,3 +304,83 @@ def test_an_error_in_a_worker_is_one_sentence(root, workers):
     with pytest.raises(PromptSGError) as error:
         list(batches(loader))
     assert str(error.value).startswith(frame.path[0]) and "\n" not in str(error.value)
+
+
+# --- decoded once ------------------------------------------------------------------------------------------------
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{n}.jpg") for n in range(4)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(path)
+    return pd.DataFrame({"path": paths, "identity": list("aabb")})
+
+
+def refuse(path):
+    raise AssertionError(f"{path} was decoded again")
+
+
+@pytest.mark.parametrize("transform", [eval_transform((24, 20)), train_transform((24, 20), flip=0.5, jitter=0.1)])
+def test_cached_pixels_give_the_same_tensors_and_are_decoded_once(photos, tmp_path, monkeypatch, transform):
+    def tensors(pixels):
+        torch.manual_seed(0)
+        return torch.stack([item["image"] for item in HandDataset(photos, transform, pixels=pixels)])
+    decoded = tensors(None)
+    assert torch.equal(tensors(PixelCache((24, 20), tmp_path / "cache", progress=False)), decoded)
+    monkeypatch.setattr("promptsg.data.load_image", refuse)
+    assert torch.equal(tensors(PixelCache((24, 20), tmp_path / "cache", progress=False)), decoded)
+
+
+def test_a_changed_image_or_size_is_never_stale(photos, tmp_path):
+    add = lambda size: (cache := PixelCache(size, tmp_path / "cache", progress=False), cache.add(photos.path))[0]
+    path, before = photos.path[0], add((24, 20))
+    assert before.load(path).size == (20, 24) and add((20, 24)).load(path).size == (24, 20)
+    Image.new("RGB", (160, 120), (9, 9, 9)).save(path)
+    assert np.asarray(add((24, 20)).load(path)).max() < 20 < np.asarray(before.load(path)).max()
+
+
+def test_equal_images_share_a_file_and_new_ones_are_added(photos, tmp_path, monkeypatch):
+    cache = PixelCache((8, 8), tmp_path / "cache", progress=False)
+    Path(photos.path[1]).write_bytes(Path(photos.path[0]).read_bytes())
+    cache.add(photos.path[:2])
+    assert len(list(cache.folder.iterdir())) == 1
+    cache.add(photos.path)
+    assert len(list(cache.folder.iterdir())) == 3 and not list(cache.folder.glob("*.part"))
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere" == PixelCache((8, 8)).folder.parent
+
+
+def test_a_broken_image_or_cache_file_is_one_sentence_and_leaves_no_half_file(photos, tmp_path):
+    cache = PixelCache((8, 8), tmp_path / "cache", progress=False)
+    Path(photos.path[2]).write_bytes(b"no image")
+    with pytest.raises(PromptSGError, match="2.jpg cannot be read: it is damaged"):
+        HandDataset(photos, eval_transform((8, 8)), pixels=cache)
+    with pytest.raises(PromptSGError, match="absent.jpg cannot be read"):
+        cache.add(["absent.jpg"])
+    assert all(np.load(file).shape == (8, 8, 3) for file in cache.folder.iterdir())
+    cache.add(photos.path[:1])
+    cache.files[photos.path[0]].write_bytes(b"")
+    with pytest.raises(PromptSGError, match="delete that file"):
+        cache.load(photos.path[0])
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    file = tmp_path / "a.npy"
+    save_array(file, np.arange(3))
+    monkeypatch.setattr(np, "save", lambda opened, array: opened.write(b"half") and refuse("a.npy"))
+    with pytest.raises(AssertionError):
+        save_array(file, np.arange(4))
+    assert np.load(file).tolist() == [0, 1, 2]
+
+
+def test_the_cache_is_far_faster_than_decoding(tmp_path):
+    path = str(tmp_path / "large.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), dtype=np.uint8)).save(path)
+    cache = PixelCache((224, 224), tmp_path / "cache", progress=False)
+    cache.add([path])
+    def seconds(action):
+        start = time.process_time()
+        for _ in range(5):
+            action(path)
+        return time.process_time() - start
+    assert seconds(lambda path: cache.stretch(load_image(path))) > 15 * seconds(cache.load)

@@ -1,15 +1,18 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
-from promptsg.evaluation import PROTOCOLS, Embeddings, Result, embed_frame, embed_images, evaluate, rank_gallery, ranked_images
+from promptsg.evaluation import (PROTOCOLS, Embeddings, Result, combine, embed_frame, embed_images, evaluate, paired_bootstrap, rank_gallery,
+                                 ranked_images)
 from promptsg.metrics import evaluate_ranking
 
 
@@ -139,3 +142,81 @@ def test_bad_input_is_one_sentence(frame, splits, tmp_path):
         embed_frame(lambda images: images.flatten(1) * float("nan"), frame, eval_transform((4, 4)), progress=False)
     with pytest.raises(PromptSGError, match="at least 1"):
         rank_gallery(embeddings, frame[:1], frame, k=0)
+
+
+# --- comparing results -------------------------------------------------------------------------------------------
+@pytest.fixture
+def versions(frame, splits):
+    return [evaluate(invented(frame, "identity", noise), splits) for noise in (2.0, 1.0)]
+
+
+@pytest.mark.parametrize("by, column", [("query", "path"), ("identity", "identity")])
+@pytest.mark.parametrize("measure", ["mAP", "rank1"])
+def test_the_bootstrap_agrees_with_scipy(versions, measure, by, column):
+    a, b = versions
+    ours = paired_bootstrap(a, b, measure, n=4000, by=by)
+    value = lambda result: result.per_query.ap if measure == "mAP" else (result.per_query.first_hit == 1).astype(float)
+    before, after = (value(result).groupby(result.per_query[column]).sum() for result in (a, b))
+    counts = a.per_query.groupby(column).size()
+    ratio = lambda x, y, n, axis: 100 * (y - x).sum(axis) / n.sum(axis)
+    theirs = scipy.stats.bootstrap((before.to_numpy(), after.to_numpy(), counts.to_numpy()), ratio, paired=True, n_resamples=4000,
+                                   method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert ours.difference == pytest.approx((b.summary - a.summary).loc[measure, "mean"])
+    assert (ours.low, ours.high) == pytest.approx(theirs, abs=0.12 * (theirs.high - theirs.low))
+
+
+def altered(result, ap):
+    "The result with other per-query values, its figures to match."
+    per_query = result.per_query.assign(ap=ap)
+    return replace(result, per_query=per_query, per_split=result.per_split.assign(mAP=per_query.groupby("split").ap.mean().to_numpy()))
+
+
+def test_the_bootstrap_on_cases_with_a_known_answer(versions):
+    a = altered(versions[0], 0.5)
+    assert paired_bootstrap(a, altered(a, 0.7)) == pytest.approx((20, 20, 20))  # the same gain everywhere: no doubt
+    assert paired_bootstrap(versions[1], versions[1], "rank5") == (0, 0, 0)
+    forth, back = paired_bootstrap(*versions), paired_bootstrap(*versions[::-1])
+    assert forth == pytest.approx((-back.difference, -back.high, -back.low))
+    # one of six people gains 60 points, nobody else: the draws hold it k times with probability Binomial(6, 1/6)
+    one = paired_bootstrap(a, altered(a, np.where(a.per_query.identity == "7:dorsal_r", 1.1, 0.5)), n=4000, by="identity")
+    assert one == pytest.approx((10, 0, 30))
+
+
+def test_seeds_are_averaged_before_they_are_compared(versions):
+    a, b = versions
+    middle = altered(a, (a.per_query.ap + b.per_query.ap) / 2)
+    assert paired_bootstrap(a, [a, b]) == pytest.approx(paired_bootstrap(a, middle))
+
+
+def test_combine_separates_splits_and_seeds(frame, splits):
+    results = [evaluate(invented(frame, "identity", noise), splits) for noise in (1.5, 2.0, 2.5)]
+    table = combine(results)
+    values = np.array([100 * result.per_split.mAP for result in results])  # (seeds, splits)
+    expected = values.mean(), values.std(ddof=1), values.mean(0).std(ddof=1), values.mean(1).std(ddof=1)
+    assert tuple(table.loc["mAP", ["mean", "std", "std_splits", "std_seeds"]]) == pytest.approx(expected)
+    alone = combine(results[0])
+    pd.testing.assert_frame_equal(alone[["mean", "std"]], results[0].summary)
+    assert (alone["std"] == alone.std_splits).all() and (alone.std_seeds == 0).all()
+
+
+def test_the_other_ap_rule_on_the_same_ranking(frame, splits):
+    embeddings = invented(frame, "identity", noise=1.5)
+    plain, other = evaluate(embeddings, splits), evaluate(embeddings, splits, ap="trapezoid")
+    assert other.record["protocol"] == {**plain.record["protocol"], "ap": "trapezoid"}
+    assert (other.per_query.first_hit == plain.per_query.first_hit).all() and (other.per_split.mAP < plain.per_split.mAP).all()
+    with pytest.raises(PromptSGError, match="no average precision rule 'area'"):
+        evaluate(embeddings, splits, ap="area")
+
+
+def test_only_the_same_measurement_is_compared(frame, splits, versions):
+    a, embeddings = versions[0], invented(frame, "identity")
+    for other, word in ((evaluate(embeddings, splits, "mba"), "protocol"), (evaluate(embeddings, splits, ap="trapezoid"), "protocol"),
+                        (evaluate(embeddings, make_splits(frame[frame.pid != "11"], "dorsal_r")), "data_hash"),
+                        (evaluate(embeddings, make_splits(frame, "dorsal_r", seed=1)), "other splits")):
+        for call in (lambda: paired_bootstrap(a, other), lambda: combine([a, other])):
+            with pytest.raises(PromptSGError, match=word):
+                call()
+    for call, word in ((lambda: paired_bootstrap(a, a, "mINP"), "measure='mINP'"), (lambda: paired_bootstrap(a, a, by="person"), "by='person'"),
+                       (lambda: paired_bootstrap(a, a, n=0), "n=0"), (lambda: combine([]), "at least one")):
+        with pytest.raises(PromptSGError, match=word):
+            call()

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,8 +10,8 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from promptsg.config import PromptSGError
-from promptsg.metrics import (auc, average_precision, cmc, eer, evaluate_features, evaluate_ranking, first_hit,
-                              inverse_negative_penalty, pairs, rank, roc, tar_at_far)
+from promptsg.metrics import (auc, average_precision, cmc, eer, evaluate_features, evaluate_ranking, faiss_index, first_hit,
+                              inverse_negative_penalty, pairs, rank, roc, tar_at_far, top_k)
 
 MEASURES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 
@@ -36,10 +40,10 @@ def worst_order(scores, match):
 
 
 @pytest.mark.parametrize("ties", [0, 2, 5, 30])
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_ap_equals_scikit_learn_on_random_and_tied_scores(ties, chunk):
+@pytest.mark.parametrize("memory_mb", [1e-6, 0.05, 256])
+def test_ap_equals_scikit_learn_on_random_and_tied_scores(ties, memory_mb):
     scores, q, g = problem(ties)
-    ours = evaluate_ranking(scores, q, g, per_query=True, chunk=chunk)
+    ours = evaluate_ranking(scores, q, g, per_query=True, memory_mb=memory_mb)
     theirs = [average_precision_score(q[i] == g, scores[i]) if (q[i] == g).any() else np.nan for i in range(len(q))]
     np.testing.assert_allclose(ours["per_query"]["ap"], theirs, atol=1e-12)
     assert np.isclose(ours["mAP"], np.nanmean(theirs))
@@ -57,8 +61,7 @@ def test_trapezoid_first_hit_and_inp_equal_a_loop(ties):
 
 
 def test_the_ranking_worked_by_hand():
-    hits = torch.tensor([[1, 0, 1, 0, 0, 1]]).bool()
-    ranking = rank(torch.arange(6, 0, -1)[None].float(), hits)
+    ranking = rank(torch.arange(6, 0, -1)[None].float(), torch.tensor([[5, 0, 2]]), torch.ones(1, 3).bool())
     assert np.isclose(average_precision(ranking).item(), 0.72222222)
     assert np.isclose(average_precision(ranking, "trapezoid").item(), (1 + 7 / 12 + 9 / 20) / 3)
     assert first_hit(ranking).item() == 1 and inverse_negative_penalty(ranking).item() == 0.5
@@ -114,13 +117,13 @@ def test_numpy_torch_and_half_precision_agree():
         assert [evaluate_ranking(other, torch.from_numpy(q), pd.Series(g))[k] for k in MEASURES] == expected
 
 
-@pytest.mark.parametrize("chunk", [1, 13, 500])
-def test_features_give_the_numbers_of_the_whole_matrix(chunk):
+@pytest.mark.parametrize("memory_mb", [1e-6, 0.01, 256])
+def test_features_give_the_numbers_of_the_whole_matrix(memory_mb):
     rng = torch.Generator().manual_seed(0)
     query, gallery = torch.randn(70, 16, generator=rng), torch.randn(50, 16, generator=rng)
     q, g = torch.arange(70) % 30, torch.arange(50) % 30
     whole = evaluate_ranking(F.normalize(query) @ F.normalize(gallery).T, q, g)
-    blocks = evaluate_features(3 * query, gallery, q, g, chunk=chunk)
+    blocks = evaluate_features(3 * query, gallery, q, g, memory_mb=memory_mb)
     assert [blocks[k] for k in MEASURES] == pytest.approx([whole[k] for k in MEASURES], abs=1e-9)
 
 
@@ -149,6 +152,98 @@ def test_eer_and_tar_at_far_on_cases_with_a_known_answer():
     assert eer(*roc([1, 2], [1, 0])[:2]) == 1
 
 
+def plain_loop(similarity, q, g, q_cam, g_cam):
+    "mAP and CMC one query after the other, sorting each gallery in full."
+    precisions, curve = [], np.zeros(20)
+    for row, identity, camera in zip(similarity, q, q_cam):
+        order = np.argsort(-row, kind="stable")
+        match = g[order] == identity
+        match = match[~(match & (g_cam[order] == camera))]
+        found = match.cumsum()
+        precisions.append((found / np.arange(1, len(match) + 1) * match).sum() / match.sum())
+        curve += found[:20] > 0
+    return np.mean(precisions), curve / len(q)
+
+
+def test_a_long_gallery_equals_a_plain_loop_and_takes_a_fraction_of_its_time():
+    rng = np.random.default_rng(0)
+    g, q = rng.integers(0, 300, 8000), rng.integers(0, 300, 150)
+    g_cam, q_cam = rng.integers(0, 6, 8000), rng.integers(0, 6, 150)
+    centres = rng.normal(size=(300, 64))
+    similarity = (centres[q] + rng.normal(size=(150, 64))) @ (centres[g] + rng.normal(size=(8000, 64))).T
+    (mean_ap, curve), slow = timed(lambda: plain_loop(similarity, q, g, q_cam, g_cam))
+    ours, fast = timed(lambda: evaluate_ranking(similarity, q, g, q_cam, g_cam))
+    assert 0.3 < mean_ap < 0.99 and abs(ours["mAP"] - mean_ap) < 1e-6 and np.allclose(ours["cmc_curve"], curve, atol=1e-6)
+    assert slow > 3 * fast  # far more on a quiet machine; see the notebook
+
+
+def timed(action):
+    "The result and the shorter of three times, in seconds of this process."
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        result = action()
+        times.append(time.process_time() - start)
+    return result, min(times)
+
+
+def test_memory_stays_within_the_budget():
+    "4,000 x 30,000 similarities are 480 MB; the whole matrix beside features would show."
+    program = """
+import resource, torch
+from promptsg.metrics import evaluate_features, top_k
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+features, ids = torch.randn(34_000, 16), torch.arange(34_000) % 3000
+query, gallery, q, g = features[:4000], features[4000:], ids[:4000], ids[4000:]
+evaluate_features(query[:9], gallery, q[:9], g, memory_mb=1), top_k(query[:9], gallery, 5, memory_mb=1)  # warm-up
+before = peak()
+evaluate_features(query, gallery, q, g, memory_mb=40)
+top_k(query, gallery, 5, memory_mb=40)
+print(peak() - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert float(grown) < 80
+
+
+# --- search ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("memory_mb", [1e-6, 0.02, 256])
+@pytest.mark.parametrize("k", [1, 7, 60, 999])
+def test_top_k_is_a_stable_sort_of_the_gallery(k, memory_mb):
+    rng = torch.Generator().manual_seed(0)
+    pick = lambda n: F.one_hot(torch.randint(6, (n, 4), generator=rng), 6).sum(1).float()  # many equal, sums of squares small
+    query, gallery = pick(300), F.one_hot(torch.randint(6, (60,), generator=rng), 6).float()
+    rows, similarity = top_k(query, gallery, k, memory_mb=memory_mb)
+    full = (F.normalize(query) @ gallery.T).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(rows, full.indices[:, :k]) and torch.equal(similarity, full.values[:, :k])
+
+
+def test_top_k_without_ties_reads_any_array(tmp_path):
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(5, 32)), rng.normal(size=(3000, 32)).astype(np.float16)
+    np.save(tmp_path / "gallery.npy", gallery)
+    rows, similarity = top_k(query, np.load(tmp_path / "gallery.npy", mmap_mode="c"), 9, memory_mb=0.1)
+    cosine = query @ gallery.T.astype(float) / np.linalg.norm(query, axis=1)[:, None] / np.linalg.norm(gallery.astype(float), axis=1)
+    assert np.array_equal(rows, np.argsort(-cosine)[:, :9])
+    assert np.allclose(similarity, -np.sort(-cosine)[:, :9], atol=1e-6)
+
+
+def test_faiss_finds_the_same():
+    pytest.importorskip("faiss")
+    rng = torch.Generator().manual_seed(0)
+    query, gallery = torch.randn(20, 32, generator=rng), torch.randn(2000, 32, generator=rng)
+    exact, flat = top_k(query, gallery, 10), top_k(query, faiss_index(gallery), 10)
+    assert torch.equal(exact[0], flat[0]) and torch.allclose(exact[1], flat[1], atol=1e-6)
+    near = top_k(query, faiss_index(gallery, "HNSW32"), 10)[0]
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(exact[0].tolist(), near.tolist())]) > 7
+
+
+def test_without_faiss_the_sentence_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(PromptSGError, match="pip install faiss-cpu"):
+        faiss_index(torch.zeros(2, 3))
+
+
 @pytest.mark.parametrize("call, word", [
     (lambda: evaluate_ranking(np.full((1, 2), np.nan), [1], [1, 2]), "NaN"),
     (lambda: evaluate_ranking(np.array([[0, np.inf]]), [1], [1, 2]), "infinite"),
@@ -161,9 +256,13 @@ def test_eer_and_tar_at_far_on_cases_with_a_known_answer():
     (lambda: evaluate_ranking(np.zeros((1, 2)), [None], [1, 2]), "missing"),
     (lambda: evaluate_ranking(np.zeros((1, 2)), [1], [1, 2], query_cams=[0]), "give both"),
     (lambda: evaluate_ranking(np.zeros((1, 2)), [1], [1, 2], ap="area"), "trapezoid"),
-    (lambda: evaluate_ranking(np.zeros((1, 2)), [1], [1, 2], chunk=0), "chunk"),
+    (lambda: evaluate_ranking(np.zeros((1, 2)), [1], [1, 2], memory_mb=0), "memory_mb"),
     (lambda: evaluate_features(torch.zeros(1, 3), torch.zeros(2, 4), [1], [1, 2]), "one D"),
     (lambda: evaluate_features(torch.full((1, 3), float("nan")), torch.ones(2, 3), [1], [1, 2]), "NaN"),
+    (lambda: top_k(torch.ones(1, 3), torch.ones(2, 3), k=0), "at least 1"),
+    (lambda: top_k(torch.ones(0, 3), torch.ones(2, 3)), "0 queries"),
+    (lambda: top_k(torch.ones(1, 3), torch.ones(2, 4)), "one D"),
+    (lambda: top_k(torch.ones(1, 3), torch.full((2, 3), float("nan"))), "NaN"),
     (lambda: roc([1, 2], [1, 1]), "one kind"),
     (lambda: roc([1, np.nan], [1, 0]), "NaN"),
     (lambda: tar_at_far(np.array([0, 1]), np.array([0, 1]), 2), "fraction"),

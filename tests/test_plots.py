@@ -6,11 +6,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_curve
 
 from promptsg.config import PromptSGError
-from promptsg.plots import plot_attention, plot_cmc, plot_ranked_lists, plot_training, save_figure, set_style
+from promptsg.plots import (VERSION_LOOKS, plot_attention, plot_attention_grid, plot_cmc, plot_curves, plot_differences, plot_embedding_map,
+                            plot_loss_terms, plot_published, plot_ranked_lists, plot_roc, plot_scores, plot_training, plot_versions,
+                            save_figure, set_style, version_style)
 
 CURVES = {"a": np.linspace([0.4, 0.5], 1, 20).T, "b": np.linspace(0.8, 1, 20)}
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "loss_id": [2.0, 1.5, 1.0], "loss_triplet": [np.nan] * 3,
@@ -26,19 +33,164 @@ def ranked(**changes):
                 similarity=[0.9, 0.8, 0.7], **changes)
 
 
-def all_figures():
-    return [plot_cmc(CURVES), plot_ranked_lists([ranked(), ranked(title="p")]), plot_training(HISTORY),
-            plot_attention(np.stack([image()] * 2), np.ones((2, 3, 4)), ["x", "y"])]
+CHAIN = ["zero-shot", "image_only", *[f"v{i}" for i in range(1, 12)], "v3-logged", "v7-logged", "paper", "best"]
+LEVELS = {name: 0.2 + 0.045 * i for i, name in enumerate(CHAIN)}  # a known figure for each version
+
+
+def results(names=CHAIN, **columns):
+    "Two seeds of two splits each, 0.02 about the version's level."
+    rows = [dict(version=name, seed=seed, split=split, rank1=LEVELS[name] + 0.02 * (2 * split - 1), mAP=LEVELS[name] + 0.03, **columns)
+            for name in names for seed in range(2) for split in range(2)]
+    return pd.DataFrame(rows)
+
+
+def two_normals(apart, n=400):
+    rng = np.random.default_rng(int(10 * apart))
+    return np.r_[rng.normal(apart, 1, n), rng.normal(0, 1, 5 * n)], np.arange(6 * n) < n
+
+
+def clouds(people=20, each=5):
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(people), each)
+    return rng.normal(0, 3, (people, 8))[who] + rng.normal(size=(len(who), 8)), [f"P{person:02d}" for person in who]
+
+
+DIFFERENCES = pd.DataFrame([("paper", "image_only", "rank1", 0.03, 0.01, 0.05), ("paper", "image_only", "mAP", 0.02, -0.01, 0.05),
+                            ("v3-logged", "v3", "rank1", -0.04, -0.06, -0.02)], columns=["a", "b", "measure", "difference", "low", "high"])
+
+FIGURES = {
+    "cmc": lambda: plot_cmc(CURVES),
+    "cmc of all versions": lambda: plot_cmc({name: np.linspace(level, 1, 20) for name, level in LEVELS.items()}),
+    "ranked lists": lambda: plot_ranked_lists([ranked(), ranked(title="p")]),
+    "ranked lists, ten wide": lambda: plot_ranked_lists([dict(query=image(), gallery=[image()] * 10, distance=range(10))]),
+    "training": lambda: plot_training(HISTORY),
+    "attention": lambda: plot_attention(np.stack([image()] * 2), np.ones((2, 3, 4)), ["x", "y"]),
+    "attention grid": lambda: plot_attention_grid(image(), np.ones((3, 4, 2, 2)), ["photo", "s*", "person's"], [f"head {k}" for k in range(4)]),
+    "attention grid, large": lambda: plot_attention_grid(image(), np.ones((9, 12, 2, 2)), ["person's"] * 9, range(12)),
+    "curves": lambda: plot_curves({"paper": [HISTORY, HISTORY.assign(loss=HISTORY.loss + 1)], "image_only": HISTORY}),
+    "curves of all versions": lambda: plot_curves({name: HISTORY.assign(val_mAP=level) for name, level in LEVELS.items()}),
+    "loss terms": lambda: plot_loss_terms({name: HISTORY for name in CHAIN[:6]}),
+    "versions": lambda: plot_versions(results()),
+    "versions, four groups": lambda: plot_versions(pd.concat([results(CHAIN[:3], backbone=backbone, protocol=protocol)
+                                                              for backbone in ("hand-vit-tiny", "rn50") for protocol in ("clipfh", "mba")])),
+    "differences": lambda: plot_differences(DIFFERENCES),
+    "differences, four groups": lambda: plot_differences(pd.concat([DIFFERENCES.assign(backbone=backbone, protocol=protocol)
+                                                                    for backbone in ("hand-vit-tiny", "rn50") for protocol in ("clipfh", "mba")])),
+    "published": lambda: plot_published(results(CHAIN[2:13]), results()),
+    "roc": lambda: plot_roc({"paper": two_normals(2), "image_only": two_normals(3)}),
+    "roc of all versions": lambda: plot_roc({name: two_normals(1 + 3 * level) for name, level in LEVELS.items()}),
+    "scores": lambda: plot_scores(*two_normals(2)),
+    "map": lambda: plot_embedding_map(*clouds()),
+}
+
+
+def drawn(figure):
+    FigureCanvasAgg(figure).draw()  # pyplot took the canvas when it forgot the figure
+    return figure
+
+
+def written(figure):
+    "Every visible text of a drawn figure with its box in pixels."
+    hidden = {text for ax in figure.axes if not ax.get_visible() or not ax.axison for text in ax.findobj(Text)}
+    hidden |= {text for ax in figure.axes for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim()))
+               for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()) for text in (tick.label1, tick.label2)
+               if not min(limits) - 1e-9 <= tick.get_loc() <= max(limits) + 1e-9 or not text.get_visible()}
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip() and text not in hidden]
+    return [(text.get_text(), text.get_window_extent()) for text in found]
+
+
+def crossing(one, other, slack=1):
+    return (min(one.x1, other.x1) - max(one.x0, other.x0) > slack) and (min(one.y1, other.y1) - max(one.y0, other.y0) > slack)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off_and_no_text_lies_on_another(name):
+    figure = drawn(FIGURES[name]())
+    texts, (width, height) = written(figure), figure.canvas.get_width_height()
+    assert width <= 920 and texts
+    outside = [text for text, box in texts if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
+    overlapping = [(a, b) for i, (a, one) in enumerate(texts) for b, other in texts[i + 1:] if crossing(one, other)]
+    assert not outside and not overlapping
+
+
+def test_the_check_above_can_fail():
+    figure, ax = plt.subplots(figsize=(2, 2))
+    ax.text(0.5, 0.5, "one"), ax.text(0.5, 0.5, "two"), ax.text(5, 0.5, "out of sight")
+    boxes = dict(written(drawn(figure)))
+    assert crossing(boxes["one"], boxes["two"]) and boxes["out of sight"].x0 > figure.canvas.get_width_height()[0]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("name", ["cmc", "roc", "cmc of all versions", "roc of all versions"])
+def test_the_legend_lies_on_no_curve(name):
+    figure = drawn(FIGURES[name]())
+    ax = figure.axes[0]
+    legend = (ax.get_legend() or figure.legends[0]).get_window_extent()
+    points = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xdata()) > 2 and line.get_color() != "#767676"]
+    assert len(points) > 1 and not any(legend.contains(*point) for line in points for point in line)
+
+
+def test_curves_panels_share_one_legend_of_every_run():
+    figure = drawn(FIGURES["curves of all versions"]())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == CHAIN
+    assert all(not crossing(figure.legends[0].get_window_extent(), ax.get_window_extent()) for ax in figure.axes)
+
+
+# --- the look of a version ------------------------------------------------------------------------------------
+
+def look_of(line):
+    return to_hex(line.get_color()), line.get_marker(), line.get_linestyle()
+
+
+def test_a_version_looks_the_same_in_every_figure_and_place():
+    style = version_style("v3")
+    expected = (style["color"], style["marker"], style["linestyle"])
+    one = plot_cmc({"v3": [0.5, 1], "paper": [0.6, 1]}).axes[0].lines[0]
+    last = plot_cmc({"paper": [0.6, 1], "v1": [0.4, 1], "v3": [0.5, 1]}).axes[0].lines[2]
+    curve = plot_curves({"v1": HISTORY, "v3": HISTORY}).axes[0].lines[1]
+    roc = [line for line in plot_roc({"v1": two_normals(1), "v3": two_normals(2)}).axes[0].lines if line.get_label().startswith("v3")][0]
+    assert look_of(one) == look_of(last) == look_of(curve) == look_of(roc) == expected
+    dot = plot_versions(results(["v1", "v3"])).axes[0].lines[1]
+    assert (to_hex(dot.get_color()), dot.get_marker()) == expected[:2]
+
+
+def test_logged_variants_share_colour_and_marker_only():
+    plain, logged = version_style("v3"), version_style("v3-logged")
+    assert plain["color"] == logged["color"] and plain["marker"] == logged["marker"]
+    assert (plain["linestyle"], logged["linestyle"]) == ("-", "--") and logged["markerfacecolor"] == "white"
+
+
+def test_names_that_go_on_and_names_nobody_knows():
+    assert version_style("paper, mba") == version_style("paper@vitb16") == version_style("paper")
+    assert version_style("untrained") == version_style("zero-shot") and version_style("v11") != version_style("v1")
+    assert version_style("v12") == version_style("v12") and version_style("v12")["linestyle"] == ":" == version_style("papers")["linestyle"]
+    looks = [look_of(line) for line in plot_cmc({f"paper, {i}": [0.5, 1] for i in range(4)} | {"mine": [0.1, 1], "yours": [0.2, 1]}).axes[0].lines]
+    assert len(set(looks)) == 6 and len({look[0] for look in looks[:4]}) == 1
+
+
+def test_versions_can_be_told_apart_in_grey_or_by_marker():
+    colours, markers = zip(*VERSION_LOOKS.values())
+    assert len(set(colours)) == len(set(markers)) == 15  # so that no pair hangs on colour alone
+    luminance = [np.dot(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4), (0.2126, 0.7152, 0.0722)) for c in map(np.array, map(to_rgb, colours))]
+    assert max(luminance) < 0.5  # all show on white paper
+    chain = [luminance[i] for i, name in enumerate(VERSION_LOOKS) if name.startswith("v")]
+    ratios = [(max(a, b) + 0.05) / (min(a, b) + 0.05) for a, b in zip(chain, chain[1:])]
+    assert np.median(ratios) > 2  # most neighbours in the chain differ in lightness
+
+
+# --- what is drawn --------------------------------------------------------------------------------------------
 
 
 def test_every_plot_gives_a_figure_leaves_nothing_behind_and_saves(tmp_path):
     before = dict(plt.rcParams)
-    for i, figure in enumerate(all_figures()):
+    names = [name for name in FIGURES if "," not in name and "all" not in name]  # each function once
+    for name in names:
+        figure = FIGURES[name]()
         assert isinstance(figure, Figure)
-        path = save_figure(figure, tmp_path / "new" / f"{i}.png", dpi=50)
+        path = save_figure(figure, tmp_path / "new" / f"{name}.png", dpi=40)
         assert np.asarray(Image.open(path).convert("L")).std() > 5  # not blank
     assert plt.get_fignums() == [] and dict(plt.rcParams) == before
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [f"{i}.png" for i in range(4)]  # no half files
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == sorted(f"{name}.png" for name in names)  # no half files
 
 
 def test_cmc_draws_the_mean_in_percent_in_the_axes_it_is_given():
@@ -47,6 +199,17 @@ def test_cmc_draws_the_mean_in_percent_in_the_axes_it_is_given():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 * CURVES["a"].mean(0))
     assert "rank-1 45.0 %" in ax.get_legend_handles_labels()[1][0]
     plt.close(figure)
+
+
+def test_cmc_legend_has_the_order_of_the_curves():
+    legend = plot_cmc({"v1": [0.2, 1], "paper": [0.9, 1], "v2": [0.5, 1]}).axes[0].get_legend()
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == ["paper", "v2", "v1"]
+
+
+def test_ranked_lists_say_what_their_numbers_are():
+    distant = plot_ranked_lists([dict(query=image(), gallery=[image()] * 2, distance=[0.1, 1.25])])
+    assert distant.axes[2].get_xlabel() == "1.25" and distant.get_supxlabel() == "distance"
+    assert "cosine similarity" in plot_ranked_lists([ranked()]).get_supxlabel()
 
 
 def test_ranked_lists_sign_frame_and_similarity():
@@ -77,6 +240,144 @@ def test_attention_is_relative_to_an_even_share_on_one_scale():
 def test_attention_with_one_column_for_each_word():
     figure = plot_attention(np.stack([image()] * 2), np.random.default_rng(0).random((2, 3, 4, 5)), words=["a", "s*", "hand"])
     assert [ax.get_title() for ax in figure.axes[:4]] == ["image", "a", "s*", "hand"]
+
+
+def test_attention_grid_has_each_map_in_its_place_on_one_scale():
+    maps = np.full((2, 3, 4, 5), 0.01)
+    maps[1, 2, 3, 0] = 0.5
+    figure = plot_attention_grid(image(), maps, ["s*", "hand"], ["h1", "h2", "h3"])
+    axes = np.array(figure.axes[:8]).reshape(2, 4)
+    heats = [[ax.images[1] for ax in row[1:]] for row in axes]
+    assert np.unravel_index(heats[1][2].get_array().argmax(), (4, 5)) == (3, 0) and np.allclose(heats[0][0].get_array(), 1)
+    assert {heat.get_clim() for row in heats for heat in row} == {(0, 0.5 / maps[1, 2].mean())}
+    assert [ax.get_title() for ax in axes[0]] == ["image", "h1", "h2", "h3"] and [row[1].get_ylabel() for row in axes] == ["s*", "hand"]
+    assert "even share" in figure.axes[-1].get_ylabel() and not axes[1, 0].get_visible()
+    own = plot_attention_grid([image(10), image(200)], maps).axes
+    assert (np.asarray(own[0].images[0].get_array()) == 10).all() and (np.asarray(own[4].images[0].get_array()) == 200).all()
+
+
+def test_a_peak_of_attention_is_drawn_in_the_colour_of_its_value():
+    maps = np.full((1, 1, 7, 7), 0.01)
+    maps[0, 0, 3, 3] = 1.0
+    figure = drawn(plot_attention_grid(np.full((70, 70, 3), 255, np.uint8), maps))
+    x, y = figure.axes[1].transData.transform((34.5, 34.5)).round().astype(int)
+    pixel = np.asarray(figure.canvas.buffer_rgba())[::-1][y, x, :3] / 255
+    dark = np.array(matplotlib.colormaps["rocket_r"](1.0)[:3])
+    np.testing.assert_allclose(pixel, 0.85 * dark + 0.15, atol=0.1)  # the scale's end, over white
+
+
+def test_curves_draw_the_mean_of_the_seeds_and_each_seed():
+    figure = plot_curves({"paper": [HISTORY, HISTORY.assign(loss=HISTORY.loss + 1)], "image_only": HISTORY}, ("loss", "val_mAP"))
+    loss, validation = figure.axes
+    labelled = {line.get_label(): line.get_ydata() for line in loss.lines if not line.get_label().startswith("_")}
+    np.testing.assert_allclose(labelled["paper"], [3.5, 2.5, 1.5])
+    np.testing.assert_allclose(labelled["image_only"], [3, 2, 1])
+    assert len(loss.lines) == 4 and loss.get_ylabel() == "loss, total" and loss.get_xlabel() == "epoch"
+    np.testing.assert_allclose(validation.lines[-1].get_ydata(), [60, 80, 70])
+
+
+def test_runs_of_unequal_length_each_keep_their_epochs():
+    figure = plot_curves({"v1": [HISTORY, HISTORY[:2].assign(loss=5.0)]}, ("loss",))
+    np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), [4, 3.5, 1])
+
+
+def test_loss_terms_add_up_to_the_loss_on_one_axis():
+    figure = plot_loss_terms({"image_only": HISTORY, "paper": HISTORY.assign(loss_supcon=[4.0, 3.0, 2.0])})
+    top = lambda ax: max(path.vertices[:, 1].max() for band in ax.collections for path in band.get_paths())
+    first, second = figure.axes[:2]
+    assert np.isclose(top(first), 2.0) and np.isclose(top(second), 6.0) and first.get_ylim() == second.get_ylim()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["contrastive", "identity"]  # the empty triplet is left out
+
+
+def test_versions_draw_mean_spread_order_and_reference_lines():
+    figure = plot_versions(results(["paper", "v10", "v2", "image_only", "zero-shot"]))
+    rank1, m_ap = figure.axes
+    assert [label.get_text() for label in rank1.get_yticklabels()] == ["zero-shot", "image_only", "v2", "v10", "paper"]
+    bars = {round(container.lines[0].get_ydata()[0]): container for container in rank1.containers}
+    for i, name in enumerate(["zero-shot", "image_only", "v2", "v10", "paper"]):
+        middle, (segment,) = bars[i].lines[0].get_xdata()[0], bars[i].lines[2][0].get_segments()
+        spread = 100 * np.std([-0.02, 0.02] * 2, ddof=1)
+        np.testing.assert_allclose([middle, *segment[:, 0]], [100 * LEVELS[name], 100 * LEVELS[name] - spread, 100 * LEVELS[name] + spread])
+    lines = [line.get_xdata()[0] for line in rank1.lines if line.get_linestyle() in (":", "--") and len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+    np.testing.assert_allclose(lines, [100 * LEVELS["zero-shot"], 100 * LEVELS["image_only"]])
+    assert [text.get_text() for text in rank1.texts][3] == f"{100 * LEVELS['v10']:.1f} ± {100 * np.std([-0.02, 0.02] * 2, ddof=1):.1f}"
+    assert (rank1.get_xlabel(), m_ap.get_xlabel()) == ("Rank-1 (%)", "mAP (%)") and "splits and seeds" in figure.get_supxlabel()
+
+
+def test_versions_have_a_panel_for_each_backbone_and_protocol():
+    figure = FIGURES["versions, four groups"]()
+    titles = [ax.get_title(loc="left") for ax in figure.axes[::2]]
+    assert titles == ["hand-vit-tiny, clipfh", "hand-vit-tiny, mba", "rn50, clipfh", "rn50, mba"]
+
+
+def test_one_measurement_has_no_spread_and_an_empty_one_no_dot():
+    table = pd.DataFrame({"version": ["v1", "v2"], "rank1": [0.5, np.nan]})
+    ax, = plot_versions(table, measures=("rank1",)).axes
+    assert [text.get_text() for text in ax.texts] == ["50.0"] and len(ax.containers) == 1
+
+
+def test_differences_draw_intervals_and_say_which_are_decided():
+    figure = plot_differences(DIFFERENCES)
+    rank1, m_ap = figure.axes
+    drawn = [line for line in rank1.lines if len(line.get_xdata()) == 2 and len(set(line.get_ydata())) == 1]
+    np.testing.assert_allclose([line.get_xdata() for line in drawn], [[1, 5], [-6, -2]])
+    dots = [[line for line in ax.lines if len(line.get_xdata()) == 1] for ax in (rank1, m_ap)]
+    assert [to_hex(dot.get_markerfacecolor()) for dot in dots[0]] == [version_style("paper")["color"], version_style("v3")["color"]]
+    assert to_hex(dots[1][0].get_markerfacecolor()) == "#ffffff"  # the interval holds 0
+    assert [text.get_text() for text in rank1.texts] == ["+3.0 [+1.0, +5.0]", "−4.0 [−6.0, −2.0]"]
+    assert [label.get_text() for label in rank1.get_yticklabels()] == ["paper − image_only", "v3-logged − v3"]
+
+
+def test_published_figures_are_hollow_beside_ours():
+    theirs = pd.DataFrame({"version": ["v1", "v2"], "rank1": [0.6, 0.7]})
+    ours = pd.DataFrame({"version": ["v1", "v1", "paper"], "rank1": [0.64, 0.66, 0.9]})
+    ax, = plot_published(theirs, ours, measures=("rank1",)).axes
+    assert [text.get_text() for text in ax.texts] == ["60.0 → 65.0", "70.0 → –", "– → 90.0"]
+    dots = [(line.get_xdata()[0], to_hex(line.get_markerfacecolor())) for line in ax.lines if line.get_marker() not in ("None", "")]
+    assert (60.0, "#ffffff") in dots and any(np.isclose(x, 65) and face == version_style("v1")["color"] for x, face in dots)
+
+
+def test_roc_is_scikit_learns_and_marks_the_equal_error():
+    scores, genuine = two_normals(2)
+    ax, = plot_roc({"paper": (scores, genuine)}).axes
+    curve = max(ax.lines[:2], key=lambda line: len(line.get_xdata()))
+    far, tar, _ = roc_curve(genuine, scores)
+    upper = np.array([tar[far <= x / 100 + 1e-12].max() for x in curve.get_xdata()])
+    np.testing.assert_allclose(curve.get_ydata() / 100, upper, atol=1e-9)
+    mark = next(line for line in ax.lines if len(line.get_xdata()) == 1)
+    error = far[np.argmin(np.abs(far - (1 - tar)))]
+    assert abs(mark.get_xdata()[0] - 100 * error) < 0.5 and np.isclose(mark.get_xdata()[0] + mark.get_ydata()[0], 100)
+    assert ax.get_xscale() == "log" and np.isclose(ax.get_xlim()[0], 100 / 2000)
+
+
+def test_scores_of_each_kind_add_up_to_100_percent():
+    scores, genuine = two_normals(2)
+    ax, = plot_scores(scores, genuine).axes
+    heights, edges = np.histogram(scores[genuine], np.linspace(scores.min(), scores.max(), 51))
+    outline = ax.patches[0].get_xy()
+    assert np.isclose(outline[:, 1].max(), 100 * heights.max() / genuine.sum())
+    threshold = ax.lines[0].get_xdata()[0]
+    missed, accepted = (scores[genuine] < threshold).mean(), (scores[~genuine] >= threshold).mean()
+    assert abs(missed - accepted) < 0.005
+
+
+def test_the_map_is_scikit_learns_pca_with_its_variance():
+    features, who = clouds()
+    figure = plot_embedding_map(features, who, people=["P03", "P07"])
+    ax, = figure.axes
+    expected = PCA(2).fit(features)
+    drawn = np.concatenate([np.asarray(dots.get_offsets()) for dots in ax.collections])
+    order = [i for one in ("P03", "P07") for i, name in enumerate(who) if name == one] + [i for i, name in enumerate(who) if name not in ("P03", "P07")]
+    np.testing.assert_allclose(np.abs(drawn), np.abs(expected.transform(features))[order], atol=1e-9)
+    assert ax.get_xlabel() == f"component 1 ({100 * expected.explained_variance_ratio_[0]:.0f} % of the variance)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["P03", "P07", "others (18)"]
+
+
+def test_the_map_colours_those_with_most_images_and_takes_a_function():
+    features, who = clouds()
+    figure = plot_embedding_map(np.r_[features, features[:3]], [*who, "P19", "P19", "P18"], people=2, method=lambda x: x[:, :2])
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == ["P18", "P19"]
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets()[0], features[90, :2])
 
 
 def test_training_leaves_out_what_is_empty_and_marks_the_best_epoch():
@@ -115,6 +416,31 @@ def test_set_style_changes_a_notebooks_own_plots():
     (lambda: plot_attention(np.stack([image()]), np.zeros((1, 3, 4))), "empty"),
     (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), ["a", "b"]), "titles"),
     (lambda: plot_training(pd.DataFrame({"loss": [1.0]})), "epoch"),
+    (lambda: plot_ranked_lists([ranked(distance=[1, 2, 3])]), "both"),
+    (lambda: plot_attention_grid(image(), np.ones((3, 4, 5))), "rows, columns"),
+    (lambda: plot_attention_grid(image(), -np.ones((1, 1, 4, 5))), "from 0 up"),
+    (lambda: plot_attention_grid(image(), np.ones((2, 1, 4, 5)), ["a"]), "2 rows but 1 row label"),
+    (lambda: plot_attention_grid([image()] * 3, np.ones((2, 1, 4, 5))), "3 images"),
+    (lambda: plot_curves({}), "at least one"),
+    (lambda: plot_curves({"paper": pd.DataFrame({"loss": [1.0]})}), "'paper' has no epochs"),
+    (lambda: plot_curves({"paper": HISTORY}, ("los",)), "'los'"),
+    (lambda: plot_loss_terms({"paper": HISTORY[["epoch"]]}), "no loss term"),
+    (lambda: plot_loss_terms({"paper": HISTORY.assign(loss_id=-1.0)}), "negative"),
+    (lambda: plot_versions(results().drop(columns="mAP")), "no column mAP"),
+    (lambda: plot_versions(results()[:0]), "no rows"),
+    (lambda: plot_versions(results().assign(mAP=71.3)), "percent"),
+    (lambda: plot_published(results().assign(rank1=71.3), results()), "published table"),
+    (lambda: plot_differences(DIFFERENCES.assign(high=3.0)), "percent"),
+    (lambda: plot_differences(DIFFERENCES.assign(low=0.5, high=0.6)), "does not hold"),
+    (lambda: plot_differences(DIFFERENCES.drop(columns="low")), "no column low"),
+    (lambda: plot_roc({}), "at least one"),
+    (lambda: plot_roc({"paper": ([0.5, 0.6], [True, True])}), "one kind"),
+    (lambda: plot_scores([0.5, np.nan], [True, False]), "NaN"),
+    (lambda: plot_embedding_map(np.ones((5, 3)), range(5)), "collapsed"),
+    (lambda: plot_embedding_map(np.ones((5, 3)), range(4)), "must be"),
+    (lambda: plot_embedding_map(*clouds(), people=["nobody"]), "nobody"),
+    (lambda: plot_embedding_map(*clouds(), method="tsne"), "'tsne'"),
+    (lambda: plot_embedding_map(*clouds(), method=lambda x: x), "shape"),
     (lambda: save_figure(Figure(), "figure.hand"), "png"),
 ])
 def test_bad_input_is_one_clear_sentence(call, word):

@@ -1,0 +1,82 @@
+"The benchmark's baselines give the same numbers as what they are compared with, and its table says what it must."
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from promptsg.bench import CASES, GOALS, _people, _row, operations, plain_ranking, ranking_memory, read_bench, roofline, run_bench, side_by_side
+from promptsg.config import PromptSGError
+from promptsg.metrics import evaluate_features
+
+
+def test_every_case_runs_and_is_written(tmp_path):
+    table = run_bench(out=tmp_path / "bench.json", quick=True, progress=False)
+    assert set(table.case) == set(GOALS) and len(table) == len(GOALS)
+    assert (table.ours_s > 0).all() and table.ratio.notna().all()
+    timed = table.dropna(subset=["baseline_s"])
+    for row in timed.itertuples():
+        assert row.ratio in (row.baseline_s / row.ours_s, row.ours_s / row.baseline_s)
+    assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 2
+    assert json.loads((tmp_path / "bench.json").read_text())["machine"]["quick"] is True
+    read = read_bench(tmp_path / "bench.json")
+    pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    assert read.attrs["machine"]["peak_flop_per_s"] > 0
+
+
+def test_side_by_side_takes_turns_and_measures():
+    calls = []
+    took = side_by_side({"a": lambda: calls.append("a") or time.sleep(0.02), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls == ["a", "b"] * 4  # one round to warm up
+    assert len(took["a"].times) == 3 and took["a"].median >= 0.02 > took["b"].median
+
+
+def test_operations_of_a_product():
+    assert operations(lambda: torch.randn(5, 7) @ torch.randn(7, 3)) == 2 * 5 * 7 * 3
+
+
+def test_plain_ranking_by_hand():
+    gallery = (torch.tensor([[1.0, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]]), np.array([1, 2, 1, 1]), np.array([0, 1, 1, 1]))
+    query = (torch.tensor([[1.0, 0]]), np.array([1]), np.array([0]))  # the first gallery image is of its own camera
+    ap, curve = plain_ranking(query, gallery)
+    assert ap == pytest.approx((1 / 2 + 2 / 3) / 2) and curve.tolist() == [0.0] + [1.0] * 19
+
+
+def test_plain_ranking_agrees_with_the_library():
+    query, gallery = _people(50, 400)
+    ap, curve = plain_ranking(query, gallery)
+    ours = evaluate_features(query[0], gallery[0], query[1], gallery[1], query[2], gallery[2])
+    assert 0.01 < ap < 0.99 and abs(ours["mAP"] - ap) < 1e-6 and np.abs(np.array(ours["cmc_curve"]) - curve).max() < 1e-6
+
+
+def test_goals_reached_or_not():
+    assert _row("composed", 0.9, 1.0)["reached"] and not _row("composed", 0.89, 1.0)["reached"]
+    assert _row("step", 1.0, 1.15)["reached"] and not _row("step", 1.0, 1.16)["reached"]
+    assert _row("memory", amount=1.0)["reached"] and not _row("memory", amount=1.1)["reached"]
+
+
+def test_roofline_is_operations_over_rate():
+    table = pd.DataFrame([_row("composed", 0.9, 1.0, baseline_flop=8e9, ours_flop=10e9), _row("step", 1.0, 1.1, baseline_flop=8e9, ours_flop=10e9), _row("memory", amount=1.0)])
+    table.attrs["machine"] = {"peak_flop_per_s": 20e9}
+    roof = roofline(table)
+    assert roof.floor_s.tolist() == [0.5, 0.5] and roof.floor_ratio.tolist() == pytest.approx([0.8, 1.25]) and roof.share[0] == 0.5
+
+
+def test_memory_of_a_ranking_is_seen():
+    from promptsg.bench import _peak_memory
+    before = _peak_memory(reset=True)
+    block = torch.ones(30_000_000)  # 120 MB
+    assert 0.1e9 < _peak_memory() - before < 0.3e9 and block[0] == 1
+    assert ranking_memory(128, 4096)[0] < 1
+
+
+def test_bad_input_is_one_sentence(tmp_path):
+    with pytest.raises(PromptSGError, match="embedding"):
+        run_bench(["embeding"])
+    (tmp_path / "half.json").write_text('{"rows": [')
+    for name in ("none.json", "half.json"):
+        with pytest.raises(PromptSGError, match="promptsg bench"):
+            read_bench(tmp_path / name)
+    assert "embedding" in CASES
