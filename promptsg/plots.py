@@ -462,7 +462,7 @@ def _mean_and_spread(table, measure) -> pd.DataFrame:
     found = (100 * table.dropna(subset=[measure]).set_index("version")[measure]).groupby(level=0).agg(["mean", "std", "count"])
     return found.fillna({"std": 0.0})
 
-def _rows_of(names, ax, reverse=True) -> dict:
+def _rows_of(names, ax) -> dict:
     "name -> height in the axes, the first at the top, each with its tick."
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     ax.grid(True, axis="x"), ax.grid(False, axis="y")
@@ -518,24 +518,25 @@ def plot_versions(table: pd.DataFrame, # tidy: version, the measures (0..1), and
 def _difference_names(table) -> list:
     "A label for each row's pair, with backbone and protocol where they vary."
     vary = [name for name in ("backbone", "protocol") if name in table and table[name].nunique() > 1]
-    return [f"{row.a} − {row.b}" + "".join(f", {getattr(row, name)}" for name in vary) for row in table.itertuples()]
+    return [f"{row.b} − {row.a}" + "".join(f", {getattr(row, name)}" for name in vary) for row in table.itertuples()]
 
 def _check_differences(table) -> None:
     _check_table(table, ["a", "b", "measure", "difference", "low", "high"], "the table of differences")
     values = table[["difference", "low", "high"]]
-    if not all(map(pd.api.types.is_numeric_dtype, values.dtypes)) or not (values.abs() <= 1).all(axis=None):
-        raise PromptSGError("differences and their limits must be fractions from -1 to 1; divide percent by 100.")
+    if not all(map(pd.api.types.is_numeric_dtype, values.dtypes)) or not (values.abs() <= 100).all(axis=None):
+        raise PromptSGError("differences and their limits must be percentage points from -100 to 100, none missing.")
     wrong = table[(table.low > table.high) | (table.difference < table.low) | (table.difference > table.high)]
     if len(wrong):
-        raise PromptSGError(f"the interval of {wrong.a.iloc[0]} - {wrong.b.iloc[0]} ({wrong.measure.iloc[0]}) does not hold its difference; "
+        raise PromptSGError(f"the interval of {wrong.b.iloc[0]} - {wrong.a.iloc[0]} ({wrong.measure.iloc[0]}) does not hold its difference; "
                             "low <= difference <= high is needed.")
 
 @_styled
-def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high (fractions, a minus b) and perhaps backbone, protocol
+def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high (b - a, percentage points) and perhaps backbone, protocol
                     ) -> Figure:
-    """Forest plot: paired differences of versions with their 95 % intervals, in percentage points, a panel per measure.
+    """Forest plot: paired differences of versions with their 95 % intervals, a panel per measure; above 0, `b` is the better one.
 
-    The colour is that of `a`. Raises `PromptSGError` for a missing column, no rows, percent, or an interval without its difference."""
+    A row is `dict(a=..., b=..., measure=..., **paired_bootstrap(...)._asdict())`. The colour is that of `b`. Raises `PromptSGError` for a
+    missing column, no rows, a missing value, or an interval without its difference."""
     _check_differences(table)
     table = table.assign(name=_difference_names(table))
     names, measures = list(dict.fromkeys(table.name)), list(dict.fromkeys(table.measure))
@@ -543,8 +544,8 @@ def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high 
     for ax, measure in zip(axes[0], measures):
         places = _rows_of(names, ax)
         for row in table[table.measure == measure].itertuples():
-            mean, low, high = (100 * value for value in (row.difference, row.low, row.high))
-            look, y = version_style(row.a), places[row.name]
+            mean, low, high = row.difference, row.low, row.high
+            look, y = version_style(row.b), places[row.name]
             ax.plot([low, high], [y, y], color=look["color"], solid_capstyle="butt")
             ax.plot(mean, y, color=look["color"], marker=look["marker"], markersize=6, markerfacecolor="white" if low <= 0 <= high else look["color"])
             _beside(ax, y, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−"))
