@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_text',
-           'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'bench_memory', 'run_bench',
-           'read_bench', 'roofline']
+           'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'bench_memory', 'bench_pixels',
+           'run_bench', 'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -21,13 +21,14 @@ import open_clip
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.benchmark import Measurement, TaskSpec, timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .backbone import model_config
 from .config import PromptSGError
-from .data import make_splits, read_11k, write_text
+from .data import HandDataset, PixelCache, make_splits, read_11k, train_transform, write_text
 from .evaluation import embed_images, evaluate, ranked_images
 from .metrics import evaluate_features
 from .model import PromptSG
@@ -72,6 +73,7 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "splits": ("ten-split evaluation against embedding each split anew", "speed", 8.0),
     "ranking": ("CMC and mAP against a plain loop over queries", "speed", 20.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
+    "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
 }
 
 
@@ -228,7 +230,30 @@ def bench_memory(quick=False):
     return [_row("memory", ours=seconds, amount=amount)]
 
 # %% ../nbs/19_bench.ipynb #cell017
-CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory}
+def _photographs(folder, count, size=(1600, 1200), seed=0):
+    "A DataFrame of `count` JPEG files of smooth colours with a camera's noise."
+    rng = np.random.default_rng(seed)
+    paths = [str(Path(folder) / f"{n}.jpg") for n in range(count)]
+    for path in paths:
+        smooth = Image.fromarray(rng.integers(0, 230, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        noise = rng.integers(0, 25, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(np.asarray(smooth) // 2 + noise).save(path, quality=90)
+    return pd.DataFrame({"path": paths, "identity": "nobody"})
+
+
+def bench_pixels(quick=False):
+    "Row `pixels`: one pass over a training set in one process."
+    with tempfile.TemporaryDirectory() as folder:
+        frame, transform = _photographs(folder, 4 if quick else 32), train_transform((224, 224))
+        cached = HandDataset(frame, transform, pixels=PixelCache((224, 224), Path(folder) / "cache", progress=False))
+        decoded = HandDataset(frame, transform)
+        epoch = lambda data: [data[n] for n in range(len(data))]
+        took = side_by_side({"decoded": lambda: epoch(decoded), "cached": lambda: epoch(cached)}, 3)
+    return [_row("pixels", took["decoded"].median, took["cached"].median, batch=len(frame))]
+
+# %% ../nbs/19_bench.ipynb #cell019
+CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
+         "pixels": bench_pixels}
 
 
 def _machine(quick):
