@@ -257,8 +257,7 @@ CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "
 
 
 def _machine(quick):
-    return {"processor": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-            "peak_flop_per_s": peak_rate(256 if quick else 2048), "quick": quick}
+    return {"processor": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(), "quick": quick}
 
 
 def _processor():
@@ -271,20 +270,30 @@ def _processor():
 def run_bench(cases=None, out=None, quick=False, progress=True):
     """Measure, one after another, the named cases of `CASES` (None: all): a DataFrame with a row per ratio.
 
-    Columns: case, what, baseline_s, ours_s (seconds), ratio, target, reached, and where they apply batch, baseline_flop, ours_flop (operations), difference (ours from
-    the baseline). `out` is a JSON file for the table and the machine; `quick` takes small shapes, whose ratios say only that the cases run.
+    Columns: case, what, baseline_s, ours_s (seconds), ratio, target, reached, peak_flop_per_s, and where they apply batch, baseline_flop, ours_flop (operations),
+    difference (ours from the baseline). `out` is a JSON file for the table and the machine; `quick` takes small shapes, whose ratios say only that the cases run.
     Raises `PromptSGError` for an unknown case."""
     unknown = [name for name in cases or () if name not in CASES]
     if unknown:
         raise PromptSGError(f"benchmark case {unknown[0]!r} is not known; choose from {', '.join(CASES)}")
     machine, rows = _machine(quick), []
     for name in tqdm(list(cases or CASES), desc="benchmark", disable=not progress):
-        rows += CASES[name](quick)
+        rate = peak_rate(256 if quick else 2048)
+        rows += [row | {"peak_flop_per_s": rate} for row in CASES[name](quick)]
+        if out:
+            _write(out, machine, rows)
     table = pd.DataFrame(rows)
     table.attrs["machine"] = machine
-    if out:
-        write_text(out, json.dumps({"machine": machine, "rows": json.loads(table.to_json(orient="records"))}, indent=1))
     return table
+
+
+def _write(out, machine, rows):
+    "The rows as JSON, after those of other cases that the file holds from the same machine and mode."
+    if Path(out).exists():
+        old, new = read_bench(out), {row["case"] for row in rows}
+        rows = rows + [row for row in old.to_dict("records") if row["case"] not in new and old.attrs["machine"] == machine]
+    table = pd.DataFrame(sorted(rows, key=lambda row: list(GOALS).index(row["case"])))
+    write_text(out, json.dumps({"machine": machine, "rows": json.loads(table.to_json(orient="records"))}, indent=1))
 
 
 def read_bench(path):
@@ -301,9 +310,9 @@ def read_bench(path):
 def roofline(table):
     """Per case the floor set by its operations at the machine's best rate, and what was reached: a DataFrame.
 
-    Columns: case, ours_gflop, floor_s, ours_s, share (floor / ours), floor_ratio: the ratio that counting operations alone gives."""
-    rate, t = table.attrs["machine"]["peak_flop_per_s"], table.dropna(subset=["ours_flop"])
-    floor, kinds = t.ours_flop / rate, t.case.map(lambda case: GOALS[case][1])
+    Columns: case, ours_gflop, floor_s, ours_s, share (floor / ours), baseline_share, floor_ratio: the ratio that counting operations alone gives."""
+    t = table.dropna(subset=["ours_flop"])
+    floor, kinds = t.ours_flop / t.peak_flop_per_s, t.case.map(lambda case: GOALS[case][1])
     by_count = np.where(kinds == "speed", t.baseline_flop / t.ours_flop, t.ours_flop / t.baseline_flop)
     return pd.DataFrame({"case": t.case, "ours_gflop": t.ours_flop / 1e9, "floor_s": floor, "ours_s": t.ours_s, "share": floor / t.ours_s,
-                         "floor_ratio": by_count, "ratio": t.ratio, "target": t.target})
+                         "baseline_share": t.baseline_flop / t.peak_flop_per_s / t.baseline_s, "floor_ratio": by_count, "ratio": t.ratio, "target": t.target})

@@ -315,21 +315,23 @@ def _draw_worn(picture, canvas, nuisance, fingers):
     if nuisance.ring:  # broad, with dark edges: it has to survive shrinking to the embedded models' 112 pixels
         (axis, width), metal = fingers[1 + nuisance.ring[0]], np.float32(RINGS[nuisance.ring[1]])
         for height, colour in ((0.14, metal * 0.3), (0.10, metal), (0.035, metal * 0.4 + 153)):
-            _blend(picture, canvas.mask([_band(axis, width, 0.24, height)]), colour)
+            _blend(picture, canvas.mask([_band(axis, width, _RING, height)]), colour)
     if nuisance.sleeve is not None:
         end = nuisance.sleeve[3]
         _blend(picture, canvas.mask([np.array([[-0.6, -1.4], [0.6, -1.4], [0.52, end], [-0.52, end]])]), nuisance.sleeve[:3])
 
 # %% ../nbs/02_synth.ipynb #cell013
-LANDMARKS = ("wrist", *(f"{finger} {end}" for finger in ("thumb", "index", "middle", "ring", "little") for end in ("base", "tip")))
+LANDMARKS = ("wrist", *(f"{finger} {end}" for finger in ("thumb", "index", "middle", "ring", "little") for end in ("base", "tip")), "worn ring")
+_RING = 0.24  # where a ring sits, as a share of the finger
 
 
 def landmarks(person, nuisance, aspect, size=(192, 192)):
-    """float64 (11, 2): where `LANDMARKS` lie in `draw_hand`'s picture of the same arguments, as x / width and y / height from the top left.
+    """float64 (12, 2): where `LANDMARKS` lie in `draw_hand`'s picture of the same arguments, as x / width and y / height from the top left.
 
-    Outside 0..1 where the picture cuts the hand off."""
-    canvas = _Canvas(nuisance, aspect, size)
-    points = np.concatenate([np.zeros((1, 2)), *(axis for axis, _ in _fingers(person, nuisance))])
+    Outside 0..1 where the picture cuts the hand off; NaN for the ring where none is worn."""
+    canvas, axes = _Canvas(nuisance, aspect, size), [axis for axis, _ in _fingers(person, nuisance)]
+    start, end = axes[1 + nuisance.ring[0]] if nuisance.ring else np.full((2, 2), np.nan)
+    points = np.concatenate([np.zeros((1, 2)), *axes, [start + _RING * (end - start)]])
     return (points @ canvas.matrix.T + canvas.origin) / np.array(size[::-1])
 
 

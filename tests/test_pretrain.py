@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from promptsg.backbone import EMBEDDED, WEIGHTS, tokenizer_for
+from promptsg.backbone import EMBEDDED, WEIGHTS, model_config, tokenizer_for
 from promptsg.config import PromptSGError
-from promptsg.pretrain import TEXT_TOWER, align_text, contrastive_loss, pretrain, row_attributes, to_batch, true_pairs
+from promptsg.pretrain import (TEXT_TOWER, _nearness, align_text, contrastive_loss, draw_set, embedded_clip, pretrain, row_attributes, to_batch, true_pairs,
+                               zero_shot)
 
 
 def random(*shape, seed=0):
@@ -49,6 +50,29 @@ def test_shipped_files_fit_in_twelve_megabytes():
         tensors = load_file(WEIGHTS / f"{name}.safetensors")
         assert all(torch.isfinite(value.float()).all() for value in tensors.values())
         assert tensors["text.token_embedding.weight"].shape[0] == config["vocab_size"] == tokenizer_for(config).vocab_size
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_shipped_words_mean_what_pictures_show(name):
+    pictures, phrases, _ = draw_set(80, model_config(name)["vision_cfg"]["image_size"], seed=41)
+    scores = zero_shot(*embedded_clip(name), pictures, phrases)
+    assert (scores.accuracy[["face", "side"]] >= 0.95).all()
+    shuffled = zero_shot(*embedded_clip(name), pictures, phrases[::-1])  # the same answers against other pictures' truth
+    assert (scores.accuracy > shuffled.accuracy).all()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_two_steps_write_a_model_of_the_shipped_shape(name, tmp_path):
+    made = load_file(pretrain(name, tmp_path / "made.safetensors", images=64, steps=2, batch=8, texts=6, unseen=64, progress=False))
+    shipped = load_file(WEIGHTS / f"{name}.safetensors")
+    assert {key: (value.shape, value.dtype) for key, value in made.items()} == {key: (value.shape, value.dtype) for key, value in shipped.items()}
+
+
+def test_the_patches_nearest_to_a_landmark_weigh_most():
+    points = torch.tensor([[[0.1, 0.1], [0.9, 0.4], [float("nan")] * 2]])
+    near = _nearness(points, (2, 4))  # 2 rows, 4 columns
+    assert near.shape == (1, 8, 3) and near[0, :, :2].argmax(0).tolist() == [0, 3]
+    assert torch.allclose(near.sum(1), torch.tensor([[1.0, 1.0, 0.0]]))
 
 
 def test_common_words_are_single_tokens():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from promptsg.config import ASPECTS, PromptSGError
-from promptsg.synth import Nuisance, attributes, draw_hand, person_of, sentence, write_hands
+from promptsg.synth import LANDMARKS, Nuisance, attributes, draw_hand, landmarks, person_of, sentence, write_hands
 
 
 def shot(seed, **changes):
@@ -51,6 +51,27 @@ def test_what_is_worn_is_seen_and_said(changes, name):
     person, bare, worn = person_of(0, 6), shot(4), shot(4, **changes)
     assert (draw_hand(person, bare, "dorsal_l") != draw_hand(person, worn, "dorsal_l")).any()
     assert attributes(person, bare, "dorsal_l")[name] != attributes(person, worn, "dorsal_l")[name]
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+@pytest.mark.parametrize("size", [(192, 192), (160, 240)])
+def test_landmarks_lie_where_the_hand_is_drawn(aspect, size):
+    person, nuisance = person_of(0, 7), shot(6, rotation=9.0, scale=0.36)
+    inside = np.pad(silhouette(draw_hand(person, nuisance, aspect, size)), 1)
+    points = dict(zip(LANDMARKS, landmarks(person, nuisance, aspect, size) * size[::-1]))
+    for finger in ("thumb", "index", "middle", "ring", "little"):
+        base, tip = points[f"{finger} base"], points[f"{finger} tip"]
+        along = (tip - base) / np.linalg.norm(tip - base)
+        (x, y), (beyond_x, beyond_y) = tip - 6 * along, tip + 6 * along
+        assert inside[round(y) + 1, round(x) + 1] and not inside[round(beyond_y) + 1, round(beyond_x) + 1]
+
+
+def test_the_worn_ring_lies_at_its_landmark():
+    person, bare, worn = person_of(0, 7), shot(6), shot(6, ring=(1, "gold"))
+    differs = np.argwhere((draw_hand(person, bare, "palmar_r").astype(int) != draw_hand(person, worn, "palmar_r")).any(-1))
+    ring = landmarks(person, worn, "palmar_r")[LANDMARKS.index("worn ring")] * 192
+    assert np.abs(differs.mean(0)[::-1] - ring).max() < 2
+    assert np.isnan(landmarks(person, bare, "palmar_r")[-1]).all()
 
 
 def test_a_sentence_says_what_it_reports_to_have_said():
