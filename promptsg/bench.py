@@ -205,10 +205,13 @@ def bench_ranking(quick=False):
 # %% ../nbs/19_bench.ipynb #cell015
 def _peak_memory(reset=False):
     "The most bytes of memory this process has held; with `reset`, Linux starts again from what it holds now."
-    import resource  # Windows has none
-    if reset and os.path.exists("/proc/self/clear_refs"):
+    status = Path("/proc/self/status")
+    if not status.exists():
+        import resource  # Windows has none
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
+    if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])  # getrusage's keeps what the parent process held
 
 
 def ranking_memory(queries, gallery):

@@ -1,4 +1,6 @@
 "The benchmark's baselines give the same numbers as what they are compared with, and its table says what it must."
+import subprocess
+import sys
 import json
 import time
 
@@ -69,11 +71,15 @@ def test_roofline_is_operations_over_rate():
 
 
 def test_memory_of_a_ranking_is_seen():
-    from promptsg.bench import _peak_memory
-    before = _peak_memory(reset=True)
-    block = torch.ones(30_000_000)  # 120 MB
-    assert 0.1e9 < _peak_memory() - before < 0.3e9 and block[0] == 1
-    assert ranking_memory(128, 4096)[0] < 1
+    program = """
+import torch
+from promptsg.bench import _peak_memory, ranking_memory
+before = _peak_memory(reset=True)
+block = torch.ones(30_000_000)  # 120 MB
+print(_peak_memory() - before, ranking_memory(128, 4096)[0])
+"""  # a process of its own: this one has held more before, and not every kernel forgets that
+    seen, ranking = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert 0.1e9 < int(seen) < 0.3e9 and float(ranking) < 1
 
 
 def test_bad_input_is_one_sentence(tmp_path):

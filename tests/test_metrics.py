@@ -165,26 +165,15 @@ def plain_loop(similarity, q, g, q_cam, g_cam):
     return np.mean(precisions), curve / len(q)
 
 
-def test_a_long_gallery_equals_a_plain_loop_and_takes_a_fraction_of_its_time():
+def test_a_long_gallery_equals_a_plain_loop():
     rng = np.random.default_rng(0)
     g, q = rng.integers(0, 300, 8000), rng.integers(0, 300, 150)
     g_cam, q_cam = rng.integers(0, 6, 8000), rng.integers(0, 6, 150)
     centres = rng.normal(size=(300, 64))
     similarity = (centres[q] + rng.normal(size=(150, 64))) @ (centres[g] + rng.normal(size=(8000, 64))).T
-    (mean_ap, curve), slow = timed(lambda: plain_loop(similarity, q, g, q_cam, g_cam))
-    ours, fast = timed(lambda: evaluate_ranking(similarity, q, g, q_cam, g_cam))
+    mean_ap, curve = plain_loop(similarity, q, g, q_cam, g_cam)
+    ours = evaluate_ranking(similarity, q, g, q_cam, g_cam)
     assert 0.3 < mean_ap < 0.99 and abs(ours["mAP"] - mean_ap) < 1e-6 and np.allclose(ours["cmc_curve"], curve, atol=1e-6)
-    assert slow > 3 * fast  # far more on a quiet machine; see the notebook
-
-
-def timed(action):
-    "The result and the shorter of three times, in seconds of this process."
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        result = action()
-        times.append(time.process_time() - start)
-    return result, min(times)
 
 
 def test_memory_stays_within_the_budget():
