@@ -3,10 +3,11 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 UV     := $(shell uv --version >/dev/null 2>&1 && echo uv)
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-notebooks test-python lab export readme docs clean
+.PHONY: help demo test test-notebooks test-python browser lab export readme docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -14,13 +15,17 @@ help:  ## what there is
 demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones; ARGS="--config ..."
 	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(VENV)/.installed-dev test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
+test: $(VENV)/.installed-dev browser test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
 
 test-notebooks: $(VENV)/.installed-dev  ## the notebooks, or with FILE_RE=03_ some of them
 	$(BIN)/nbdev_test --path nbs --n_workers 1 --do_print $(if $(FILE_RE),--file_re '$(FILE_RE)')
 
 test-python: $(VENV)/.installed-dev  ## the project's own checks, and pytest
 	$(BIN)/python -m pytest -q tests
+
+browser:  ## the Chromium that the tests of pages open, by apt where there is none
+	@which chromium google-chrome >/dev/null 2>&1 || { which apt-get >/dev/null && $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq chromium; } \
+	|| { echo "install Chromium (or Chrome) so that it is on the PATH: the tests open pages in it"; exit 1; }
 
 lab: $(VENV)/.installed-dev  ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -1,5 +1,6 @@
 "Data shared by the tests: a handful of synthetic people, written once a session."
 import os
+import shutil
 import tempfile
 
 import pytest
@@ -28,3 +29,15 @@ def splits(hands):
 def quick():
     "A config that trains in seconds."
     return Config(model="hand-vit-tiny", attention_heads=4, batch_size=16, epochs=2, lr_clip_visual=1e-4, lr_modules=1e-3, num_splits=3)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    "A headless Chromium (playwright `Browser`), for tests that look at pages as a person does."
+    from playwright.sync_api import sync_playwright
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "no Chromium is on the PATH: `make browser` installs Debian's; the tests of pages need it and are not skipped"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
