@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'CONFIG', 'Sets', 'parse_sets', 'read_config', 'read_data', 'for_data', 'splits_of', 'untrained',
-           'measure', 'print_table', 'train', 'evaluate', 'read_images', 'embed', 'search', 'ranked_figure',
+           'measure', 'print_table', 'train', 'evaluate_command', 'read_images', 'embed', 'search', 'ranked_figure',
            'ranked_lists', 'attention_figure', 'make_demo', 'demo_hands', 'demo_report', 'demo', 'synth',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'pretrain', 'align_text', 'main']
+           'check_packages', 'check_weights', 'check_data', 'doctor', 'pretrain_command', 'align_text_command', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import sys
@@ -115,12 +115,12 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
     typer.echo(f"trained; the run is in {folder}")
 
 
-@app.command()
-def evaluate(data: Data, run: Annotated[Optional[Path], typer.Option("--run", help="Run folder; its best checkpoint is measured.")] = None,
-             config: Annotated[Optional[str], typer.Option("--config", help="Instead of --run: measure this config untrained (zero-shot).")] = None,
-             protocol: Annotated[str, typer.Option("--protocol", help="clipfh or mba.")] = "clipfh",
-             out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the results; the run's own by default.")] = None,
-             sets: Sets = None):
+@app.command("evaluate")
+def evaluate_command(data: Data, run: Annotated[Optional[Path], typer.Option("--run", help="Run folder; its best checkpoint is measured.")] = None,
+                     config: Annotated[Optional[str], typer.Option("--config", help="Instead of --run: measure this config untrained (zero-shot).")] = None,
+                     protocol: Annotated[str, typer.Option("--protocol", help="clipfh or mba.")] = "clipfh",
+                     out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the results; the run's own by default.")] = None,
+                     sets: Sets = None):
     "Measure a run, or a config before training, over its query/gallery splits."
     from promptsg.training import load_run
     if (run is None) == (config is None):
@@ -331,18 +331,18 @@ def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data f
         typer.echo(f"{name:26s}{found}" + (f"\n{'':26s}-> {advice}" if advice else ""))
 
 # %% ../nbs/16_cli.ipynb #cell018
-@app.command()
-def pretrain(name: Annotated[str, typer.Argument(help="hand-vit-tiny or hand-rn-tiny.")],
-             out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-             seed: Annotated[int, typer.Option("--seed")] = 7):
+@app.command("pretrain")
+def pretrain_command(name: Annotated[str, typer.Argument(help="hand-vit-tiny or hand-rn-tiny.")],
+                     out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+                     seed: Annotated[int, typer.Option("--seed")] = 7):
     "Train an embedded CLIP from nothing on synthetic hands and captions."
     from promptsg.pretrain import pretrain as run
     run(name, out, seed=seed)
 
 
 @app.command("align-text")
-def align_text(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
-               out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], sets: Sets = None):
+def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
+                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
     import pandas as pd
     from promptsg.pretrain import align_text as align
