@@ -37,7 +37,7 @@ export: $(VENV)/.installed-dev  ## make the package from the notebooks
 readme: $(VENV)/.installed-dev  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tests/make_readme.py
 
-docs: $(VENV)/.installed-dev  ## make the site in _docs (needs Quarto, https://quarto.org)
+docs: readme  ## make the site in _docs (needs Quarto, https://quarto.org)
 	$(BIN)/nbdev_docs
 
 clean:  ## take away what can be made again; runs/ stays

@@ -101,17 +101,13 @@ def code(cell, name, folder):
 
 
 def markdown(cells, folder):
-    "A pre-processed notebook's front matter and its text."
-    front, parts = {}, []
+    "A pre-processed notebook, its front matter first, as pandoc's Markdown."
     for i, cell in enumerate(cells):
         source = "".join(cell["source"])
-        if cell["cell_type"] == "raw" and source.startswith("---"):
-            front = yaml.safe_load(source.strip().strip("-"))
-        elif cell["cell_type"] == "markdown":
-            parts.append(source)
-        elif cell["cell_type"] == "code":
-            parts += code(cell, f"cell-{i}", folder)
-    return front, "\n\n".join(parts)
+        if cell["cell_type"] == "code":
+            yield from code(cell, f"cell-{i}", folder)
+        else:
+            yield source.strip()
 
 
 def as_quarto(page):
@@ -140,14 +136,13 @@ def render_page(source, site, work):
     "One pre-processed notebook as a page of `site`."
     name = source.relative_to(work / "_proc")
     target = site / output_file(name)
-    front, text = markdown(json.loads(source.read_text(encoding="utf-8"))["cells"], target.with_name(target.stem + "_files"))
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    text = "\n\n".join(markdown(cells, target.with_name(target.stem + "_files")))
+    text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\1)", text)  # MathJax, which Quarto uses, knows \tag; pandoc's MathML does not
     up = "../" * (len(name.parts) - 1)
     sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    given = {"title": front["title"], "description": front.get("description", ""), "up": up, "sidebar": "".join(navigation(sidebar, up))}
-    meta = [f"--variable={key}={value}" for key, value in given.items() if value]
-    text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\1)", text)  # MathJax, which Quarto uses, knows \tag; pandoc's MathML does not
     command = [pypandoc.get_pandoc_path(), f"--from={READER}", "--to=html5", "--mathml", "--section-divs", "--wrap=none", "--fail-if-warnings",
-               f"--template={ROOT / 'tests/page.html'}", f"--metadata=pagetitle={front['title']}", *meta]
+               f"--template={ROOT / 'tests/page.html'}", f"--variable=up={up}", f"--variable=sidebar={''.join(navigation(sidebar, up))}"]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     assert done.returncode == 0, f"{name}: {done.stderr}"
     target.parent.mkdir(parents=True, exist_ok=True)

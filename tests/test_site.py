@@ -5,17 +5,19 @@ What a person would look at is left in .cache/screenshots/."""
 import json
 import re
 import shutil
-from configparser import ConfigParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
 
+from promptsg._modidx import d as promptsg_index
+
 from make_readme import ROOT
 from render_site import build_site, copy_project, output_file, render_site
+from test_project import NOTEBOOKS
 
 BUILDERS = {"pandoc": render_site, **({"quarto": build_site} if shutil.which("quarto") else {})}
-NOTEBOOKS = sorted(path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+PAGES = {path: output_file(path.relative_to("nbs")).as_posix() for path in NOTEBOOKS}
 WIDTHS = (1280, 400)
 LOOKED_AT = ("index.html", "fusion.html", "metrics.html", "plots.html", "training.html", "explorer.html")  # where there is such a page
 FACTS = """() => {
@@ -25,7 +27,7 @@ FACTS = """() => {
         ids: all('[id]', e => e.id),
         links: all('a[href]', e => e.getAttribute('href')),
         headings: all('main :is(h1, h2, h3, h4, h5, h6)', e => [Number(e.tagName[1]), e.innerText.trim()]),
-        documented: all('main :is(h3, h4, a[href*="/blob/"])', e => e.getAttribute('href') || e.innerText.trim()),
+        documented: all('main :is(h3, h4, a[href*="/blob/"][href*="#L"])', e => e.getAttribute('href') || e.innerText.trim()),
         images: all('main img', e => ({name: e.getAttribute('src').slice(0, 80), shown: e.complete && e.naturalWidth > 0,
             described: Boolean(e.alt || e.closest('figure')?.querySelector('figcaption')?.innerText)})),
         code: all('main pre', e => e.innerText),
@@ -38,14 +40,9 @@ FACTS = """() => {
 }"""
 
 
-def settings():
-    parser = ConfigParser(delimiters=["="], interpolation=None)
-    parser.read(ROOT / "settings.ini")
-    return parser["DEFAULT"]
-
-
-ADDRESS = settings()["doc_host"] + settings()["doc_baseurl"] + "/"
-SOURCE = settings()["git_url"] + "/blob/" + settings()["branch"] + "/"
+SETTINGS = promptsg_index["settings"]
+ADDRESS = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"] + "/"
+SOURCE = SETTINGS["git_url"] + "/blob/" + SETTINGS["branch"] + "/"
 
 
 @pytest.fixture(scope="module", params=BUILDERS)
@@ -60,7 +57,7 @@ def pages(site, chromium):
     found = {}
     for width in WIDTHS:
         tab = chromium.new_page(viewport={"width": width, "height": 800})
-        for path in sorted(site.rglob("*.html")):
+        for path in sorted(path for path in site.rglob("*.html") if "site_libs" not in path.parts):
             tab.goto(path.as_uri())
             name = path.relative_to(site).as_posix()
             found[width, name] = tab.evaluate(FACTS)
@@ -75,6 +72,10 @@ def screenshot(tab, name):
     tab.screenshot(path=ROOT / f".cache/screenshots/{name}.png", full_page=True)
 
 
+def cells_of(path):
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]
+
+
 def problems(pages, wrong, width=WIDTHS[0]):
     "{page: what `wrong(facts)` finds there}, without the pages on which it finds nothing."
     found = {name: list(wrong(facts)) for (at, name), facts in pages.items() if at == width}
@@ -82,26 +83,23 @@ def problems(pages, wrong, width=WIDTHS[0]):
 
 
 def test_every_notebook_has_a_page(pages):
-    expected = {output_file(path).as_posix() for path in NOTEBOOKS}
-    assert expected <= {name for _, name in pages}
+    assert set(PAGES.values()) <= {name for _, name in pages}
     assert problems(pages, lambda facts: [] if len(facts["text"]) > 200 else [facts["text"]]) == {}, "nothing is on these pages"
 
 
 def test_title_cells_hold_title_and_sentence_alone():
     for path in NOTEBOOKS:
-        cells = json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8"))["cells"]
-        title = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        title = next("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown")
         assert re.fullmatch(r"# .+(\n+> .+)?(\n+- \w+: .+)*\n*", title), f"{path}: nbdev drops from the page what else is in the title's cell"
 
 
 def test_nothing_written_is_lost(pages):
-    for path in NOTEBOOKS:
-        shown = "".join(pages[WIDTHS[0], output_file(path).as_posix()]["text"].split())
-        for cell in json.loads((ROOT / "nbs" / path).read_text(encoding="utf-8"))["cells"]:
-            for line in "".join(cell["source"]).splitlines() if cell["cell_type"] == "markdown" else []:
-                line = re.sub(r"^(#+|>|-|\d+\.) ", "", line.strip())
-                if re.fullmatch(r"[\w ,.:;?()'-]+", line):  # plain words, which no formatting changes
-                    assert "".join(line.split()) in shown, f"{path}: {line}"
+    for path, page in PAGES.items():
+        shown = "".join(pages[WIDTHS[0], page]["text"].split())
+        text = "\n".join("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown")
+        for line in (re.sub(r"^(#+|>|-|\d+\.) ", "", line.strip()) for line in text.splitlines()):
+            if re.fullmatch(r"(?!.*(--|\.\.))[\w ,.:;?()-]+", line):  # plain words, which no formatting changes
+                assert "".join(line.split()) in shown, f"{path}: {line}"
 
 
 def target(link, page):
@@ -141,8 +139,7 @@ def test_source_links_lead_to_the_definition(pages):
 
 
 def test_every_exported_name_is_documented_with_a_link_to_its_source(pages):
-    from promptsg._modidx import d
-    for module, symbols in d["syms"].items():
+    for module, symbols in promptsg_index["syms"].items():
         for symbol, (address, file) in symbols.items():
             name = symbol.removeprefix(module + ".")
             if "." not in name and not name.startswith("_"):
