@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 
 import pypandoc
@@ -49,7 +50,7 @@ def preprocess():
 
 def output_file(notebook):
     "The page of a notebook, as nbdev names it: 06_fusion.ipynb -> fusion.html."
-    return notebook.with_name(re.sub(r"^\d+[a-z]?_", "", notebook.stem) + ".html")
+    return notebook.with_name(re.sub(r"^\d+[a-z0-9]*_", "", notebook.stem.lower()) + ".html")
 
 
 def fenced(text, language=""):
@@ -62,7 +63,7 @@ def figure(data, kind, alt, name, folder):
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(data[kind])
     path.write_bytes(text.encode() if kind == "image/svg+xml" else base64.b64decode(text))
-    return f'<img src="{path.parent.name}/{path.name}" alt="{alt}">'
+    return f'<img src="{path.parent.name}/{path.name}" alt="{escape(alt)}">'
 
 
 def display(out, alt, name, folder):

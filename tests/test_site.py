@@ -93,6 +93,11 @@ def test_title_cells_hold_title_and_sentence_alone():
         assert re.fullmatch(r"# .+(\n+> .+)?(\n+- \w+: .+)*\n*", title), f"{path}: nbdev drops from the page what else is in the title's cell"
 
 
+def test_the_index_leads_to_every_notebook():
+    text = "".join("".join(cell["source"]) for cell in cells_of(Path("nbs/index.ipynb")))
+    assert [str(path) for path in NOTEBOOKS if path.stem != "index" and f"]({path.relative_to('nbs').as_posix()})" not in text] == []
+
+
 def test_nothing_written_is_lost(pages):
     for path, page in PAGES.items():
         shown = "".join(pages[WIDTHS[0], page]["text"].split())
