@@ -19,7 +19,7 @@ from test_project import NOTEBOOKS
 BUILDERS = {"pandoc": render_site, **({"quarto": build_site} if shutil.which("quarto") else {})}
 PAGES = {path: output_file(path.relative_to("nbs")).as_posix() for path in NOTEBOOKS}
 WIDTHS = (1280, 400)
-LOOKED_AT = ("index.html", "fusion.html", "metrics.html", "plots.html", "training.html", "explorer.html")  # where there is such a page
+LOOKED_AT = ("index.html", "fusion.html", "metrics.html", "plots.html", "training.html", "versions.html", "explorer.html")  # where there is such a page
 FACTS = """() => {
     const all = (query, fact) => [...document.querySelectorAll(query)].map(fact);
     const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
@@ -28,6 +28,8 @@ FACTS = """() => {
         links: all('a[href]', e => e.getAttribute('href')),
         headings: all('main :is(h1, h2, h3, h4, h5, h6)', e => [Number(e.tagName[1]), e.innerText.trim()]),
         documented: all('main :is(h3, h4, a[href*="/blob/"][href*="#L"])', e => e.getAttribute('href') || e.innerText.trim()),
+        empty: all('main section', e => e).filter(e => !e.querySelector('img') && e.innerText.trim() === e.firstElementChild.innerText.trim())
+            .map(e => e.innerText),
         images: all('main img', e => ({name: e.getAttribute('src').slice(0, 80), shown: e.complete && e.naturalWidth > 0,
             described: Boolean(e.alt || e.closest('figure')?.querySelector('figcaption')?.innerText)})),
         code: all('main pre', e => e.innerText),
@@ -174,6 +176,10 @@ def test_headings_go_down_one_level_at_a_time(pages):
         yield from (text for (before, _), (level, text) in zip(levels, levels[1:]) if level > before + 1)
         yield from (text for level, text in facts["headings"][1:] if level == 1)
     assert problems(pages, jumps) == {}
+
+
+def test_no_section_is_empty(pages):
+    assert problems(pages, lambda facts: facts["empty"]) == {}, "a cell that exports only values shows on the page with `#| exports`"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
