@@ -351,13 +351,17 @@ class PKSampler(Sampler):
     `identities`: one label per row. The identities are shuffled and dealt out P at a time, so none comes a third time before
     nearly all came twice; one with fewer than K images is drawn from with replacement. An epoch has rows // (P K) batches, at
     least one, unless `batches` says how many. The draw depends on (seed, epoch) alone; call `set_epoch(e)` before epoch e.
-    Raises `PromptSGError` when there are fewer than P identities."""
+    `share` is (i, n): of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
+    Raises `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
 
-    def __init__(self, identities, p, k, seed=0, batches=None):
+    def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1)):
         self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
         if not 1 <= p <= len(self.groups):
             raise PromptSGError(f"a batch of {p} identities cannot be drawn from {len(self.groups)}; lower batch_size or raise instances")
-        self.p, self.k, self.seed, self.epoch = p, k, seed, 0
+        if p % share[1]:
+            raise PromptSGError(f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make batch_size a multiple of "
+                                f"instances x {share[1]}")
+        self.p, self.k, self.seed, self.epoch, self.share = p, k, seed, 0, share
         self.batches = batches or max(1, sum(map(len, self.groups)) // (p * k))
 
     def set_epoch(self, epoch):
@@ -377,7 +381,8 @@ class PKSampler(Sampler):
         rng = np.random.default_rng([self.seed, self.epoch])
         for chosen in islice(self._deal(rng), self.batches):
             draws = [rng.choice(self.groups[g], self.k, replace=len(self.groups[g]) < self.k) for g in chosen]
-            yield np.concatenate(draws).tolist()
+            own = self.p // self.share[1]
+            yield np.concatenate(draws[self.share[0] * own:][:own]).tolist()
 
 # %% ../nbs/01_data.ipynb #cell021
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -43,6 +43,7 @@ def test_a_run_folder_is_complete(run, quick):
 def test_test_people_are_never_seen_in_training(quick, splits, tmp_path, monkeypatch):
     seen = set()
     load = training.load_image
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))  # an empty one: every image that is used is decoded
     monkeypatch.setattr("promptsg.data.load_image", lambda path: (seen.add(path), load(path))[1])
     Trainer(quick.replace(epochs=1), splits, tmp_path / "run", progress=False).fit()
     assert seen and not seen & set(splits.test.path)
@@ -73,6 +74,98 @@ def test_resume_equals_an_uninterrupted_run(run, quick, splits, tmp_path, monkey
     assert state["history"] == again["history"]
 
 
+def test_resume_with_workers_draws_the_same_augmentation(quick, splits, tmp_path, monkeypatch):
+    config = quick.replace(num_workers=1, crop_padding=4, erasing=0.5, flip=0.5, steps_per_epoch=2)
+    whole = Trainer(config, splits, tmp_path / "whole", progress=False).fit()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer, "_train_epoch", lambda self, epoch, train=Trainer._train_epoch: train(self, epoch) if not epoch else 1 / 0)
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
+    assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_cached_pixels_train_to_the_same_bit(run, quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))
+    config = quick.replace(crop_padding=4, erasing=0.5, steps_per_epoch=2, epochs=1)
+    runs = [Trainer(config.replace(cache_pixels=on), splits, tmp_path / str(on), progress=False).fit() for on in (False, True)]
+    (decoded, _), (cached, _) = (read_checkpoint(one / "last") for one in runs)
+    assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) >= splits.train.path.nunique()
+    model = load_run(run)
+    first, second = (Feed(model, model.config.replace(cache_pixels=on), progress=False).embed(splits.test).of(splits.test) for on in (False, True))
+    assert torch.equal(first, second)
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(quick, splits, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "file"))
+    model = PromptSG(quick, 2)
+    with pytest.raises(PromptSGError, match="PROMPTSG_CACHE"):
+        Feed(model, quick, progress=False).embed(splits.test)
+
+
+# --- options that change nothing ------------------------------------------------------------------------------
+def loss_and_gradients(config, prepare=lambda model: None):
+    "One step's loss, every gradient and every buffer."
+    torch.manual_seed(0)
+    model = PromptSG(config, 4).train()
+    prepare(model)
+    images, labels = torch.randn(8, 3, *model.backbone.image_size), torch.arange(8) // 2
+    loss = sum(training.Objective(model, config)(labels, images).values())
+    loss.backward()
+    return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, dict(model.named_buffers())
+
+
+def check_same(config, prepare):
+    (loss, gradients, buffers), (other, others, theirs) = loss_and_gradients(config), loss_and_gradients(config, prepare)
+    assert gradients.keys() == others.keys() and len(gradients) > 20
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-4 * max(1e-2, gradient.abs().max().item()), msg=name)
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(theirs[name], buffer, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(unfreeze_blocks=1), dict(model="hand-rn-tiny")])
+def test_checkpointed_blocks_run_again_and_change_nothing(quick, changes):
+    runs = []
+    def prepare(model):
+        model.backbone.checkpoint_blocks = True
+        model.backbone.blocks[-1].register_forward_hook(lambda *a: runs.append(1))
+    check_same(quick.replace(**changes), prepare)
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("model", ["hand-vit-tiny", "hand-rn-tiny"])
+def test_compiled_parts_change_nothing(quick, model):
+    from torch._dynamo.testing import CompileCounterWithBackend
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    check_same(quick.replace(model=model), lambda model: training.compile_parts(model, backend))
+    assert backend.frame_count >= 2
+
+
+def test_config_options_reach_the_model(quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: setattr(self, "compiled", options))
+    trainer = Trainer(quick.replace(compile=True, checkpoint_blocks=True), splits, tmp_path / "run", progress=False)
+    trainer._set_up()
+    assert trainer.model.backbone.checkpoint_blocks and trainer.model.fusion.compiled == dict(backend="inductor")
+    assert all(block.compiled for block in trainer.model.backbone.blocks)
+
+
+# --- trackers -------------------------------------------------------------------------------------------------
+def test_tensorboard_gets_a_row_an_epoch(quick, splits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    out = Trainer(quick.replace(tracker="tensorboard", steps_per_epoch=1), splits, tmp_path / "run", progress=False).fit()
+    events = EventAccumulator(str(out / quick.experiment)).Reload()
+    assert [event.step for event in events.Scalars("val_mAP")] == [1, 2] and "lr_modules" in events.Tags()["scalars"]
+
+
+def test_a_missing_tracker_is_one_sentence(quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PromptSGError, match="pip install wandb"):
+        Trainer(quick.replace(tracker="wandb"), splits, tmp_path / "run", progress=False).fit()
+    assert not (tmp_path / "run").exists()
 def test_early_stop(quick, splits, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9])
     monkeypatch.setattr(Trainer, "validate", lambda self: {"val_rank1": 0.0, "val_mAP": next(scores)})
@@ -86,13 +179,45 @@ def test_a_loss_that_is_not_finite_names_step_and_term(quick, splits, tmp_path, 
         Trainer(quick, splits, tmp_path / "run", progress=False).fit()
 
 
+@pytest.mark.parametrize("log_frequency", [1, 1000])
+def test_nothing_bad_is_saved_however_rarely_the_losses_are_looked_at(quick, splits, tmp_path, monkeypatch, log_frequency):
+    calls, supcon = [], training.supcon
+    def later(*a):
+        calls.append(1)
+        return supcon(*a) * (float("nan") if len(calls) == 6 else 1)
+    monkeypatch.setattr(training, "supcon", later)
+    config = quick.replace(steps_per_epoch=4, log_frequency=log_frequency)
+    with pytest.raises(PromptSGError, match="loss term supcon is not finite at step 5"):
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    assert len(calls) == (6 if log_frequency == 1 else 8)
+    tensors, state = read_checkpoint(tmp_path / "run" / "last")
+    assert state["epoch"] == 1 and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_step_reads_nothing_back(quick, splits, tmp_path, monkeypatch):
+    trainer = Trainer(quick, splits, tmp_path / "run", progress=False)
+    trainer._set_up()
+    batch = next(iter(trainer.loader))
+    def refuse(*a):
+        raise AssertionError("a value was read in the step")
+    step = trainer.optimizer.step
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: None)  # AdamW's own counter lies on the CPU
+    for name in ("item", "__bool__", "__int__", "__float__", "tolist", "numpy", "nonzero", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    record = training.LossRecord(1)
+    record.add(trainer._step(batch))
+    monkeypatch.undo()
+    assert record.latest().keys() == {"id", "triplet", "supcon"} and step
+
+
 def test_cached_features_train_and_embed_like_images(quick, splits, tmp_path):
     few = quick.replace(unfreeze_blocks=2, epochs=1)
     whole = Trainer(few, splits, tmp_path / "images", progress=False).fit()
     cached = Trainer(few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False).fit()
     embeddings = [Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False).embed(splits.test).of(splits.test) for run in (whole, cached)]
     assert torch.nn.functional.cosine_similarity(*embeddings).min() > 0.999  # half precision on disk
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) >= len(splits.test)
+    made = list((tmp_path / "cache").rglob("*.npy"))
+    assert [np.load(file, mmap_mode="r").dtype for file in made] == [np.float16] and len(np.load(made[0])) == len(splits.test)
 
 
 def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
