@@ -99,14 +99,15 @@ class Backbone(nn.Module):
 @contextlib.contextmanager
 def _same_statistics(block):
     "Batch norms of the block leave their running statistics alone: a block that runs again must not count its batch twice."
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    kept = [(m, m.momentum, m.num_batches_tracked.clone()) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, _ in kept:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 # %% ../nbs/03_backbone.ipynb #cell008
 class ViTBackbone(Backbone):
