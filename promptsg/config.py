@@ -118,10 +118,13 @@ class Config(BaseModel):
     step_gamma: float = Field(0.1, gt=0, le=1)
     clip_norm: Optional[float] = Field(None, gt=0)             # gradient norm, clipped before the step
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
+    checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
     # --- images ---------------------------------------------------------------------------------------------
     flip: float = Field(0.0, ge=0, le=1)                       # a flip turns a right hand into a left one
     crop_padding: int = Field(0, ge=0)                         # pixels of padding before a random crop
     erasing: float = Field(0.0, ge=0, le=1)                    # probability of random erasing
+    cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
     num_workers: int = Field(0, ge=0)
     pin_memory: bool = False
     shuffle: bool = True
@@ -129,7 +132,8 @@ class Config(BaseModel):
     output_dir: Optional[str] = None                           # run folder; --out comes first
     save_dir: Optional[str] = None
     save_frequency: int = Field(1, ge=1)                       # epochs between saves of last/
-    log_frequency: int = Field(1, ge=1)                        # steps between updates of the progress bar
+    log_frequency: int = Field(10, ge=1)                       # steps between looks at the losses: the only time a GPU is waited for
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where each epoch's row goes too
     resume_from_checkpoint: Optional[str] = None
     model_path: Optional[str] = None
 
