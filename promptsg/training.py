@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -253,8 +254,8 @@ def _load_optimizer(optimizer, model, tensors):
             optimizer.state[parameters[name]][entry] = value.to(device)
 
 # %% ../nbs/12_training.ipynb #cell014
-def load_run(run, which="best", **changes):
-    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last".
+def load_run(run, which="best", build=PromptSG, **changes):
+    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last", `build(config, num_classes)` what `Trainer` built with.
 
     `changes` replaces fields of its config, such as where the weights lie. Raises `PromptSGError` for what is missing or does not fit."""
     run = Path(run)
@@ -262,7 +263,7 @@ def load_run(run, which="best", **changes):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     config = Config.from_yaml(run / "config.yml").replace(**changes)
     tensors, state = read_checkpoint(run / which)
-    model = PromptSG(config, len(state["classes"]))
+    model = build(config, len(state["classes"]))
     load_weights(model, tensors, state, run / which)
     return model.eval()
 
@@ -272,12 +273,16 @@ class Trainer:
     """Trains one config on one `Splits` into one run folder.
 
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
+    `losses(output: PromptSGOutput, labels (B,), config) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
+    code and so not in config.yml: give them again to resume, and `build` to `load_run`.
     Raises `PromptSGError` when the folder holds another run, or when a loss is not finite."""
     config: Config
     splits: object
     out: Path
     progress: bool = True
     history: list = field(default_factory=list)
+    losses: Callable = loss_terms
+    build: Callable = PromptSG
 
     def fit(self, resume=False):
         self._set_up()
@@ -295,7 +300,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         self.accelerator = _accelerator(self.config)
         self.classes = class_index(self.splits.train)
-        self.model = PromptSG(self.config, len(self.classes)).to(self.accelerator.device)
+        self.model = self.build(self.config, len(self.classes)).to(self.accelerator.device)
         self.feed = Feed(self.model, self.config, progress=self.progress)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.config), weight_decay=self.config.weight_decay)
         p, k = self.config.batch_size // self.config.instances, self.config.instances
@@ -335,7 +340,7 @@ class Trainer:
 
     def _step(self, batch, step):
         output = self.prepared(batch.get("image"), labels=batch["label"], frozen=batch.get("frozen"))
-        terms = loss_terms(output, batch["label"], self.config)
+        terms = self.losses(output, batch["label"], self.config)
         check_finite(terms, step)
         self.optimizer.zero_grad()
         self.accelerator.backward(sum(terms.values()))
