@@ -73,6 +73,8 @@ class Config(BaseModel):
     pseudo_token_dim: Optional[int] = Field(None, ge=1)        # None: the text tower's width; anything else must equal it
     pseudo_token_init: Optional[str] = None
     inversion_hidden: int = Field(512, ge=1)
+    inversion_layers: int = Field(3, ge=1)
+    inversion_norm: bool = True                                # batch normalisation after the inversion MLP's last layer
     use_composed_prompt: bool = True                           # in training
     eval_prompt: Literal["composed", "simplified"] = "composed"
     prompt_template: str = "A photo of a {} person's {aspect} hand."
@@ -93,9 +95,12 @@ class Config(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     loss_tri_weight: float = Field(1.0, ge=0)
     triplet_margin: float = Field(0.3, ge=0)
+    triplet_unit: bool = False                                 # measure the triplets' distances between vectors of length 1
     triplet_states: int = Field(3, ge=0, le=3)                 # last image-tower states that get the triplet loss too
     supcon_loss_weight: float = Field(0.5, ge=0)               # the paper's lambda
     supcon_temperature: float = Field(0.07, gt=0)
+    supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs
+    loss_centre_weight: float = Field(0.0, ge=0)
     # --- optimisation ------------------------------------------------------------------------------------
     batch_size: int = Field(64, ge=2)                          # P x K
     instances: int = Field(4, ge=1)                            # K; P = batch_size / K

@@ -38,6 +38,7 @@ class PromptSGOutput:
     text: torch.Tensor | None = None          # (B, D) l, the prompt's embedding
     pseudo_token: torch.Tensor | None = None  # (B, W) s*
     attention: torch.Tensor | None = None     # (B, heads, M) where the text looks; sums to 1 over the patches
+    centres: torch.Tensor | None = None       # (C, D) the learnt centres of the training identities; None unless the config weighs them
 
 # %% ../nbs/09_model.ipynb #cell005
 class PromptSG(nn.Module, ModelHubMixin):
@@ -56,6 +57,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         if config.language:
             self.prompt, self.inversion, self.fusion = _language(config, towers)
         self.head = _head(config, towers.dim, num_classes)
+        self.centres = nn.Parameter(torch.zeros(num_classes, towers.dim)) if config.loss_centre_weight else None
 
     def forward(self, images=None, prompt=None, labels=None, frozen=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
@@ -84,7 +86,7 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     def _output(self, embedding, features, labels, **language):
         head = self.head(embedding, labels)
-        return PromptSGOutput(embedding, head.embedding, head.logits, features.embedding, features.states, **language)
+        return PromptSGOutput(embedding, head.embedding, head.logits, features.embedding, features.states, centres=self.centres, **language)
 
     @torch.no_grad()
     def embed(self, images=None, prompt=None, frozen=None):
@@ -157,7 +159,7 @@ def _language(config, towers):
                             f"encoder have {width} dimensions; leave the field out or set it to {width}")
     prompt = PromptEncoder(towers.text, towers.tokenizer, config.prompt_template, config.simplified_prompt, config.aspect_words)
     scale = towers.text.token_embedding.weight.std().item()
-    inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale)
+    inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm)
     fusion = MultiModalInteraction(towers.dim, config.attention_heads, config.cross_attention_layers,
                                    config.transformer_layers - config.cross_attention_layers, config.fusion, config.dropout)
     return prompt, inversion, fusion

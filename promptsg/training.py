@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 from .config import Config, PromptSGError
 from .data import HandDataset, PKSampler, batches, class_index, eval_transform, load_image, train_transform, write_text
 from .evaluation import embed_images
-from .losses import batch_hard_triplet, identity_loss, supcon
+from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
 
@@ -63,17 +64,27 @@ def learning_rate(config, base, epoch):
     return _SCHEDULES[config.schedule](config, base, epoch) * warm
 
 # %% ../nbs/12_training.ipynb #cell008
-def loss_terms(output, labels, config):
-    "Weighted terms of Eq. 10 in float32, `{name: scalar}`; their sum is the loss."
+def loss_terms(output, labels, config, progress=1.0):
+    """Weighted terms of Eq. 10, and the centre loss where the config weighs it, in float32: `{name: scalar}`; their sum is the loss.
+
+    `progress` is the share of the training that is over, 0..1: with `supcon_ramp` the contrastive term's weight grows with it."""
     terms = {}
     if config.loss_id_weight:
         terms["id"] = config.loss_id_weight * identity_loss(output.logits.float(), labels, config.label_smoothing)
     if config.loss_tri_weight:
-        seen = (output.embedding, *output.states[:config.triplet_states])
-        terms["triplet"] = config.loss_tri_weight * sum(batch_hard_triplet(x.float(), labels, config.triplet_margin) for x in seen)
+        terms["triplet"] = config.loss_tri_weight * _triplets(output, labels, config)
     if config.language and config.supcon_loss_weight:
-        terms["supcon"] = config.supcon_loss_weight * supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature)
+        weight = config.supcon_loss_weight * (progress if config.supcon_ramp else 1)
+        terms["supcon"] = weight * supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature)
+    if config.loss_centre_weight:
+        terms["centre"] = config.loss_centre_weight * centre_loss(output.embedding.float(), labels, output.centres)
     return terms
+
+
+def _triplets(output, labels, config):
+    "The triplet loss on the embedding and on the image tower's last states."
+    seen = (x.float() for x in (output.embedding, *output.states[:config.triplet_states]))
+    return sum(batch_hard_triplet(F.normalize(x, dim=1) if config.triplet_unit else x, labels, config.triplet_margin) for x in seen)
 
 
 def check_finite(terms, step):
@@ -273,7 +284,7 @@ class Trainer:
     """Trains one config on one `Splits` into one run folder.
 
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
-    `losses(output: PromptSGOutput, labels (B,), config) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
+    `losses(output: PromptSGOutput, labels (B,), config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
     code and so not in config.yml: give them again to resume, and `build` to `load_run`.
     Raises `PromptSGError` when the folder holds another run, or when a loss is not finite."""
     config: Config
@@ -325,7 +336,7 @@ class Trainer:
                    miniters=self.config.log_frequency)
         for step, batch in enumerate(batches(bar)):
             self._set_learning_rates(epoch + step / steps)
-            terms = self._step(batch, epoch * steps + step)
+            terms = self._step(batch, epoch * steps + step, (epoch + step / steps) / self.config.epochs)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
             if step % self.config.log_frequency == 0:
@@ -338,9 +349,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, group["base_lr"], epoch)
 
-    def _step(self, batch, step):
+    def _step(self, batch, step, progress):
         output = self.prepared(batch.get("image"), labels=batch["label"], frozen=batch.get("frozen"))
-        terms = self.losses(output, batch["label"], self.config)
+        terms = self.losses(output, batch["label"], self.config, progress)
         check_finite(terms, step)
         self.optimizer.zero_grad()
         self.accelerator.backward(sum(terms.values()))
