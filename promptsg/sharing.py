@@ -53,11 +53,13 @@ def read_record(run):
 
 # %% ../nbs/20_sharing.ipynb #cell006
 _WEIGHTS = {  # Config.pretrained -> (the hub's name of the licence, what is known of the starting weights)
-    "embedded": ("apache-2.0", "promptsg's own, trained from nothing on synthetic hands; Apache-2.0, as this model is."),
-    "random": ("apache-2.0", "none: the training started from random weights. This model is under Apache-2.0."),
+    "embedded": ("apache-2.0", "promptsg's own, trained from nothing on synthetic hands; Apache-2.0."),
+    "random": ("apache-2.0", "none: the training started from random weights."),
     "openai": ("mit", "OpenAI's CLIP, MIT licence. Its own card puts surveillance and facial recognition out of scope, and untested use in general."),
 }
 _UNKNOWN = ("other", "`{0}`; the run does not record under which licence they came. Ask whoever gave them before handing this model on.")
+
+_DATA_TERMS = "The terms of the data it was trained on hold as well; they are not in the record."
 
 _LIMITS = """A retrieval model for research: it ranks a gallery by likeness to a query. It always ranks *somebody* first, also where the right person is not in the
 gallery, so a first place is no proof of identity. The figures above hold for the images named above; for other cameras, people or backgrounds they have to be
@@ -84,8 +86,8 @@ def _trained(record):
             "aspect": ", ".join(dict.fromkeys([config.aspect, *config.train_aspects])), "seed": config.seed,
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
-            "mAP and Rank-1 of the held-out people at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
-    return _table(["what", "value"], rows.items()) + "\n\nThe epoch was chosen on people of the train side; nobody who is tested below was seen before."
+            "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
+    return _table(["what", "value"], rows.items()) + "\n\nThe epoch was chosen on images of the train side, never on those of the test side."
 
 
 def _table(head, rows):
@@ -126,7 +128,7 @@ def model_card(run):
     text = f" The text tower came from `{config.text_pretrained}`, whose licence is not recorded." if config.text_pretrained else ""
     header = f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\ntags: [re-identification, promptsg, biometrics, hands]\n---\n"
     sections = {"What it is": _what(record), "What it was trained on": _trained(record), "How well it ranks": _measured(record),
-                "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(config.pretrained)}{text}"}
+                "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(config.pretrained)}{text}\n\n{_DATA_TERMS}"}
     title = f"# PromptSG `{config.variant}` on {config.tower}\n\n"
     return header + title + "\n\n".join(f"## {name}\n\n{body}" for name, body in sections.items()) + "\n"
 
