@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -221,18 +222,18 @@ def share_statistics(model):
 
 # %% ../nbs/12_training.ipynb #cell008f
 class Objective(nn.Module):
-    """`forward(labels (B,), images or frozen, progress) -> loss_terms` of all processes' batches together, in float32 whatever the autocast.
+    """`forward(labels (B,), images or frozen, progress) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
 
     `progress` is the share of the training that is over, 0..1."""
 
-    def __init__(self, model, config):
+    def __init__(self, model, config, losses=loss_terms):
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.losses = model, config, losses
 
     def forward(self, labels, images=None, frozen=None, progress=1.0):
         output = self.model(images, labels=labels, frozen=None if frozen is None else frozen.float())
         with torch.autocast(labels.device.type, enabled=False):
-            return loss_terms(gather_output(output), gather_rows(labels), self.config, progress)
+            return self.losses(gather_output(output), gather_rows(labels), self.config, progress)
 
 
 def compile_parts(model, backend="inductor"):
@@ -435,8 +436,8 @@ def _load_optimizer(optimizer, model, tensors):
             optimizer.state[parameters[name]][entry] = value.to(device)
 
 # %% ../nbs/12_training.ipynb #cell014
-def load_run(run, which="best", **changes):
-    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last".
+def load_run(run, which="best", build=PromptSG, **changes):
+    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last", `build(config, num_classes)` what `Trainer` built with.
 
     `changes` replaces fields of its config, such as where the weights lie. Raises `PromptSGError` for what is missing or does not fit."""
     run = Path(run)
@@ -444,7 +445,7 @@ def load_run(run, which="best", **changes):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     config = Config.from_yaml(run / "config.yml").replace(**changes)
     tensors, state = read_checkpoint(run / which)
-    model = PromptSG(config, len(state["classes"]))
+    model = build(config, len(state["classes"]))
     load_weights(model, tensors, state, run / which)
     return model.eval()
 
@@ -454,12 +455,16 @@ class Trainer:
     """Trains one config on one `Splits` into one run folder.
 
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
+    `losses(output: PromptSGOutput, labels (B,), config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
+    code and so not in config.yml: give them again to resume, and `build` to `load_run`.
     Raises `PromptSGError` when the folder holds another run, or when a loss is not finite."""
     config: Config
     splits: object
     out: Path
     progress: bool = True
     history: list = field(default_factory=list)
+    losses: Callable = loss_terms
+    build: Callable = PromptSG
 
     def fit(self, resume=False):
         self._set_up()
@@ -482,7 +487,7 @@ class Trainer:
         self.accelerator = make_accelerator(c, self.out)
         self.progress = self.progress and self.accelerator.is_main_process
         self.classes = class_index(self.splits.train)
-        self.model = _with_options(PromptSG(c, len(self.classes)), c).to(self.accelerator.device)
+        self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)
         self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes())
@@ -490,7 +495,7 @@ class Trainer:
         loader = DataLoader(self._training_data(), batch_sampler=self.sampler, num_workers=c.num_workers, pin_memory=c.pin_memory, generator=self.random)
         self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
-        self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c), optimizer)
+        self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
         self.frozen_hash = frozen_hash(self.model)
 
     def _training_data(self):
