@@ -256,6 +256,13 @@ def test_attention_grid_has_each_map_in_its_place_on_one_scale():
     assert (np.asarray(own[0].images[0].get_array()) == 10).all() and (np.asarray(own[4].images[0].get_array()) == 200).all()
 
 
+def test_strength_is_how_much_a_map_covers():
+    maps = np.random.default_rng(0).random((1, 1, 4, 5))
+    full, half, bare = (plot_attention_grid(image(), maps, strength=strength).axes[1].images[1].get_alpha() for strength in (1, 0.5, 0))
+    np.testing.assert_allclose(half, full / 2)
+    assert (bare == 0).all() and (full > 0).all()
+
+
 def test_a_peak_of_attention_is_drawn_in_the_colour_of_its_value():
     maps = np.full((1, 1, 7, 7), 0.01)
     maps[0, 0, 3, 3] = 1.0
@@ -415,6 +422,7 @@ def test_set_style_changes_a_notebooks_own_plots():
     (lambda: plot_attention(np.stack([image()]), np.ones((2, 3, 4))), "2 maps where 1"),
     (lambda: plot_attention(np.stack([image()]), np.zeros((1, 3, 4))), "empty"),
     (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), ["a", "b"]), "titles"),
+    (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), strength=1.5), "strength"),
     (lambda: plot_training(pd.DataFrame({"loss": [1.0]})), "epoch"),
     (lambda: plot_ranked_lists([ranked(distance=[1, 2, 3])]), "both"),
     (lambda: plot_attention_grid(image(), np.ones((3, 4, 5))), "rows, columns"),
