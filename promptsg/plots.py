@@ -190,13 +190,13 @@ def _nearness(row):
     values = next((row[name] for name in ("similarity", "distance") if row.get(name) is not None), None)
     return [None] * len(row["gallery"]) if values is None else values
 
-def _draw_list(axes, row, first) -> None:
+def _draw_list(axes, row, first, digits) -> None:
     "One query and its gallery; `first`: the row that carries the column titles."
     _show(axes[0], _picture(row["query"]), DARK, "query" if first else "", row.get("title", ""))
     right = row.get("right") if row.get("right") is not None else [None] * len(row["gallery"])
     for k, (ax, image, flag, value) in enumerate(zip(axes[1:], row["gallery"], right, _nearness(row))):
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
-        _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.2f}"))
+        _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
     for ax in axes[1 + len(row["gallery"]):]:
         ax.axis("off")
 
@@ -209,7 +209,8 @@ def _foot(rows) -> str:
 
 @_styled
 def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title
-                      top: int = 10 # gallery images drawn at most
+                      top: int = 10, # gallery images drawn at most
+                     digits: int = 2 # of the number under an image
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
     only `query` and `gallery` must be there. The line at the foot says what the numbers are.
@@ -225,7 +226,7 @@ def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similar
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
     figure, axes = _figure(len(rows), columns, figsize=(side * columns, len(rows) * (side * height / width + 0.24) + 0.4))
     for i, row in enumerate(rows):
-        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top]}, first=i == 0)
+        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top]}, first=i == 0, digits=digits)
     figure.supxlabel(_foot(rows), fontsize=8, color=DARK)
     return figure
 

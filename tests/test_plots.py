@@ -221,6 +221,11 @@ def test_ranked_lists_sign_frame_and_similarity():
     assert len(plot_ranked_lists([ranked()], top=2).axes) == 3
 
 
+def test_ranked_lists_have_as_many_digits_as_asked_for():
+    one, two = plot_ranked_lists([ranked()]), plot_ranked_lists([ranked()], digits=3)
+    assert one.axes[1].get_xlabel() == "✓ 0.90" and two.axes[1].get_xlabel() == "✓ 0.900"
+
+
 def test_ranked_lists_take_paths_pil_images_and_floats(tmp_path):
     Image.fromarray(image(50)).save(tmp_path / "hand.png")
     row = dict(query=tmp_path / "hand.png", gallery=[str(tmp_path / "hand.png"), Image.fromarray(image(50)), image(50) / 255.0])
