@@ -308,12 +308,13 @@ def _note(text):
 
 
 def _image(figure, words):
-    "A figure as an HTML image, with `words` for those who do not see it."
+    "A figure as an HTML image, with `words` for those who do not see it; in a very narrow cell it scrolls rather than shrink to nothing."
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     canvas.draw()  # once; savefig would lay the figure out in a drawing of its own
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png")
-    return (f'<img alt="{html.escape(words)}" style="max-width:100%;height:auto" '
-            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+    least = int(0.6 * canvas.get_width_height()[0])
+    return (f'<div style="overflow-x:auto"><img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
+            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>')
 
 
 def _ranked(explorer):
@@ -364,13 +365,13 @@ class Panel(VBox):
     def __init__(self, explorer):
         super().__init__()
         self.explorer, self._quiet, self._drawn = explorer, False, {}
-        self.views = {name: HTML(layout=Layout(width="auto", max_width="100%", margin="0")) for name in VIEWS}
+        self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0")) for name in VIEWS}
         self.notes = {name: HTML(layout=Layout(width="auto", margin="0")) for name in ("version", "query", "prompt")}
         self._make_choices()
         self._make_prompt()
         self.children = (_row(self.version, self.query, self.random, self.upload, self.path, self.top), self.notes["version"], self.notes["query"],
                          _row(self.prompt, self.words, self.own), self.notes["prompt"], self.views["ranked"],
-                         _row(self.head, self.strength), self.views["attention"], self.views["measures"])
+                         _row(self.head, self.strength), _row(self.views["attention"], self.views["measures"]))
         self._sync()
         self._draw()
         self._listen()
