@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_text',
-           'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'bench_memory', 'bench_pixels',
-           'bench_explorer', 'run_bench', 'read_bench', 'roofline']
+           'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'search_memory', 'bench_memory',
+           'bench_search', 'bench_pixels', 'bench_explorer', 'run_bench', 'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -31,7 +31,7 @@ from .backbone import model_config
 from .config import PromptSGError
 from .data import HandDataset, PixelCache, make_splits, read_11k, train_transform, write_text
 from .evaluation import embed_images, evaluate, ranked_images
-from .metrics import evaluate_features
+from .metrics import evaluate_features, top_k
 from .model import PromptSG
 from .synth import write_hands
 from .training import Feed, Trainer, loss_terms, parameter_groups
@@ -73,7 +73,9 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "text": ("composed text, forward and backward, against 77 tokens", "time", 0.15),
     "splits": ("ten-split evaluation against embedding each split anew", "speed", 8.0),
     "ranking": ("CMC and mAP against a plain loop over queries", "speed", 20.0),
+    "ranking/untrained": ("the same, of a model that hardly knows the people", "speed", 20.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
+    "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
     "explorer/vit": ("an edit of the prompt in the explorer, hand-vit-tiny, seconds", "amount", 1.0),
     "explorer/rn": ("an edit of the prompt in the explorer, hand-rn-tiny, seconds", "amount", 1.0),
@@ -170,14 +172,14 @@ def bench_splits(quick=False):
     return [_row("splits", took["anew"].median, took["once"].median, batch=len(splits.test))]
 
 # %% ../nbs/19_bench.ipynb #cell013
-def _people(queries, gallery, seed=0):
-    "Features (N, 512), identities and cameras of both sides: 750 people seen by 6 cameras, as in Market-1501."
+def _people(queries, gallery, noise=2.1, seed=0):
+    "Features (N, 512), identities and cameras of both sides: 750 people seen by 6 cameras, as in Market-1501. More `noise`, less mAP."
     generator = torch.Generator().manual_seed(seed)
     sides = []
     centres = torch.randn(750, 512, generator=generator)
     for n in (queries, gallery):
         identity, camera = (torch.randint(high, (n,), generator=generator) for high in (750, 6))
-        features = F.normalize(centres[identity] + 4 * torch.randn(n, 512, generator=generator))
+        features = F.normalize(centres[identity] + noise * torch.randn(n, 512, generator=generator))
         sides.append((features, identity.numpy(), camera.numpy()))
     return sides
 
@@ -196,14 +198,20 @@ def plain_ranking(query, gallery):
     return float(np.mean(precisions)), curve / len(precisions)
 
 
-def bench_ranking(quick=False):
-    "Row `ranking`: Market-1501's size, cameras filtered; `difference` is the largest of mAP's and CMC's."
-    query, gallery = _people(*((100, 600) if quick else (3_368, 19_732)))
+def _ranking_row(case, noise, size):
+    "A row of `bench_ranking`; `difference` is the largest of mAP's and CMC's."
+    query, gallery = _people(*size, noise)
     found = {}
     ours = lambda: found.update(ours=evaluate_features(query[0], gallery[0], query[1], gallery[1], query[2], gallery[2]))
     took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(query, gallery)), "ours": ours}, 2)
     differences = [abs(found["ours"]["mAP"] - found["loop"][0]), *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
-    return [_row("ranking", took["loop"].median, took["ours"].median, difference=float(max(differences)))]
+    return _row(case, took["loop"].median, took["ours"].median, difference=float(max(differences)), mAP=found["ours"]["mAP"])
+
+
+def bench_ranking(quick=False):
+    "Rows `ranking` and `ranking/untrained`: Market-1501's size, cameras filtered."
+    size = (100, 600) if quick else (3_368, 19_732)
+    return [_ranking_row("ranking", 2.1, size), _ranking_row("ranking/untrained", 4.0, size)]
 
 # %% ../nbs/19_bench.ipynb #cell015
 def _peak_memory(reset=False):
@@ -217,23 +225,45 @@ def _peak_memory(reset=False):
     return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])  # getrusage's keeps what the parent process held
 
 
+def _growth(action):
+    "(GB, seconds): the growth of this process's peak memory during `action()`, and how long it took. Linux and macOS."
+    before, start = _peak_memory(reset=True), timer()
+    action()
+    return (_peak_memory() - before) / 1e9, timer() - start
+
+
 def ranking_memory(queries, gallery):
-    "(GB, seconds): the growth of this process's peak memory while it ranks random features of that many queries and gallery images. Linux and macOS."
+    "`_growth` of ranking random features of that many queries and gallery images."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
     evaluate_features(q[:64], g[:2048], q_id[:64], g_id[:2048])
-    before, start = _peak_memory(reset=True), timer()
-    evaluate_features(q, g, q_id, g_id)
-    return (_peak_memory() - before) / 1e9, timer() - start
+    return _growth(lambda: evaluate_features(q, g, q_id, g_id))
+
+
+def search_memory(queries, gallery):
+    "`_growth` of finding each random query's ten nearest in a random gallery."
+    q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
+    top_k(q[:64], g[:2048])
+    return _growth(lambda: top_k(q, g))
+
+
+def _apart(function, size):
+    "(GB, seconds) of `function(*size)`, a function of this module, in a process of its own."
+    code = f"import json; from promptsg.bench import {function.__name__} as f; print(json.dumps(f(*{size})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def bench_memory(quick=False):
     "Row `memory`: MSMT17's size, 11,659 queries x 82,161 gallery images."
-    size = (200, 2_000) if quick else (11_659, 82_161)
-    code = f"import json; from promptsg.bench import ranking_memory; print(json.dumps(ranking_memory(*{size})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    amount, seconds = json.loads(done.stdout.splitlines()[-1])
+    amount, seconds = _apart(ranking_memory, (200, 2_000) if quick else (11_659, 82_161))
     return [_row("memory", ours=seconds, amount=amount)]
+
+
+def bench_search(quick=False):
+    "Row `search`: 256 queries, a million gallery embeddings."
+    amount, seconds = _apart(search_memory, (64, 20_000) if quick else (256, 1_000_000))
+    return [_row("search", ours=seconds, amount=amount)]
 
 # %% ../nbs/19_bench.ipynb #cell017
 def _photographs(folder, count, size=(1600, 1200), seed=0):
@@ -282,7 +312,7 @@ def bench_explorer(quick=False):
 
 # %% ../nbs/19_bench.ipynb #cell019
 CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
-         "pixels": bench_pixels, "explorer": bench_explorer}
+         "search": bench_search, "pixels": bench_pixels, "explorer": bench_explorer}
 
 
 def _machine(quick):
@@ -296,10 +326,15 @@ def _processor():
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def _load():
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else np.nan
+
+
 def run_bench(cases=None, out=None, quick=False, progress=True):
     """Measure, one after another, the named cases of `CASES` (None: all): a DataFrame with a row per ratio.
 
-    Columns: case, what, baseline_s, ours_s (seconds), ratio, target, reached, peak_flop_per_s, and where they apply batch, baseline_flop, ours_flop (operations),
+    Columns: case, what, baseline_s, ours_s (seconds), ratio, target, reached, peak_flop_per_s, load (processes that wanted to run in the minute before, this one
+    included; NaN on Windows), and where they apply batch, baseline_flop, ours_flop (operations),
     difference (ours from the baseline). `out` is a JSON file for the table and the machine; `quick` takes small shapes, whose ratios say only that the cases run.
     Raises `PromptSGError` for an unknown case."""
     unknown = [name for name in cases or () if name not in CASES]
@@ -307,8 +342,8 @@ def run_bench(cases=None, out=None, quick=False, progress=True):
         raise PromptSGError(f"benchmark case {unknown[0]!r} is not known; choose from {', '.join(CASES)}")
     machine, rows = _machine(quick), []
     for name in tqdm(list(cases or CASES), desc="benchmark", disable=not progress):
-        rate = peak_rate(256 if quick else 2048)
-        rows += [row | {"peak_flop_per_s": rate} for row in CASES[name](quick)]
+        now = {"peak_flop_per_s": peak_rate(256 if quick else 2048), "load": _load()}
+        rows += [row | now for row in CASES[name](quick)]
         if out:
             _write(out, machine, rows)
     table = pd.DataFrame(rows)

@@ -21,7 +21,7 @@ def test_every_case_runs_and_is_written(tmp_path):
     timed = table.dropna(subset=["baseline_s"])
     for row in timed.itertuples():
         assert row.ratio in (row.baseline_s / row.ours_s, row.ours_s / row.baseline_s)
-    assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 2
+    assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 3
     assert json.loads((tmp_path / "bench.json").read_text())["machine"]["quick"] is True
     read = read_bench(tmp_path / "bench.json")
     pd.testing.assert_frame_equal(read.set_index("case").loc[table.case], table.set_index("case"), check_dtype=False)
@@ -80,6 +80,23 @@ print(_peak_memory() - before, ranking_memory(128, 4096)[0])
 """  # a process of its own: this one has held more before, and not every kernel forgets that
     seen, ranking = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert 0.1e9 < int(seen) < 0.3e9 and float(ranking) < 1
+
+
+def test_the_command_prints_the_table_and_writes_it(tmp_path):
+    command = [sys.executable, "-c", "from promptsg.cli import main; main()", "bench"]
+    done = subprocess.run([*command, "text", "ranking", "--quick", "--out", tmp_path / "bench.json"], capture_output=True, text=True, check=True)
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["case", "baseline_s", "ours_s", "ratio", "target", "reached"]
+    stored = read_bench(tmp_path / "bench.json")
+    assert [row.split()[0] for row in rows] == ["text", "ranking", "ranking/untrained"] == list(stored.case)
+    assert [row.split()[-1] for row in rows] == [str(reached) for reached in stored.reached]
+    wrong = subprocess.run([*command, "txt"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "embedding" in wrong.stderr.strip().splitlines()[-1] and "Traceback" not in wrong.stderr
+
+
+def test_the_two_rankings_are_of_a_good_and_a_bad_model():
+    good, bad = (evaluate_features(q[0], g[0], q[1], g[1], q[2], g[2])["mAP"] for q, g in (_people(100, 3000, noise) for noise in (2.1, 4.0)))
+    assert good > 0.8 and bad < 0.3
 
 
 def test_bad_input_is_one_sentence(tmp_path):

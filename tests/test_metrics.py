@@ -176,6 +176,28 @@ def test_a_long_gallery_equals_a_plain_loop():
     assert 0.3 < mean_ap < 0.99 and abs(ours["mAP"] - mean_ap) < 1e-6 and np.allclose(ours["cmc_curve"], curve, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_number_of_threads_changes_nothing(threads):
+    scores, q, g = problem(30, queries=3)  # fewer queries than threads, too
+    before, expected = torch.get_num_threads(), [average_precision_score(q[i] == g, scores[i]) for i in range(3)]
+    torch.set_num_threads(threads)
+    try:
+        np.testing.assert_allclose(evaluate_ranking(scores, q, g, per_query=True)["per_query"]["ap"], expected, atol=1e-12)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_blocks_and_pieces_of_a_long_gallery_equal_the_whole_matrix():
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = torch.randn(70, 16, generator=generator), torch.randn(9_000, 16, generator=generator)  # three pieces, the last one short
+    q, g = np.arange(70) % 40, np.arange(9_000) % 40
+    ours = evaluate_features(query, gallery, q, g, memory_mb=3, per_query=True)["per_query"]
+    whole = evaluate_ranking(F.normalize(query) @ F.normalize(gallery).T, q, g, per_query=True)["per_query"]
+    for name in ours:
+        np.testing.assert_allclose(ours[name], whole[name], rtol=1e-3)  # a last bit may order two of 9,000 otherwise
+    assert abs(ours["ap"].mean() - whole["ap"].mean()) < 1e-6
+
+
 def test_memory_stays_within_the_budget():
     "4,000 x 30,000 similarities are 480 MB; the whole matrix beside features would show."
     program = """
