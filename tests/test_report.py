@@ -41,9 +41,9 @@ def times(folder):
 def test_the_tidy_table_has_every_run_protocol_and_split_once(done):
     table = pd.read_csv(done.folder / "results.csv")
     assert list(table) == "backbone aspect version seed protocol split rank1 rank5 rank10 mAP mINP".split()
-    rows = {(version, seed, protocol, split) for version, seeds in (("zero-shot", ("",)), ("image_only", (0, 1)), ("v1", (0, 1))) for seed in seeds
+    rows = {(version, seed, protocol, split) for version, seeds in (("zero-shot", (-1,)), ("image_only", (0, 1)), ("v1", (0, 1))) for seed in seeds
             for protocol in ("clipfh", "mba") for split in (0, 1)}
-    assert set(table.fillna({"seed": ""})[["version", "seed", "protocol", "split"]].itertuples(index=False, name=None)) == rows and len(table) == len(rows)
+    assert set(table.fillna({"seed": -1})[["version", "seed", "protocol", "split"]].itertuples(index=False, name=None)) == rows and len(table) == len(rows)
     assert table[["rank1", "rank5", "rank10", "mAP", "mINP"]].stack().between(0, 1).all()
 
 
