@@ -95,7 +95,7 @@ BUDGETS = {
     "rn50": Budget(dict(model="rn50")),
     "vitb16-cpu": Budget(dict(model="vitb16", unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, steps_per_epoch=20, train_aspects=("dorsal_l",)),
                          dict(epochs=6, schedule="cosine", warmup_epochs=0.5, lr_clip_visual=6e-5, lr_modules=1e-4, lr_head=1e-3, clip_norm=5.0),
-                         rates=(10, 10), length=0.2),
+                         rates=(10, 10), length=0.25),
     "hand-vit-tiny": Budget(dict(_TINY, model="hand-vit-tiny"), _TINY_OURS, rates=(100, 100), length=0.25, size=(112, 16)),
     "hand-rn-tiny": Budget(dict(_TINY, model="hand-rn-tiny"), _TINY_OURS, rates=(20, 20), length=0.25, size=(128, 32)),
 }
