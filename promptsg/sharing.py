@@ -126,7 +126,8 @@ def model_card(run):
     config = record["config"]
     licence, known = _WEIGHTS.get(config.pretrained, _UNKNOWN)
     text = f" The text tower came from `{config.text_pretrained}`, whose licence is not recorded." if config.text_pretrained else ""
-    header = f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\ntags: [re-identification, promptsg, biometrics, hands]\n---\n"
+    header = (f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\n"
+              "tags: [re-identification, promptsg, biometrics, hands]\n---\n")
     sections = {"What it is": _what(record), "What it was trained on": _trained(record), "How well it ranks": _measured(record),
                 "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(config.pretrained)}{text}\n\n{_DATA_TERMS}"}
     title = f"# PromptSG `{config.variant}` on {config.tower}\n\n"
@@ -251,7 +252,8 @@ to that size; it returns `embedding`, one row of length 1 an image. Its largest 
 
 
 def export_run(run, out, onnx=False, **changes):
-    """Writes a run's best model as a folder for `PromptSG.from_pretrained`: config.json, model.safetensors, README.md, with `onnx` model.onnx. Returns the folder.
+    """Writes a run's best model as a folder for `PromptSG.from_pretrained`: config.json, model.safetensors, README.md, with `onnx` model.onnx. Returns
+    the folder.
 
     `changes` are those of `load_run`. Raises `PromptSGError` for what is no whole run, for a folder that already holds a model, and as `export_onnx` does."""
     out = Path(out)
