@@ -313,8 +313,8 @@ def _image(figure, words):
     canvas.draw()  # once; savefig would lay the figure out in a drawing of its own
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png")
     least = int(0.6 * canvas.get_width_height()[0])
-    return (f'<div style="overflow-x:auto"><img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
-            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></div>')
+    return (f'<img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
+            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 
 
 def _ranked(explorer):
@@ -365,7 +365,8 @@ class Panel(VBox):
     def __init__(self, explorer):
         super().__init__()
         self.explorer, self._quiet, self._drawn = explorer, False, {}
-        self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0")) for name in VIEWS}
+        self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0", overflow="auto"))
+                      for name in VIEWS}
         self.notes = {name: HTML(layout=Layout(width="auto", margin="0")) for name in ("version", "query", "prompt")}
         self._make_choices()
         self._make_prompt()
