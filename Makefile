@@ -27,8 +27,8 @@ browser:  ## the Chromium that the tests of pages open, by apt where there is no
 	@which chromium google-chrome >/dev/null 2>&1 || { which apt-get >/dev/null && $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq chromium; } \
 	|| { echo "install Chromium (or Chrome) so that it is on the PATH: the tests open pages in it"; exit 1; }
 
-lab: $(VENV)/.installed-dev  ## open the notebooks
-	$(BIN)/jupyter lab nbs/index.ipynb
+lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab, on the index, without its announcements
+	$(BIN)/jupyter lab nbs/index.ipynb --LabApp.app_settings_dir="$(CURDIR)/.jupyterlab" $(ARGS)
 
 export: $(VENV)/.installed-dev  ## make the package from the notebooks
 	$(BIN)/nbdev_export
@@ -37,7 +37,7 @@ export: $(VENV)/.installed-dev  ## make the package from the notebooks
 readme: $(VENV)/.installed-dev  ## make README.md from nbs/index.ipynb
 	$(BIN)/python tests/make_readme.py
 
-docs: $(VENV)/.installed-dev  ## make the site in _docs (needs Quarto, https://quarto.org)
+docs: readme  ## make the site in _docs (needs Quarto, https://quarto.org)
 	$(BIN)/nbdev_docs
 
 clean:  ## take away what can be made again; runs/ stays

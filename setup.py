@@ -28,7 +28,7 @@ setup(
     package_data={settings["lib_path"]: ["weights/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": f"{settings['dev_requirements']} {settings['export_requirements']}".split(), "export": settings["export_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split(),
                   "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
     zip_safe=False,

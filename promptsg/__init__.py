@@ -2,7 +2,7 @@
 __version__ = "0.1.0"
 
 _MODULES = ("config", "data", "synth", "backbone", "prompt", "inversion", "fusion", "heads", "losses", "model", "metrics", "evaluation",
-            "training", "versions", "plots", "pretrain", "bench", "cli")
+            "training", "versions", "plots", "explorer", "pretrain", "report", "sharing", "bench", "cli")
 
 
 def __getattr__(name):

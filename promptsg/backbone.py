@@ -24,6 +24,8 @@ from open_clip.transformer import TextTransformer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from .config import PromptSGError, tower_name
 
@@ -40,12 +42,13 @@ class Backbone(nn.Module):
     """An open_clip image tower, cut into a stem, blocks, and an end.
 
     `forward(images (B, 3, H, W), normalised) -> ImageFeatures`, the same as `features_after(features_before(images))`.
-    `grid` is (rows, columns) of the patches. `unfreeze(n)` sets what may train."""
+    `grid` is (rows, columns) of the patches. `unfreeze(n)` sets what may train. With `checkpoint_blocks` set, blocks that train keep only their
+    input for the backward pass and run again there (Chen et al. 2016): less memory, a third more time, the same gradients."""
 
     def __init__(self, visual, image_size=None):
         super().__init__()
         self.visual = visual
-        self.cut = 0
+        self.cut, self.checkpoint_blocks = 0, False
         self.set_image_size(image_size)
 
     def forward(self, images):
@@ -62,10 +65,15 @@ class Backbone(nn.Module):
         "`ImageFeatures` from `features_before`'s output."
         states = []
         for block in self.blocks[self.cut:]:
-            x = block(x)
+            x = self._run(block, x)
             states.append(self._state(x))
         embedding, patches = self._end(x)
         return ImageFeatures(embedding, patches, tuple(reversed(states[-3:])))
+
+    def _run(self, block, x):
+        "The block's output; checkpointed where that is asked for and there is something to keep."
+        again = self.checkpoint_blocks and torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
+        return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _same_statistics(block))) if again else block(x)
 
     def unfreeze(self, blocks=None):
         """Lets the last `blocks` blocks and the end train and freezes the rest; `None` lets all train, 0 freezes all.
@@ -86,6 +94,20 @@ class Backbone(nn.Module):
             if own and not any(p.requires_grad for p in own):
                 module.training = False
         return self
+
+
+@contextlib.contextmanager
+def _same_statistics(block):
+    "Batch norms of the block leave their running statistics alone: a block that runs again must not count its batch twice."
+    kept = [(m, m.momentum, m.num_batches_tracked.clone()) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, _ in kept:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 # %% ../nbs/03_backbone.ipynb #cell008
 class ViTBackbone(Backbone):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_text',
            'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'search_memory', 'bench_memory',
-           'bench_search', 'bench_pixels', 'run_bench', 'read_bench', 'roofline']
+           'bench_search', 'bench_pixels', 'bench_explorer', 'run_bench', 'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from .evaluation import embed_images, evaluate, ranked_images
 from .metrics import evaluate_features, top_k
 from .model import PromptSG
 from .synth import write_hands
-from .training import Feed, loss_terms, parameter_groups
+from .training import Feed, Trainer, loss_terms, parameter_groups
 from .versions import version
 
 # %% ../nbs/19_bench.ipynb #cell004
@@ -76,6 +77,8 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
     "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
+    "explorer/vit": ("an edit of the prompt in the explorer, hand-vit-tiny, seconds", "amount", 1.0),
+    "explorer/rn": ("an edit of the prompt in the explorer, hand-rn-tiny, seconds", "amount", 1.0),
 }
 
 
@@ -284,9 +287,32 @@ def bench_pixels(quick=False):
         took = side_by_side({"decoded": lambda: epoch(decoded), "cached": lambda: epoch(cached)}, 3)
     return [_row("pixels", took["decoded"].median, took["cached"].median, batch=len(frame))]
 
+# %% ../nbs/19_bench.ipynb #0fcfe8a1
+def _edits(folder, frame, backbone):
+    "(a function that types new words into an explorer, images ranked): `paper` on a backbone after one training step."
+    from promptsg.explorer import Explorer, Panel  # here, so that the other cases need no widgets
+    config = version("paper", backbone).replace(epochs=1, steps_per_epoch=1, train_aspects=())
+    Trainer(config, make_splits(frame, config.aspect, config.num_splits), folder, progress=False).fit()
+    panel = Panel(Explorer(folder, frame, progress=False))
+    numbers = count()
+
+    def edit():
+        panel.words.value = f"A photo of a {{}} hand, number {next(numbers)}."
+    return edit, len(panel.explorer.run.frame)
+
+
+def bench_explorer(quick=False):
+    "Rows `explorer/vit` and `explorer/rn`: 40 test people (4 if quick), eight images each, ten splits."
+    with tempfile.TemporaryDirectory() as folder:
+        write_hands(folder, n_train=20, n_test=4 if quick else 40, images_per_aspect=4 if quick else 8, seed=0, progress=False)
+        frame = read_11k(folder)
+        edits = {name: _edits(Path(folder) / name, frame, f"hand-{name}-tiny") for name in ("vit", "rn")}
+        took = side_by_side({name: edit for name, (edit, _) in edits.items()}, 2 if quick else 9)
+    return [_row(f"explorer/{name}", ours=took[name].median, amount=took[name].median, batch=images) for name, (_, images) in edits.items()]
+
 # %% ../nbs/19_bench.ipynb #cell019
 CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
-         "search": bench_search, "pixels": bench_pixels}
+         "search": bench_search, "pixels": bench_pixels, "explorer": bench_explorer}
 
 
 def _machine(quick):

@@ -73,6 +73,8 @@ class Config(BaseModel):
     pseudo_token_dim: Optional[int] = Field(None, ge=1)        # None: the text tower's width; anything else must equal it
     pseudo_token_init: Optional[str] = None
     inversion_hidden: int = Field(512, ge=1)
+    inversion_layers: int = Field(3, ge=1)
+    inversion_norm: bool = True                                # batch normalisation after the inversion MLP's last layer
     use_composed_prompt: bool = True                           # in training
     eval_prompt: Literal["composed", "simplified"] = "composed"
     prompt_template: str = "A photo of a {} person's {aspect} hand."
@@ -93,9 +95,12 @@ class Config(BaseModel):
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     loss_tri_weight: float = Field(1.0, ge=0)
     triplet_margin: float = Field(0.3, ge=0)
+    triplet_unit: bool = False                                 # measure the triplets' distances between vectors of length 1
     triplet_states: int = Field(3, ge=0, le=3)                 # last image-tower states that get the triplet loss too
     supcon_loss_weight: float = Field(0.5, ge=0)               # the paper's lambda
     supcon_temperature: float = Field(0.07, gt=0)
+    supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs
+    loss_centre_weight: float = Field(0.0, ge=0)
     # --- optimisation ------------------------------------------------------------------------------------
     batch_size: int = Field(64, ge=2)                          # P x K
     instances: int = Field(4, ge=1)                            # K; P = batch_size / K
@@ -113,10 +118,13 @@ class Config(BaseModel):
     step_gamma: float = Field(0.1, gt=0, le=1)
     clip_norm: Optional[float] = Field(None, gt=0)             # gradient norm, clipped before the step
     precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
+    checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
     # --- images ---------------------------------------------------------------------------------------------
     flip: float = Field(0.0, ge=0, le=1)                       # a flip turns a right hand into a left one
     crop_padding: int = Field(0, ge=0)                         # pixels of padding before a random crop
     erasing: float = Field(0.0, ge=0, le=1)                    # probability of random erasing
+    cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
     num_workers: int = Field(0, ge=0)
     pin_memory: bool = False
     shuffle: bool = True
@@ -124,7 +132,8 @@ class Config(BaseModel):
     output_dir: Optional[str] = None                           # run folder; --out comes first
     save_dir: Optional[str] = None
     save_frequency: int = Field(1, ge=1)                       # epochs between saves of last/
-    log_frequency: int = Field(1, ge=1)                        # steps between updates of the progress bar
+    log_frequency: int = Field(10, ge=1)                       # steps between looks at the losses: the only time a GPU is waited for
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where each epoch's row goes too
     resume_from_checkpoint: Optional[str] = None
     model_path: Optional[str] = None
 

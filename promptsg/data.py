@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'BASE_COLUMNS', 'READERS', 'CLIP_MEAN', 'CLIP_STD', 'read_11k', 'read_hd', 'read_folders', 'data_hash',
            'class_index', 'write_text', 'Splits', 'make_splits', 'PKSampler', 'eval_transform', 'train_transform',
-           'load_image', 'cache_folder', 'content_hash', 'save_array', 'PixelCache', 'HandDataset', 'batches']
+           'load_image', 'cache_folder', 'content_hash', 'writable_folder', 'save_array', 'PixelCache', 'HandDataset',
+           'batches']
 
 # %% ../nbs/01_data.ipynb #cell002
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from hashlib import sha256
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -348,13 +351,17 @@ class PKSampler(Sampler):
     `identities`: one label per row. The identities are shuffled and dealt out P at a time, so none comes a third time before
     nearly all came twice; one with fewer than K images is drawn from with replacement. An epoch has rows // (P K) batches, at
     least one, unless `batches` says how many. The draw depends on (seed, epoch) alone; call `set_epoch(e)` before epoch e.
-    Raises `PromptSGError` when there are fewer than P identities."""
+    `share` is (i, n): of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
+    Raises `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
 
-    def __init__(self, identities, p, k, seed=0, batches=None):
+    def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1)):
         self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
         if not 1 <= p <= len(self.groups):
             raise PromptSGError(f"a batch of {p} identities cannot be drawn from {len(self.groups)}; lower batch_size or raise instances")
-        self.p, self.k, self.seed, self.epoch = p, k, seed, 0
+        if p % share[1]:
+            raise PromptSGError(f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make batch_size a multiple of "
+                                f"instances x {share[1]}")
+        self.p, self.k, self.seed, self.epoch, self.share = p, k, seed, 0, share
         self.batches = batches or max(1, sum(map(len, self.groups)) // (p * k))
 
     def set_epoch(self, epoch):
@@ -374,16 +381,71 @@ class PKSampler(Sampler):
         rng = np.random.default_rng([self.seed, self.epoch])
         for chosen in islice(self._deal(rng), self.batches):
             draws = [rng.choice(self.groups[g], self.k, replace=len(self.groups[g]) < self.k) for g in chosen]
-            yield np.concatenate(draws).tolist()
+            own = self.p // self.share[1]
+            yield np.concatenate(draws[self.share[0] * own:][:own]).tolist()
 
 # %% ../nbs/01_data.ipynb #cell021
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def _to_tensor(mean, std):
-    "The last steps of both transforms: floats in 0..1, normalised."
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+class _Normalise:
+    """uint8 (3, H, W) -> float32, (x / 255 - mean) / std as one scale and one shift in place.
+
+    By NumPy: an image is so small that PyTorch's threads would wait longer for each other than they work."""
+
+    def __init__(self, mean, std):
+        self.mean, self.std = tuple(mean), tuple(std)
+        mean, std = (np.array(values)[:, None, None] for values in (mean, std))
+        self.scale, self.shift = np.float32(1 / (255 * std)), np.float32(mean / std)
+
+    def __call__(self, image):
+        x = image.numpy().astype(np.float32)
+        x *= self.scale
+        x -= self.shift
+        return torch.from_numpy(x)
+
+    def __repr__(self):
+        return f"Normalise(mean={self.mean}, std={self.std})"
+
+
+@dataclass(frozen=True)
+class _RandomShift:
+    "A random crop of the image (C, H, W) padded by `pad` pixels of its own edge, back to its size; draws as `v2.RandomCrop` does."
+    pad: int
+
+    def __call__(self, image):
+        down, right = (self.pad - int(torch.randint(0, 2 * self.pad + 1, (1,))) for _ in range(2))
+        moved = _moved(image.numpy().swapaxes(1, 2), right).swapaxes(1, 2)
+        return torch.from_numpy(_moved(moved, down))
+
+
+def _moved(image, by):
+    "The image (C, N, ...) moved by `by` rows; its edge fills what is left free."
+    kept = max(image.shape[1] - abs(by), 0)
+    edge = np.repeat(image[:, :1] if by > 0 else image[:, -1:], image.shape[1] - kept, axis=1)
+    return np.concatenate([edge, image[:, :kept]] if by > 0 else [image[:, image.shape[1] - kept:], edge], axis=1)
+
+
+@dataclass(frozen=True)
+class _RandomErasing:
+    "With probability `p`, 0 in a rectangle of a normalised image (C, H, W), in place (Zhong et al. 2020); draws as `v2.RandomErasing` does."
+    p: float
+
+    def __call__(self, image):
+        if torch.rand(1) < self.p:
+            top, left, height, width = self._rectangle(*image.shape[1:])
+            image.numpy()[:, top:top + height, left:left + width] = 0
+        return image
+
+    def _rectangle(self, height, width):
+        uniform = lambda low, high: torch.empty(1).uniform_(low, high)
+        for _ in range(10):
+            area, ratio = height * width * uniform(0.02, 0.33).item(), uniform(math.log(0.3), math.log(3.3)).exp().item()
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                return *(int(torch.randint(0, free + 1, (1,))) for free in (height - h, width - w)), h, w
+        return 0, 0, 0, 0  # a narrow image: none fits
 
 
 def _stretch(size):
@@ -391,25 +453,30 @@ def _stretch(size):
     return v2.Resize(tuple(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
 
 
+def _pixels(size):
+    "First steps of both transforms: a PIL image, or its stretched pixels as they are -> uint8 (3, height, width)."
+    return [_stretch(size), v2.PILToTensor()]
+
+
 def eval_transform(size, mean=CLIP_MEAN, std=CLIP_STD):
-    "PIL image -> normalised float tensor (3, height, width); nothing random."
-    return v2.Compose([_stretch(size), *_to_tensor(mean, std)])
+    "PIL image, or uint8 tensor (3, height, width) of that size -> normalised float tensor (3, height, width); nothing random."
+    return v2.Compose([*_pixels(size), _Normalise(mean, std)])
 
 
 def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=0.5, jitter=0.0):
-    """PIL image -> normalised float tensor (3, height, width), with the re-ID baseline's augmentation.
+    """PIL image, or uint8 tensor of that size -> normalised float tensor (3, height, width), with the re-ID baseline's augmentation.
 
     `flip`: probability of a mirror image, 0 for hands. `pad`: pixels added on each side before a random crop back to
     `size`. `jitter`: the largest relative change of brightness, contrast and saturation. `erase`: probability that a
     rectangle is erased (it becomes the mean colour). The randomness is torch's generator of the process that loads."""
-    steps = [_stretch(size)]
+    steps = _pixels(size)
     if pad:
-        steps.append(v2.RandomCrop(tuple(size), padding=pad, padding_mode="edge"))
+        steps.append(_RandomShift(pad))
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if jitter:
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-    return v2.Compose([*steps, *_to_tensor(mean, std), *([v2.RandomErasing(erase)] if erase else [])])
+    return v2.Compose([*steps, _Normalise(mean, std), *([_RandomErasing(erase)] if erase else [])])
 
 # %% ../nbs/01_data.ipynb #cell023
 def load_image(path):
@@ -435,28 +502,42 @@ def content_hash(path):
         raise PromptSGError(f"{path} cannot be read; restore the file or take it out of the data") from None
 
 
+def writable_folder(folder):
+    "The folder, made if need be. `PromptSGError` when a cache cannot be written there."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return Path(folder)
+    except OSError as error:
+        raise PromptSGError(f"the cache folder {folder} cannot be made ({error.strerror}); set the environment variable PROMPTSG_CACHE to a "
+                            "folder that can be written, or cache_pixels and cache_frozen to false") from None
+
+
 def save_array(file, array):
-    "Write a .npy file whole or not at all, whoever else writes the same file."
-    part = file.with_suffix(f".{os.getpid()}.part")
-    with open(part, "wb") as opened:
-        np.save(opened, array)
-    os.replace(part, file)
+    "Write a .npy file whole or not at all, whoever else writes the same file. `PromptSGError` when the disk refuses."
+    part = file.with_suffix(f".{uuid4().hex}.part")  # unique over machines that share a disk
+    try:
+        with open(part, "wb") as opened:
+            np.save(opened, array)
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise PromptSGError(f"{file} cannot be written ({error.strerror}); free space, or set PROMPTSG_CACHE to another folder") from None
 
 
 class PixelCache:
     """Images decoded and stretched to `size` (height, width) once, in a folder below `folder` (`cache_folder()` for None).
 
-    `add(paths)` makes what is missing, with a progress bar; `load(path)` is `load_image` and the stretch, from the cache. A file that
+    `add(paths)` makes what is missing, with a progress bar; `load(path)` is the stretched image as a tensor, from the cache. A file that
     changes is seen by the next `PixelCache`. `PromptSGError` names an image that cannot be read, or a damaged cache file."""
 
     def __init__(self, size, folder=None, progress=True):
         self.stretch, self.progress, self.files = _stretch(size), progress, {}
-        kind = f"pixels {tuple(size)} {self.stretch} Pillow {PIL.__version__}"
+        kind = f"pixels (3, H, W) {tuple(size)} {self.stretch} Pillow {PIL.__version__}"
         self.folder = Path(folder or cache_folder()) / sha256(kind.encode()).hexdigest()[:16]
 
     def add(self, paths):
         "Have these images ready. Each path is hashed once in the life of this object."
-        self.folder.mkdir(parents=True, exist_ok=True)
+        writable_folder(self.folder)
         new = [path for path in dict.fromkeys(paths) if path not in self.files]
         with ThreadPoolExecutor() as pool:  # hashing and Pillow's decoders let other threads run
             files = dict(zip(new, (self.folder / f"{digest}.npy" for digest in pool.map(content_hash, new))))
@@ -468,12 +549,12 @@ class PixelCache:
         self.files |= files
 
     def _make(self, file, path):
-        save_array(file, np.asarray(self.stretch(load_image(path))))
+        save_array(file, np.asarray(self.stretch(load_image(path))).transpose(2, 0, 1).copy())
 
     def load(self, path):
-        "The stretched image as PIL, size x 3 uint8."
+        "The stretched image, uint8 (3, height, width): a memory map that copies on write, so nothing can spoil the file."
         try:
-            return Image.fromarray(np.load(self.files[path], mmap_mode="r"))
+            return torch.from_numpy(np.load(self.files[path], mmap_mode="c"))
         except (OSError, ValueError, EOFError) as error:
             raise PromptSGError(f"{self.files[path]}, the cached pixels of {path}, cannot be read ({error}); delete that file and start again") from None
 
@@ -485,7 +566,7 @@ class HandDataset(Dataset):
     `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels` must have the transform's size. Raises
     `PromptSGError` for an identity that `labels` does not have, and for an image that cannot be read, naming the file."""
     frame: pd.DataFrame
-    transform: Callable              # PIL image -> tensor
+    transform: Callable              # PIL image, or with `pixels` uint8 (3, H, W) -> tensor
     labels: dict | None = None
     pixels: PixelCache | None = None # take images from this cache, which is filled at once
 

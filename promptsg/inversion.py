@@ -15,16 +15,20 @@ from .config import PromptSGError
 class TextualInversionMLP(nn.Module):
     """PromptSG's inversion network: `s = mlp(v)`, v (B, D) -> s* (B, W).
 
-    `scale` is the standard deviation of the text encoder's word embeddings: where s* starts. Training needs batches of two or more
+    `scale` is the standard deviation of the text encoder's word embeddings: where s* starts. `depth` linear layers (the paper: 3);
+    `norm=False` leaves the batch normalisation out, and s* as long as it comes. With it, training needs batches of two or more
     (`PromptSGError`), for batch normalisation has no statistics of one sample."""
 
-    def __init__(self, dim, width, hidden=512, scale=1.0):
+    def __init__(self, dim, width, hidden=512, scale=1.0, depth=3, norm=True):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
-                                    nn.Linear(hidden, width), nn.BatchNorm1d(width))
-        nn.init.constant_(self.layers[-1].weight, float(scale))
+        sizes = [dim] + [hidden] * (depth - 1) + [width]
+        layers = [layer for pair in zip(sizes, sizes[1:]) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
+        self.layers = nn.Sequential(*layers, *([nn.BatchNorm1d(width)] if norm else []))
+        self.norm = norm
+        if norm:
+            nn.init.constant_(self.layers[-1].weight, float(scale))
 
     def forward(self, embedding):
-        if self.training and len(embedding) < 2:
+        if self.norm and self.training and len(embedding) < 2:
             raise PromptSGError("the inversion MLP cannot train on a batch of 1 image; use a batch_size of 2 or more")
         return self.layers(embedding)

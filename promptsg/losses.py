@@ -40,7 +40,8 @@ def batch_hard_triplet(embedding: Tensor,    # (B, D) not normalised by this fun
     farthest = distance.masked_fill(~positive, -torch.inf).amax(1)
     nearest = distance.masked_fill(same, torch.inf).amin(1)
     usable = positive.any(1) & ~same.all(1)
-    return (margin + farthest - nearest)[usable].relu().sum() / usable.sum().clamp(min=1)
+    hinge = (margin + farthest - nearest).relu()
+    return torch.where(usable, hinge, 0).sum() / usable.sum().clamp(min=1)  # not hinge[usable]: counting rows makes a GPU wait
 
 # %% ../nbs/08_losses.ipynb #cell012
 def _one_way(logits: Tensor,   # (B, B) similarity / temperature, rows rank columns

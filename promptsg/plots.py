@@ -190,13 +190,13 @@ def _nearness(row):
     values = next((row[name] for name in ("similarity", "distance") if row.get(name) is not None), None)
     return [None] * len(row["gallery"]) if values is None else values
 
-def _draw_list(axes, row, first) -> None:
+def _draw_list(axes, row, first, digits) -> None:
     "One query and its gallery; `first`: the row that carries the column titles."
     _show(axes[0], _picture(row["query"]), DARK, "query" if first else "", row.get("title", ""))
     right = row.get("right") if row.get("right") is not None else [None] * len(row["gallery"])
     for k, (ax, image, flag, value) in enumerate(zip(axes[1:], row["gallery"], right, _nearness(row))):
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
-        _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.2f}"))
+        _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
     for ax in axes[1 + len(row["gallery"]):]:
         ax.axis("off")
 
@@ -209,7 +209,8 @@ def _foot(rows) -> str:
 
 @_styled
 def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title
-                      top: int = 10 # gallery images drawn at most
+                      top: int = 10, # gallery images drawn at most
+                     digits: int = 2 # of the number under an image
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
     only `query` and `gallery` must be there. The line at the foot says what the numbers are.
@@ -225,7 +226,7 @@ def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similar
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
     figure, axes = _figure(len(rows), columns, figsize=(side * columns, len(rows) * (side * height / width + 0.24) + 0.4))
     for i, row in enumerate(rows):
-        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top]}, first=i == 0)
+        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top]}, first=i == 0, digits=digits)
     figure.supxlabel(_foot(rows), fontsize=8, color=DARK)
     return figure
 
@@ -252,8 +253,9 @@ def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
                    maps,         # (N, h, w), or (N, K, h, w) for K words or heads; weights >= 0
                    titles=None,  # N, one per image
                    words=None,   # K, one per column of maps
+                   strength=1.0, # 0..1, how much the maps cover: 0 shows the bare image
                   ) -> Figure:
-    "Each image beside its attention, relative to an even share, one colour scale for all. Raises `PromptSGError` for bad shapes."
+    "Each image beside its attention, relative to an even share, one colour scale for all. Raises `PromptSGError` for bad shapes or another strength."
     maps = _relative(maps)
     titles = [""] * len(images) if titles is None else list(titles)
     words = (["attention"] if maps.shape[1] == 1 else [""] * maps.shape[1]) if words is None else list(words)
@@ -265,18 +267,20 @@ def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
     for i, picture in enumerate(pictures):
         _show(axes[i, 0], picture, title="image" if i == 0 else "", below=titles[i])
         for k, word in enumerate(words):
-            heat = _draw_heat(axes[i, 1 + k], picture, maps[i, k], maps.max())
+            heat = _draw_heat(axes[i, 1 + k], picture, maps[i, k], maps.max(), strength)
             axes[i, 1 + k].set_title(word if i == 0 else "", pad=3)
     figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=0.8, pad=0.02)
     return figure
 
-def _draw_heat(ax, picture, weights, highest):
+def _draw_heat(ax, picture, weights, highest, strength):
     "The image, half its colour taken out, under its map (h, w), stretched by bilinear interpolation: it keeps the peaks, which bicubic flattens."
+    if not 0 <= strength <= 1:
+        raise PromptSGError(f"the maps' strength is {strength}; give 0 (the bare image) to 1.")
     faded = (0.5 * picture + 0.5 * picture.mean(2, keepdims=True)).astype(np.uint8)
     _show(ax, faded)
     extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
     share = weights / max(highest, 2)  # 0..1 of the colour scale; little attention hides little of the image
-    return ax.imshow(weights, extent=extent, interpolation="bilinear", cmap="rocket_r", alpha=0.2 + 0.65 * np.sqrt(share),
+    return ax.imshow(weights, extent=extent, interpolation="bilinear", cmap="rocket_r", alpha=strength * (0.2 + 0.65 * np.sqrt(share)),
                      vmin=0, vmax=max(highest, 2))
 
 # %% ../nbs/14_plots.ipynb #cell032
@@ -295,7 +299,8 @@ def _grid_labels(labels, needed, what) -> list:
 def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a path or PIL image: one for all; or a list of R, one per row
                         maps,            # (R, C, h, w) weights >= 0, such as (words, heads, h, w)
                         row_labels=None, # R
-                        col_labels=None  # C
+                        col_labels=None, # C
+                        strength=1.0     # 0..1, how much the maps cover
                        ) -> Figure:
     """Attention over the image in a grid, each map relative to its mean (1 = an even share), one colour scale for all; the image
     itself stands at the left. Raises `PromptSGError` for bad shapes, empty or negative maps, labels or images that do not fit."""
@@ -313,7 +318,7 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
         if i >= len(pictures):
             axes[i, 0].set_visible(False)
         for k in range(columns):
-            heat = _draw_heat(axes[i, k + 1], pictures[i % len(pictures)], maps[i, k], maps.max())
+            heat = _draw_heat(axes[i, k + 1], pictures[i % len(pictures)], maps[i, k], maps.max(), strength)
             axes[i, k + 1].set_title(col_labels[k] if i == 0 else "", pad=3)
         axes[i, 1].set_ylabel(row_labels[i], rotation=0, ha="right", va="center")
     figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)

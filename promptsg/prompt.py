@@ -34,7 +34,7 @@ def tokenize_prompt(template, tokenizer, aspect=""):
     sentence longer than the text encoder reads."""
     try:
         pieces = template.replace("{}", "\0").format(aspect=aspect).split("\0")
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:  # what str.format raises
         raise PromptSGError(f"the prompt {template!r} holds something other than {{}} and {{aspect}} ({error}); remove it") from None
     if len(pieces) > 2:
         raise PromptSGError(f"the prompt {template!r} has {len(pieces) - 1} places {{}} for s*; keep one")

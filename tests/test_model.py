@@ -94,3 +94,32 @@ def test_what_does_not_fit_names_the_field(quick, changes, word):
 def test_portrait_images(quick):
     model = build(quick, image_size=(128, 64)).eval()
     assert model.attention_maps(torch.randn(1, 3, 128, 64)).shape == (1, 4, 8, 4)
+
+
+def test_a_part_and_a_loss_of_ones_own_are_trained_and_loaded(quick, splits, tmp_path):
+    from promptsg.fusion import Fused
+    from promptsg.training import Trainer, load_run
+
+    class Sum(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.share = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, text, patches, embedding):
+            return Fused(embedding + self.share * text.mean(1), torch.full((len(text), 1, patches.shape[1]), 1 / patches.shape[1]))
+
+    class Summed(PromptSG):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.fusion = Sum()
+    seen = []
+
+    def losses(output, labels, config, progress):
+        seen.append(progress)
+        return {"own": output.embedding.square().mean()}
+    run = Trainer(quick, splits, tmp_path / "run", progress=False, losses=losses, build=Summed).fit()
+    assert seen == sorted(seen) and seen[0] == 0 and 0.5 < seen[-1] < 1
+    assert "loss_own" in (run / "metrics.csv").read_text() and "loss_triplet" not in (run / "metrics.csv").read_text()
+    assert load_run(run, build=Summed).fusion.share.item() != 0.5
+    with pytest.raises(PromptSGError, match="does not match"):
+        load_run(run)

@@ -221,6 +221,11 @@ def test_ranked_lists_sign_frame_and_similarity():
     assert len(plot_ranked_lists([ranked()], top=2).axes) == 3
 
 
+def test_ranked_lists_have_as_many_digits_as_asked_for():
+    one, two = plot_ranked_lists([ranked()]), plot_ranked_lists([ranked()], digits=3)
+    assert one.axes[1].get_xlabel() == "✓ 0.90" and two.axes[1].get_xlabel() == "✓ 0.900"
+
+
 def test_ranked_lists_take_paths_pil_images_and_floats(tmp_path):
     Image.fromarray(image(50)).save(tmp_path / "hand.png")
     row = dict(query=tmp_path / "hand.png", gallery=[str(tmp_path / "hand.png"), Image.fromarray(image(50)), image(50) / 255.0])
@@ -254,6 +259,13 @@ def test_attention_grid_has_each_map_in_its_place_on_one_scale():
     assert "even share" in figure.axes[-1].get_ylabel() and not axes[1, 0].get_visible()
     own = plot_attention_grid([image(10), image(200)], maps).axes
     assert (np.asarray(own[0].images[0].get_array()) == 10).all() and (np.asarray(own[4].images[0].get_array()) == 200).all()
+
+
+def test_strength_is_how_much_a_map_covers():
+    maps = np.random.default_rng(0).random((1, 1, 4, 5))
+    full, half, bare = (plot_attention_grid(image(), maps, strength=strength).axes[1].images[1].get_alpha() for strength in (1, 0.5, 0))
+    np.testing.assert_allclose(half, full / 2)
+    assert (bare == 0).all() and (full > 0).all()
 
 
 def test_a_peak_of_attention_is_drawn_in_the_colour_of_its_value():
@@ -415,6 +427,7 @@ def test_set_style_changes_a_notebooks_own_plots():
     (lambda: plot_attention(np.stack([image()]), np.ones((2, 3, 4))), "2 maps where 1"),
     (lambda: plot_attention(np.stack([image()]), np.zeros((1, 3, 4))), "empty"),
     (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), ["a", "b"]), "titles"),
+    (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), strength=1.5), "strength"),
     (lambda: plot_training(pd.DataFrame({"loss": [1.0]})), "epoch"),
     (lambda: plot_ranked_lists([ranked(distance=[1, 2, 3])]), "both"),
     (lambda: plot_attention_grid(image(), np.ones((3, 4, 5))), "rows, columns"),

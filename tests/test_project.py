@@ -84,7 +84,7 @@ def test_constraints_fit_what_is_asked_for():
     pins = {canonicalize_name(Requirement(line).name): str(Requirement(line).specifier).removeprefix("==") for line in lines}
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini")
-    for text in (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split():
+    for text in " ".join(settings["DEFAULT"][name] for name in ("requirements", "dev_requirements", "export_requirements")).split():
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), f"constraints.txt does not fit {text}"
 

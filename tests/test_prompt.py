@@ -54,6 +54,12 @@ def test_exact_wherever_the_place_is(tiny, template):
     assert_same(tiny, tokens(tiny))
 
 
+@pytest.mark.parametrize("template", ["A {color} {}", "A {", "A {aspect.colour} {}", "A {aspect[a]} {}", "A {aspect[9999]} {}"])
+def test_a_field_that_is_none_is_one_sentence(tiny, template):
+    with pytest.raises(PromptSGError, match="something other than"):
+        tiny.set_prompt(template)
+
+
 def test_whole_sentence_equals_open_clip(tiny):
     word = tiny.word_embeddings(tiny.tokenizer.encode("left"))
     theirs = tiny.text(tiny.tokenizer(["A photo of a left person's dorsal right hand."]))

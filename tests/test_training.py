@@ -1,5 +1,9 @@
 "Optimizer groups, schedules, selection on train people, checkpoints, caching."
+import os
 import pickle
+import subprocess
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -43,6 +47,7 @@ def test_a_run_folder_is_complete(run, quick):
 def test_test_people_are_never_seen_in_training(quick, splits, tmp_path, monkeypatch):
     seen = set()
     load = training.load_image
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))  # an empty one: every image that is used is decoded
     monkeypatch.setattr("promptsg.data.load_image", lambda path: (seen.add(path), load(path))[1])
     Trainer(quick.replace(epochs=1), splits, tmp_path / "run", progress=False).fit()
     assert seen and not seen & set(splits.test.path)
@@ -73,6 +78,98 @@ def test_resume_equals_an_uninterrupted_run(run, quick, splits, tmp_path, monkey
     assert state["history"] == again["history"]
 
 
+def test_resume_with_workers_draws_the_same_augmentation(quick, splits, tmp_path, monkeypatch):
+    config = quick.replace(num_workers=1, crop_padding=4, erasing=0.5, flip=0.5, steps_per_epoch=2)
+    whole = Trainer(config, splits, tmp_path / "whole", progress=False).fit()
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Trainer, "_train_epoch", lambda self, epoch, train=Trainer._train_epoch: train(self, epoch) if not epoch else 1 / 0)
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
+    assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
+
+
+def test_cached_pixels_train_to_the_same_bit(run, quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))
+    config = quick.replace(crop_padding=4, erasing=0.5, steps_per_epoch=2, epochs=1)
+    runs = [Trainer(config.replace(cache_pixels=on), splits, tmp_path / str(on), progress=False).fit() for on in (False, True)]
+    (decoded, _), (cached, _) = (read_checkpoint(one / "last") for one in runs)
+    assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) >= splits.train.path.nunique()
+    model = load_run(run)
+    first, second = (Feed(model, model.config.replace(cache_pixels=on), progress=False).embed(splits.test).of(splits.test) for on in (False, True))
+    assert torch.equal(first, second)
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(quick, splits, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "file"))
+    model = PromptSG(quick, 2)
+    with pytest.raises(PromptSGError, match="PROMPTSG_CACHE"):
+        Feed(model, quick, progress=False).embed(splits.test)
+
+
+# --- options that change nothing ------------------------------------------------------------------------------
+def loss_and_gradients(config, prepare=lambda model: None):
+    "One step's loss, every gradient and every buffer."
+    torch.manual_seed(0)
+    model = PromptSG(config, 4).train()
+    prepare(model)
+    images, labels = torch.randn(8, 3, *model.backbone.image_size), torch.arange(8) // 2
+    loss = sum(training.Objective(model, config)(labels, images).values())
+    loss.backward()
+    return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, dict(model.named_buffers())
+
+
+def check_same(config, prepare):
+    (loss, gradients, buffers), (other, others, theirs) = loss_and_gradients(config), loss_and_gradients(config, prepare)
+    assert gradients.keys() == others.keys() and len(gradients) > 20
+    torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-4 * max(1e-2, gradient.abs().max().item()), msg=name)
+    for name, buffer in buffers.items():
+        torch.testing.assert_close(theirs[name], buffer, msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(unfreeze_blocks=1), dict(model="hand-rn-tiny")])
+def test_checkpointed_blocks_run_again_and_change_nothing(quick, changes):
+    runs = []
+    def prepare(model):
+        model.backbone.checkpoint_blocks = True
+        model.backbone.blocks[-1].register_forward_pre_hook(lambda *a: runs.append(1))
+    check_same(quick.replace(**changes), prepare)
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("model", ["hand-vit-tiny", "hand-rn-tiny"])
+def test_compiled_parts_change_nothing(quick, model):
+    from torch._dynamo.testing import CompileCounterWithBackend
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    check_same(quick.replace(model=model), lambda model: training.compile_parts(model, backend))
+    assert backend.frame_count >= 2
+
+
+def test_config_options_reach_the_model(quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: setattr(self, "compiled", options))
+    trainer = Trainer(quick.replace(compile=True, checkpoint_blocks=True), splits, tmp_path / "run", progress=False)
+    trainer._set_up()
+    assert trainer.model.backbone.checkpoint_blocks and trainer.model.fusion.compiled == dict(backend="inductor")
+    assert all(block.compiled for block in trainer.model.backbone.blocks)
+
+
+# --- trackers -------------------------------------------------------------------------------------------------
+def test_tensorboard_gets_a_row_an_epoch(quick, splits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    out = Trainer(quick.replace(tracker="tensorboard", steps_per_epoch=1), splits, tmp_path / "run", progress=False).fit()
+    events = EventAccumulator(str(out / quick.experiment)).Reload()
+    assert [event.step for event in events.Scalars("val_mAP")] == [1, 2] and "lr_modules" in events.Tags()["scalars"]
+
+
+def test_a_missing_tracker_is_one_sentence(quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PromptSGError, match="pip install wandb"):
+        Trainer(quick.replace(tracker="wandb"), splits, tmp_path / "run", progress=False).fit()
+    assert not (tmp_path / "run").exists()
 def test_early_stop(quick, splits, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9])
     monkeypatch.setattr(Trainer, "validate", lambda self: {"val_rank1": 0.0, "val_mAP": next(scores)})
@@ -86,13 +183,47 @@ def test_a_loss_that_is_not_finite_names_step_and_term(quick, splits, tmp_path, 
         Trainer(quick, splits, tmp_path / "run", progress=False).fit()
 
 
+@pytest.mark.parametrize("log_frequency", [1, 1000])
+def test_nothing_bad_is_saved_however_rarely_the_losses_are_looked_at(quick, splits, tmp_path, monkeypatch, log_frequency):
+    calls, supcon = [], training.supcon
+    def later(*a):
+        calls.append(1)
+        return supcon(*a) * (float("nan") if len(calls) == 6 else 1)
+    monkeypatch.setattr(training, "supcon", later)
+    config = quick.replace(steps_per_epoch=4, log_frequency=log_frequency)
+    with pytest.raises(PromptSGError, match="loss term supcon is not finite at step 5"):
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    assert len(calls) == (6 if log_frequency == 1 else 8)
+    tensors, state = read_checkpoint(tmp_path / "run" / "last")
+    assert state["epoch"] == 1 and all(t.isfinite().all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("changes", [{}, dict(classifier="arcface"), dict(model="hand-rn-tiny", classifier="bnneck"), dict(text_queries="words")])
+def test_a_step_waits_for_no_device(quick, monkeypatch, changes):
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())  # knows no "meta"
+    config = quick.replace(clip_norm=1.0, **changes)
+    model = PromptSG(config, 4).to("meta").train()  # tensors without values: whatever reads one, raises
+    optimizer = torch.optim.AdamW(parameter_groups(model, config))
+    images, labels = torch.empty(8, 3, *model.backbone.image_size, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    record = training.LossRecord(2)
+    for _ in range(2):
+        terms = training.Objective(model, config)(labels, images)
+        sum(terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_norm)
+        optimizer.step()
+        record.add(terms)
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        record.latest()
+
+
 def test_cached_features_train_and_embed_like_images(quick, splits, tmp_path):
     few = quick.replace(unfreeze_blocks=2, epochs=1)
     whole = Trainer(few, splits, tmp_path / "images", progress=False).fit()
     cached = Trainer(few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False).fit()
     embeddings = [Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False).embed(splits.test).of(splits.test) for run in (whole, cached)]
     assert torch.nn.functional.cosine_similarity(*embeddings).min() > 0.999  # half precision on disk
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) >= len(splits.test)
+    made = [array for array in map(np.load, (tmp_path / "cache").rglob("*.npy")) if array.dtype == np.float16]
+    assert [len(array) for array in made] == [len(splits.test)]
 
 
 def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
@@ -137,3 +268,85 @@ def test_a_folder_with_a_run_is_not_overwritten(run, quick, splits):
     with pytest.raises(PromptSGError, match="another epochs"):
         Trainer(quick.replace(epochs=5), splits, run, progress=False).fit(resume=True)
     assert (run / "last" / "checkpoint.safetensors").read_bytes() == before
+
+
+# --- many processes -------------------------------------------------------------------------------------------
+PROCESSES = """
+import sys, torch
+from pathlib import Path
+from promptsg.config import Config
+from promptsg.data import make_splits, read_11k
+from promptsg.training import Feed, SharedBatchNorm, Trainer, load_run, processes
+hands, out, configs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+splits = make_splits(read_11k(hands), "dorsal_r", n_splits=3)
+for file in configs:
+    run = Trainer(Config.from_yaml(file), splits, out / Path(file).stem, progress=False).fit()
+    model = load_run(run)
+    found = Feed(model, model.config, progress=False).embed(splits.test.head(13)).of(splits.test.head(13))
+    torch.save(found, run / f"embedded{processes()[0]}.pt")
+rank, world = processes()
+torch.manual_seed(0)
+x, target, norm = torch.randn(6, 5, 4).double() * 3 + 1, torch.randn(6, 5, 4).double(), torch.nn.BatchNorm1d(5).double()
+own, norm = x[3 * rank:][:3].requires_grad_(), SharedBatchNorm(norm)
+y = norm(own)
+(y * target[3 * rank:][:3]).sum().backward()
+torch.save([y.detach(), own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var], out / f"norm{rank}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(quick, hands, splits, tmp_path_factory):
+    "{name: (run by this process, run by two)} for a few configs, and the folder of the two."
+    folder = tmp_path_factory.mktemp("pair")
+    base = quick.replace(steps_per_epoch=3)
+    slow = dict(lr_modules=1e-5, lr_clip_visual=1e-6)  # Adam blows rounding up where a gradient is nearly nothing
+    configs = dict(vit=base, neck=base.replace(classifier="arcface", model="hand-rn-tiny", **slow),
+                   part=base.replace(use_composed_prompt=False, unfreeze_blocks=1, cache_frozen=True),  # parameters without a gradient
+                   plain=base.replace(language=False, classifier="bnneck", checkpoint_blocks=True, **slow))
+    for name, config in configs.items():
+        (folder / f"{name}.yml").write_text(config.to_yaml())
+    (folder / "run.py").write_text(PROCESSES)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "run.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTSG_CACHE": str(folder / "cache")}
+    done = subprocess.run([*start, str(hands), str(folder / "two"), *(str(folder / f"{name}.yml") for name in configs)],
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "two", {name: (Trainer(config, splits, folder / "one" / name, progress=False).fit(), folder / "two" / name)
+                            for name, config in configs.items()}
+
+
+@pytest.mark.parametrize("name", ["vit", "neck", "part", "plain"])
+def test_two_processes_train_and_embed_like_one(pair, splits, name):
+    runs = pair[1][name]
+    (one, state), (two, other) = (read_checkpoint(run / "last") for run in runs)
+    losses = [[row["loss"] for row in record["history"]] for record in (state, other)]
+    # ArcFace's loss is about 35, and on the ResNet another number of threads alone moves it by 1e-4
+    tolerance = dict(rel=1e-5) if name == "neck" else dict(abs=1e-4)
+    assert losses[1] == pytest.approx(losses[0], **tolerance) and losses[0][0] != losses[0][1]
+    assert [row["val_mAP"] for row in other["history"]] == pytest.approx([row["val_mAP"] for row in state["history"]], abs=1e-6)
+    running = [key for key in one if "running_" in key]
+    assert running and all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-3) for key in running)
+    first, second = (torch.load(runs[1] / f"embedded{rank}.pt") for rank in (0, 1))
+    model, few = load_run(runs[0]), splits.test.head(13)
+    alone = Feed(model, model.config, progress=False).embed(few).of(few)
+    assert torch.equal(first, second) and (first * alone).sum(1).min() > 0.9999  # in the frame's order
+
+
+def test_batch_norm_over_two_processes_is_the_whole_batchs(pair):
+    torch.manual_seed(0)
+    x, target, norm = torch.randn(6, 5, 4).double() * 3 + 1, torch.randn(6, 5, 4).double(), torch.nn.BatchNorm1d(5).double()
+    y = norm(x.requires_grad_())
+    (y * target).sum().backward()
+    shares = zip(*(torch.load(pair[0] / f"norm{rank}.pt") for rank in (0, 1)))
+    for expected, how, (first, second) in zip((y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var),
+                                              (torch.cat, torch.cat, sum, sum, None, None), shares):
+        torch.testing.assert_close(how([first, second]) if how else first, expected.detach(), rtol=1e-12, atol=1e-12)
+        assert how or torch.equal(first, second)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    from promptsg.data import PKSampler
+    whole, *shares = [list(PKSampler(list("aabbccdd"), 4, 2, share=share)) for share in ((0, 1), (0, 2), (1, 2))]
+    assert whole == [one + other for one, other in zip(*shares)]
+    with pytest.raises(PromptSGError, match="multiple of instances x 3"):
+        PKSampler(list("aabbccdd"), 4, 2, share=(0, 3))

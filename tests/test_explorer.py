@@ -1,0 +1,297 @@
+"The explorer's logic and its widgets, each driven as a person would, without a browser."
+import re
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+from ipywidgets import HTML, Button
+from PIL import Image
+
+from promptsg.cli import measure
+from promptsg.config import PromptSGError
+from promptsg.data import eval_transform, load_image, read_11k
+from promptsg.explorer import Explorer, OpenRun, Panel, explore, find_runs
+from promptsg.model import PromptSG
+from promptsg.training import Trainer, load_run
+
+PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
+BAD = {"A {} hand of {}.": "2 places", "A hand.": "no place", "A {} {colour} hand.": "colour", "A {} hand" + " and a hand" * 20: "tokens", "A {": "remove it"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, quick, splits):
+    "A folder like a report's: a run with language and one without, a few steps each."
+    root = tmp_path_factory.mktemp("runs")
+    for variant, language in (("paper", True), ("image_only", False)):
+        config = quick.replace(variant=variant, language=language, epochs=1, steps_per_epoch=8, lr_modules=5e-3)
+        Trainer(config, splits, root / "hand-vit-tiny" / f"{variant}-seed0", progress=False).fit()
+    return root
+
+
+@pytest.fixture(scope="module")
+def frame(hands):
+    return read_11k(hands)
+
+
+@pytest.fixture
+def explorer(runs, frame):
+    "On the run with language, the other one opened too."
+    made = Explorer(runs, frame, progress=False)
+    assert made.state.run == PAPER and list(made.measures()) == [PAPER]
+    made.set_run(CONTROL)
+    made.set_run(PAPER)
+    return made
+
+
+@pytest.fixture
+def panel(explorer):
+    return Panel(explorer)
+
+
+def words_in(view):
+    "What an HTML view says, its pictures' descriptions included."
+    return " ".join([*re.findall('alt="(.*?)"', view.value), re.sub("<.*?>", " ", view.value)])
+
+
+# --- which runs ------------------------------------------------------------------------------------------------------
+def test_runs_are_found_below_a_folder_in_the_order_of_versions(runs):
+    assert list(find_runs(runs)) == [CONTROL, PAPER]
+    assert find_runs(runs / "hand-vit-tiny/paper-seed0") == {PAPER: runs / "hand-vit-tiny/paper-seed0"}
+    assert list(find_runs({"mine": str(runs / "hand-vit-tiny/paper-seed0")})) == ["mine"]
+
+
+def test_equal_names_give_way_to_folders(runs, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_bytes((runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes())
+    assert list(find_runs(tmp_path)) == ["one", "two"]
+
+
+@pytest.mark.parametrize("nothing", [{}, "nowhere"])
+def test_no_run_says_how_to_make_one(nothing):
+    with pytest.raises(PromptSGError, match="promptsg train"):
+        find_runs(nothing)
+
+
+# --- an open run ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("prompt", ["composed", "simplified"])
+def test_what_is_kept_gives_the_embeddings_of_the_whole_model(explorer, prompt):
+    run, words = explorer.run, {"composed": "A {} hand.", "simplified": "A hand."}[prompt]
+    kept, attention = run.seen(prompt, words)
+    model, paths = load_run(explorer.folders[PAPER]), run.frame.path[:3]
+    model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": words})
+    pixels = torch.stack([eval_transform(model.backbone.image_size, model.mean, model.std)(load_image(path)) for path in paths])
+    assert torch.allclose(model.embed(pixels, prompt), kept.features[:3], atol=1e-5)
+    assert torch.allclose(model.attention_maps(pixels, prompt), attention[:3], atol=1e-5)
+
+
+def test_a_resnets_tower_is_kept_too(quick):
+    model = PromptSG(quick.replace(model="hand-rn-tiny"), 2).eval()
+    pixels = torch.randn(2, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(0))
+    whole = model.embed(pixels)
+    model.backbone.cut = len(model.backbone.blocks)
+    assert torch.allclose(model.embed(frozen=model.backbone.features_before(pixels)), whole, atol=1e-5)
+
+
+def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(explorer, monkeypatch):
+    before, maps = explorer.ranked(), explorer.attention()
+    monkeypatch.setattr(OpenRun, "_tower", lambda *_: pytest.fail("the image tower ran again"))
+    explorer.set_prompt("A {} hand in a red sleeve.")
+    after = explorer.ranked().set_index("image").similarity.reindex(before.image).to_numpy()
+    assert np.abs(after - before.similarity).min() > 1e-6 and np.abs(explorer.attention() - maps).max() > 1e-6
+    assert list(explorer.measures()) == [CONTROL, PAPER, f"{PAPER}, this prompt"]
+    explorer.reset_prompt()
+    assert explorer.ranked().equals(before) and list(explorer.measures()) == [CONTROL, PAPER]
+
+
+def test_measures_are_those_of_evaluate(explorer, splits):
+    expected = measure(load_run(explorer.folders[PAPER]), splits, progress=False)[0]["clipfh"]
+    found = explorer.measures()[PAPER]
+    assert np.allclose(found.summary, expected.summary) and np.allclose(found.cmc, expected.cmc)
+
+
+def test_a_version_not_opened_has_the_measures_it_was_saved_with(runs, frame, splits):
+    fresh = Explorer({"a": runs / "hand-vit-tiny/paper-seed0", "b": runs / "hand-vit-tiny/image_only-seed0"}, frame, progress=False)
+    assert list(fresh.measures()) == ["a"]
+    result = fresh.measures()["a"]
+    result.save(runs / "hand-vit-tiny/image_only-seed0/evaluation-clipfh")
+    try:
+        assert np.allclose(fresh.measures()["b"].cmc, result.cmc)
+        fresh.set_run("b")
+        assert not np.allclose(fresh.measures()["b"].summary, result.summary)
+    finally:
+        for file in (runs / "hand-vit-tiny/image_only-seed0/evaluation-clipfh").iterdir():
+            file.unlink()
+
+
+# --- the state ----------------------------------------------------------------------------------------------------------
+def test_the_ranking_is_ordered_and_right_is_the_querys_person(explorer):
+    found, who = explorer.ranked(), explorer.queries.identity[0]
+    assert found.similarity.is_monotonic_decreasing and (found.right == (found.identity == who)).all()
+    explorer.set_view(top=20)
+    assert explorer.ranked().right.sum() == 1  # one image of each person in this protocol's gallery
+
+
+def test_a_query_is_never_ranked_against_itself(explorer):
+    gallery = explorer.run.splits.galleries[0]
+    explorer.set_query(gallery.path[0])
+    explorer.set_view(top=20)
+    assert gallery.path[0] not in set(explorer.ranked().path) and len(explorer.ranked()) == len(gallery) - 1
+
+
+@pytest.mark.parametrize("words", BAD, ids=BAD.values())
+def test_bad_words_leave_the_state(explorer, words):
+    explorer.set_prompt("A {} hand.")
+    before, ranked = explorer.state, explorer.ranked()
+    with pytest.raises(PromptSGError, match=BAD[words]):
+        explorer.set_prompt(words)
+    assert explorer.state == before and explorer.ranked().equals(ranked)
+
+
+def test_a_version_keeps_what_was_typed_for_it(explorer):
+    explorer.set_prompt("A {} hand.")
+    explorer.set_run(CONTROL)
+    assert explorer.words == "" and explorer.heads == []
+    for refused in (explorer.attention, lambda: explorer.set_prompt("A {} hand.")):
+        with pytest.raises(PromptSGError, match="without language"):
+            refused()
+    explorer.set_run(PAPER)
+    assert explorer.words == "A {} hand."
+    explorer.set_prompt(prompt="simplified")
+    assert explorer.words == explorer.run.config.simplified_prompt
+    with pytest.raises(PromptSGError, match="choose one of"):
+        explorer.set_run("nobody")
+
+
+def test_an_own_picture_has_no_right_answer(explorer, tmp_path):
+    Image.new("RGB", (40, 30), "tan").save(tmp_path / "own.png")
+    explorer.set_query(tmp_path / "own.png")
+    assert explorer.ranked().right.isna().all() and explorer.attention().shape[:2] == (2, 4)
+    (tmp_path / "no.jpg").write_text("no image")
+    with pytest.raises(PromptSGError, match="no.jpg"):
+        explorer.set_query(tmp_path / "no.jpg")
+    assert explorer.state.query == str(tmp_path / "own.png")
+    explorer.set_run(CONTROL)
+    assert explorer.state.query == str(tmp_path / "own.png") and explorer.ranked().right.isna().all()
+
+
+def test_two_uploads_of_one_name_are_two_pictures(explorer):
+    content = [open(path, "rb").read() for path in explorer.queries.path[[0, 9]]]
+    explorer.set_upload("hand.jpg", content[0])
+    first = explorer.ranked()
+    explorer.set_upload("hand.jpg", content[1])
+    assert not explorer.ranked().similarity.equals(first.similarity)
+
+
+def test_chance_takes_another_query_of_the_split(explorer):
+    first = explorer.state.query
+    explorer.random_query(seed=0)
+    assert explorer.state.query != first and explorer.state.query in set(explorer.queries.path)
+
+
+# --- the widgets ----------------------------------------------------------------------------------------------------------
+def test_typing_words_changes_every_picture(panel):
+    before = {name: view.value for name, view in panel.views.items()}
+    panel.words.value = "A {} hand in a red sleeve."
+    assert panel.explorer.words == "A {} hand in a red sleeve." and panel.notes["prompt"].value == ""
+    assert all(view.value != before[name] for name, view in panel.views.items())
+    assert "red sleeve" in words_in(panel.views["attention"]) and "this prompt" in words_in(panel.views["measures"])
+    panel.own.click()
+    assert panel.words.value == panel.explorer.run.config.prompt_template and {n: v.value for n, v in panel.views.items()} == before
+
+
+@pytest.mark.parametrize("words", BAD, ids=BAD.values())
+def test_bad_words_are_answered_beside_the_box_and_the_pictures_stay(panel, words):
+    before = {name: view.value for name, view in panel.views.items()}
+    panel.words.value = words
+    assert BAD[words] in words_in(panel.notes["prompt"]) and panel.words.value == words
+    assert {name: view.value for name, view in panel.views.items()} == before
+    panel.top.value = 3
+    assert panel.notes["prompt"].value == "" and panel.words.value == panel.explorer.words
+
+
+def test_the_kind_of_prompt_changes_words_and_pictures(panel):
+    before = panel.views["attention"].value
+    panel.prompt.value = "simplified"
+    assert panel.words.value == panel.explorer.run.config.simplified_prompt and panel.views["attention"].value != before
+    assert "this prompt" in words_in(panel.views["measures"])
+
+
+def test_another_version_changes_the_curve_and_says_what_it_has_not(panel):
+    before = panel.views["measures"].value
+    assert f"shown: {PAPER}" in before
+    panel.prompt.value = "simplified"
+    panel.version.value = CONTROL
+    assert f"shown: {CONTROL}" in panel.views["measures"].value and "without language" in words_in(panel.views["attention"])
+    assert panel.words.disabled and panel.head.disabled and "no prompt" in panel.words.placeholder
+    panel.version.value = PAPER
+    assert not panel.words.disabled and panel.views["measures"].value == before and panel.prompt.value == "composed"
+
+
+def test_a_version_that_cannot_be_opened_is_answered_and_the_old_one_stays(runs, frame, tmp_path):
+    (tmp_path / "config.yml").write_bytes((runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes())
+    panel = Panel(Explorer({"whole": runs / "hand-vit-tiny/paper-seed0", "begun": tmp_path}, frame, progress=False))
+    before = panel.views["ranked"].value
+    panel.version.value = "begun"
+    assert "checkpoint" in words_in(panel.notes["version"]) and panel.version.value == "whole" and panel.views["ranked"].value == before
+
+
+@pytest.mark.parametrize("control, value, changed", [("head", "head 2", {"attention"}), ("head", "every head", {"attention"}),
+                                                     ("strength", 50, {"attention"}), ("top", 3, {"ranked"})])
+def test_a_choice_of_view_draws_what_hangs_on_it(panel, control, value, changed):
+    before = {name: view.value for name, view in panel.views.items()}
+    getattr(panel, control).value = value
+    assert {name for name, view in panel.views.items() if view.value != before[name]} == changed
+
+
+def test_queries_by_list_chance_path_and_upload(panel, tmp_path):
+    seen = [panel.views["ranked"].value]
+
+    def is_new():
+        seen.append(panel.views["ranked"].value)
+        return seen[-1] not in seen[:-1]
+    panel.query.value = panel.explorer.queries.path[3]
+    assert is_new() and panel.explorer.queries.image[3] in words_in(panel.views["ranked"])
+    panel.random.click()
+    assert is_new() and panel.query.value == panel.explorer.state.query
+    Image.new("RGB", (40, 30), "tan").save(tmp_path / "own.png")
+    panel.path.value = str(tmp_path / "own.png")
+    assert is_new() and panel.query.label == "own: own.png" and "same person" not in words_in(panel.views["ranked"])
+    panel.path.value = str(tmp_path / "none.png")
+    assert "none.png" in words_in(panel.notes["query"]) and not is_new()
+    content = (tmp_path / "own.png").read_bytes()
+    panel.upload.value = ({"name": "up.png", "type": "image/png", "size": len(content), "content": memoryview(content),
+                            "last_modified": datetime.now()},)
+    assert panel.query.label == "own: up.png" and panel.notes["query"].value == ""
+    panel.path.value = ""
+    assert panel.query.label == "own: up.png"
+
+
+def controls(panel):
+    return [control for row in panel.children if hasattr(row, "children") for control in row.children if not isinstance(control, HTML)]
+
+
+def test_every_control_has_a_label_and_fits_a_narrow_cell(panel):
+    assert len(controls(panel)) == 11 and len({control.description for control in controls(panel)}) == 11
+    assert all(control.description and control.tooltip for control in controls(panel))
+    for widget in [*controls(panel), *panel.children]:
+        assert not any(int(size) > 320 for size in re.findall(r"(\d+)px", f"{widget.layout.width} {widget.layout.min_width} {widget.layout.flex}"))
+    assert any(isinstance(control, Button) for control in controls(panel))
+
+
+def test_every_picture_is_described(panel):
+    for view in panel.views.values():
+        assert all(len(words) > 20 for words in re.findall('<img alt="(.*?)"', view.value)) and view.value.count("<img ") == 1
+
+
+# --- one line --------------------------------------------------------------------------------------------------------------
+def test_explore_opens_on_a_folder_of_runs(runs, hands):
+    assert isinstance(explore(runs / "hand-vit-tiny/paper-seed0", hands, progress=False), Panel)
+
+
+@pytest.mark.parametrize("runs_given, data, word", [("nowhere", "nowhere", "promptsg train"), ({}, None, "promptsg train"), (None, None, "data=FOLDER"),
+                                                    (None, "nowhere", "nowhere")])
+def test_nothing_to_look_at_is_a_sentence_not_a_traceback(runs, runs_given, data, word):
+    shown = explore(runs if runs_given is None else runs_given, data)
+    assert isinstance(shown, HTML) and word in words_in(shown) and "Error" not in shown.value
