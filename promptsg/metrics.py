@@ -35,8 +35,9 @@ def _counts(scores, thresholds):
 
 def _row_counts(scores, thresholds, above, at_least):
     "`_counts` into two (Q, M) arrays, row by row: only what reaches a row's lowest threshold is sorted, and it stays in the processor's cache."
-    for row, limits, *counts in zip(scores, thresholds, above, at_least):
-        high = np.sort(row.compress(row >= limits.min()))
+    for row, limits, lowest, *counts in zip(scores, thresholds, thresholds.min(1), above, at_least):
+        high = row.compress(row >= lowest)
+        high.sort()
         for count, side in zip(counts, ("right", "left")):
             count[:] = len(high) - high.searchsorted(limits, side)
 
