@@ -28,7 +28,7 @@ from .data import content_hash, data_hash, write_text
 from .evaluation import MEASURES, Result, combine, find_protocol, paired_bootstrap, ranked_images
 from .plots import plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
 from .training import Trainer, load_run
-from .versions import CHAIN, OURS, VERSIONS, difference, remark, version
+from .versions import CHAIN, VERSIONS, difference, remark, version
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -272,9 +272,9 @@ def differences(report):
 _WORDS = {"zero-shot": "the tower as it came, nothing trained"}
 
 
-def changed(name):
+def changed(name, backbone):
     "What a version changes, in words."
-    return _WORDS.get(name) or (remark(name) if name.removesuffix("-logged") in VERSIONS else "")
+    return _WORDS.get(name) or remark(name, backbone)
 
 
 def _spread(results, measure):
@@ -300,7 +300,7 @@ def summary(report, group, gains=None):
 def _summary_row(group, name, results, lost, gains):
     failed = [f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}" for run, why in lost.items() if run.version == name]
     values = {label: _spread(results, measure) if results else "failed" for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
-    return {"version": name, "changed": "; ".join(filter(None, [changed(name), *failed])), "seeds": len(results or ()) if name != "zero-shot" else "", **values,
+    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]), "seeds": len(results or ()) if name != "zero-shot" else "", **values,
             "Rank-1 − image_only": _gain(gains, group, name, "rank1"), "mAP − image_only": _gain(gains, group, name, "mAP")}
 
 
@@ -361,14 +361,14 @@ def _train_rows(run, metrics):
 
 def eval_table(report, backbone, aspect, protocol):
     "A row per version: remark, each split's values (means over seeds) and their mean, percent."
-    return pd.DataFrame([_eval_row(name, results) for name, results in report.of(backbone, aspect, protocol).items()])
+    return pd.DataFrame([_eval_row(backbone, name, results) for name, results in report.of(backbone, aspect, protocol).items()])
 
 
-def _eval_row(name, results):
+def _eval_row(backbone, name, results):
     splits = 100 * sum(result.per_split[MEASURES] for result in results) / len(results)
     values = {f"split{i + 1}_{short}": row[full] for i, row in splits.iterrows() for short, full in _SHORT.items()}
     values |= {f"final_{short}": splits[full].mean() for short, full in _SHORT.items()}
-    return {"version": _trained_name(name), "Remarks": changed(name), **{key: round(value, 2) for key, value in values.items()}}
+    return {"version": _trained_name(name), "Remarks": changed(name, backbone), **{key: round(value, 2) for key, value in values.items()}}
 
 
 def reference_tables(report):

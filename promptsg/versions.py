@@ -39,9 +39,9 @@ _EARLY = dict(lr_clip_visual=1e-5, supcon_loss_weight=0.0)
 _LATE = dict(lr_clip_visual=2.2e-6, lr_modules=2.2e-6, loss_id_weight=0.2, supcon_loss_weight=0.0)
 _RESNET = dict(lr_clip_visual=1e-4, lr_modules=1e-4, loss_id_weight=0.1, supcon_loss_weight=0.0)
 CHAIN = {
-    "v1": Step("linear head, cross-entropy (label smoothing 0.1) and batch-hard triplet (margin 0.3) on unit vectors, no SupCon; AdamW, image tower 1e-4, the "
+    "v1": Step("linear head, cross-entropy (label smoothing 0.1) and batch-hard triplet (margin 0.3) on unit vectors, of the embedding alone, no SupCon; AdamW, image tower 1e-4, the "
                "rest 1e-5, weight decay 5e-4, clip norm 5, no schedule; one cross-attention whose text token is the embedding, dropout 0.1, inversion MLP of "
-               "2 layers without batch norm; composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, patience 3",
+               "2 layers without batch norm; a template of its own, composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, patience 3",
                dict(classifier="linear", label_smoothing=0.1, triplet_margin=0.3, triplet_unit=True, triplet_states=0, supcon_loss_weight=0.0, lr_clip_visual=1e-4,
                     lr_modules=1e-5, weight_decay=5e-4, clip_norm=5.0, schedule="none", cross_attention_layers=1, transformer_layers=1, fusion="text",
                     dropout=0.1, inversion_layers=2, inversion_norm=False, eval_prompt="simplified", epochs=20, batch_size=32, early_stop_patience=3,
@@ -96,8 +96,8 @@ BUDGETS = {
     "vitb16-cpu": Budget(dict(model="vitb16", unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, steps_per_epoch=20, train_aspects=("dorsal_l",)),
                          dict(epochs=6, schedule="cosine", warmup_epochs=0.5, lr_clip_visual=6e-5, lr_modules=1e-4, lr_head=1e-3, clip_norm=5.0),
                          rates=(10, 10), length=0.2),
-    "hand-vit-tiny": Budget(dict(_TINY, model="hand-vit-tiny"), _TINY_OURS, rates=(100, 100), length=0.2, size=(112, 16)),
-    "hand-rn-tiny": Budget(dict(_TINY, model="hand-rn-tiny"), _TINY_OURS, rates=(20, 20), length=0.2, size=(128, 32)),
+    "hand-vit-tiny": Budget(dict(_TINY, model="hand-vit-tiny"), _TINY_OURS, rates=(100, 100), length=0.25, size=(112, 16)),
+    "hand-rn-tiny": Budget(dict(_TINY, model="hand-rn-tiny"), _TINY_OURS, rates=(20, 20), length=0.25, size=(128, 32)),
 }
 VERSIONS = [*CHAIN, *OURS]
 
@@ -172,7 +172,7 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
     """A row per version on a backbone: what changed (in words), loss, head, schedule (rates of image tower / the rest), extra (size in
     pixels, clip norm, prompt in training / in evaluation). `PromptSGError` for what is not known."""
     configs = {name: version(name, backbone) for name in versions}
-    return pd.DataFrame([dict(version=name, changed=remark(name), loss=_losses(c), head=_head(c), schedule=_pace(c), extra=_extra(c))
+    return pd.DataFrame([dict(version=name, changed=remark(name, backbone), loss=_losses(c), head=_head(c), schedule=_pace(c), extra=_extra(c))
                          for name, c in configs.items()])
 
 
@@ -180,9 +180,10 @@ _REMARKS = {"paper": "the method as published, on the strong baseline's head", "
             "best": "what this kit's measurements favour"}
 
 
-def remark(name):
-    "What a version changes, in words; for `v8-logged` the fields in which the log differs from the report."
+def remark(name, backbone="vitb16"):
+    "What a version changes, in words; for `v8-logged` the fields in which the backbone's log differs from the report, as published."
     if name.endswith("-logged"):
-        logged = CHAIN[name.removesuffix("-logged")].logged
+        step = CHAIN[name.removesuffix("-logged")]
+        logged = _is_resnet(BUDGETS[backbone]) and step.resnet_logged or step.logged
         return "as its log shows: " + ", ".join(f"{field} {value:g}" for field, value in logged.items())
     return CHAIN[name].remark if name in CHAIN else _REMARKS[name]

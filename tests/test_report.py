@@ -1,0 +1,188 @@
+"A report is finished once, whatever happens to it in between, and says what failed."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from promptsg.cli import spread_values, wrapped_table
+from promptsg.config import PromptSGError
+from promptsg.evaluation import paired_bootstrap
+from promptsg.report import LOGGED, Run, compare, load_report, make_report, plan_runs, summary
+from promptsg.versions import VERSIONS, chain_table
+
+FAST = dict(epochs=2, steps_per_epoch=2, batch_size=16, num_splits=2)
+VIT = "hand-vit-tiny"
+COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
+
+
+def small(out, data, **options):
+    "v1 and image_only, two seeds, one backbone."
+    return make_report(out, **{**dict(backbones=[VIT], versions=["v1"], seeds=(0, 1), data=data, changes=FAST, progress=False), **options})
+
+
+@pytest.fixture(scope="module")
+def done(hands, tmp_path_factory):
+    return small(tmp_path_factory.mktemp("report"), hands)
+
+
+def written(folder):
+    "name -> bytes of everything a report writes about its runs."
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.glob("*")) if file.is_file()}
+
+
+def times(folder):
+    return {file: file.stat().st_mtime_ns for file in folder.glob("*/*/*/evaluation-*/*")} | {file: file.stat().st_mtime_ns for file in folder.glob("*/*/*/metrics.csv")}
+
+
+def test_the_tidy_table_has_every_run_protocol_and_split_once(done):
+    table = pd.read_csv(done.folder / "results.csv")
+    assert list(table) == "backbone aspect version seed protocol split rank1 rank5 rank10 mAP mINP".split()
+    rows = {(version, seed, protocol, split) for version, seeds in (("zero-shot", ("",)), ("image_only", (0, 1)), ("v1", (0, 1))) for seed in seeds
+            for protocol in ("clipfh", "mba") for split in (0, 1)}
+    assert set(table.fillna({"seed": ""})[["version", "seed", "protocol", "split"]].itertuples(index=False, name=None)) == rows and len(table) == len(rows)
+    assert table[["rank1", "rank5", "rank10", "mAP", "mINP"]].stack().between(0, 1).all()
+
+
+def test_seeds_train_differently_on_the_same_splits(done):
+    one, other = (done.evaluations[Run(VIT, "dorsal_r", "v1", seed), "clipfh"] for seed in (0, 1))
+    assert list(one.per_query.path) == list(other.per_query.path) and not one.per_query.ap.equals(other.per_query.ap)
+    assert one.record["data_hash"] == other.record["data_hash"] and [one.record["config"]["seed"], other.record["config"]["seed"]] == [0, 1]
+
+
+def test_page_and_figures(done):
+    page = (done.folder / "report.md").read_text(encoding="utf-8")
+    for word in ("zero-shot", "image_only", "v1", "clipfh", "mba", "weights: hand-vit-tiny: embedded", "command: `promptsg report --backbone hand-vit-tiny",
+                 done.evaluations[Run(VIT, "dorsal_r", "v1", 0), "mba"].record["data_hash"]):
+        assert word in page
+    figures = {file.name for file in (done.folder / "figures").iterdir()}
+    assert figures == {f"{VIT}-dorsal_r-{name}.png" for name in ("clipfh-cmc", "mba-cmc", "clipfh-differences", "mba-differences", "curves", "losses")} | {"dorsal_r-versions.png"}
+
+
+def test_the_summary_is_mean_and_spread_over_splits_and_seeds(done):
+    table, values = summary(done, (VIT, "dorsal_r", "clipfh")).set_index("version"), done.results.query("version == 'v1' and protocol == 'clipfh'")
+    assert table.loc["v1", "mAP"] == f"{100 * values.mAP.mean():.2f} ± {100 * values.mAP.std():.2f}" and len(values) == 4
+    gain = compare(done, "image_only", "v1", protocol="clipfh")
+    assert table.loc["v1", "mAP − image_only"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    found = done.of(VIT, "dorsal_r", "clipfh")
+    assert gain == paired_bootstrap(found["image_only"], found["v1"]) and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
+
+
+def test_tables_in_the_reference_format(done):
+    evaluation = pd.read_csv(done.folder / f"stage3_{VIT}_eval_table.csv").set_index("version")
+    splits = done.results.query("version == 'v1' and protocol == 'clipfh'").groupby("split").rank1.mean()
+    assert list(evaluation)[:5] == ["Remarks", "split1_R1", "split1_R5", "split1_R10", "split1_mAP"] and list(evaluation)[-1] == "final_mAP"
+    assert evaluation.loc["stage3-v1", ["split1_R1", "split2_R1"]].tolist() == pytest.approx(100 * splits, abs=0.005)
+    training = pd.read_csv(done.folder / f"stage3_{VIT}_train_table.csv")
+    assert list(training) == ("version epoch train_loss loss_id loss_triplet loss_center loss_i2t loss_t2i val_rank1 val_rank5 val_rank10 val_mAP "
+                              "is_best model").split()
+    assert training.groupby("model").is_best.sum().eq(1).all() and training.loss_i2t.isna().all()
+    for model, rows in training.groupby("model"):
+        assert rows[rows.is_best].val_mAP.item() == rows.val_mAP.max() and (done.folder / model / "checkpoint.safetensors").exists()
+
+
+def test_a_finished_report_trains_and_measures_nothing_again(done, hands, monkeypatch):
+    before, stamps = written(done.folder), times(done.folder)
+    def never(*arguments, **options):
+        raise AssertionError("repeated")
+    monkeypatch.setattr("promptsg.report._Ticking.fit", never)
+    monkeypatch.setattr("promptsg.report.measure", never)
+    small(done.folder, hands)
+    assert written(done.folder) == before and times(done.folder) == stamps
+
+
+def test_killed_and_started_again_it_ends_with_the_same_tables(done, hands, tmp_path):
+    "SIGKILL in the middle of the third training."
+    sets = [word for key, value in FAST.items() for word in ("--set", f"{key}={value}")]
+    command = [*COMMAND, "report", "--backbone", VIT, "--versions", "v1", "--seeds", "0", "1", "--data", str(hands), "--out", str(tmp_path), *sets]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sign = tmp_path / VIT / "dorsal_r" / "image_only-seed1" / "last" / "checkpoint.safetensors"
+    deadline = time.time() + 300
+    while not sign.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert sign.exists() and not (tmp_path / "results.csv").exists()
+    stamps = times(tmp_path)
+    assert len(stamps) >= 3 * 2 * 4 + 2  # zero-shot and both versions of seed 0 are measured under two protocols, four files each
+    small(tmp_path, hands)
+    kept = {file: stamp for file, stamp in times(tmp_path).items() if file in stamps and "seed1" not in file.as_posix()}
+    assert kept == {file: stamp for file, stamp in stamps.items() if "seed1" not in file.as_posix()}
+    assert written(tmp_path) == written(done.folder)
+
+
+def test_a_trained_run_without_evaluation_is_only_measured(done, hands, monkeypatch):
+    evaluation = done.folder / Run(VIT, "dorsal_r", "v1", 0).folder / "evaluation-mba"
+    before = written(done.folder)
+    (evaluation / "result.json").unlink()
+    def never(self, epoch):
+        raise AssertionError("trained again")
+    monkeypatch.setattr("promptsg.training.Trainer._train_epoch", never)
+    stamp = (evaluation.parent / "evaluation-clipfh" / "result.json").stat().st_mtime_ns
+    small(done.folder, hands)
+    assert written(done.folder) == before and stamp == (evaluation.parent / "evaluation-clipfh" / "result.json").stat().st_mtime_ns
+
+
+def test_a_run_that_fails_is_named_and_stops_nobody(hands, tmp_path, monkeypatch):
+    from promptsg import training
+    terms = training.loss_terms
+    spoil = lambda output, labels, config, *rest: {key: value * (float("nan") if config.variant == "v1" else 1)
+                                                   for key, value in terms(output, labels, config, *rest).items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_terms", spoil)
+        report = small(tmp_path, hands, versions=["v1", "paper"], seeds=(0,))
+    (run, sentence), = report.failures.items()
+    assert run.version == "v1" and "not finite" in sentence and {run.version for run, _ in report.evaluations} == {"zero-shot", "image_only", "paper"}
+    row = next(line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if line.startswith("| v1 |"))
+    assert sentence in row and "| failed | failed |" in row
+    assert small(tmp_path, hands, versions=["v1", "paper"], seeds=(0,)).failures == {}  # tried again
+
+
+def test_another_config_or_other_data_in_the_folder_is_refused(done, hands, tmp_path):
+    with pytest.raises(PromptSGError, match="epochs 2, not 3"):
+        small(done.folder, hands, changes={**FAST, "epochs": 3})
+    from promptsg.synth import write_hands
+    write_hands(tmp_path / "others", n_train=14, n_test=6, images_per_aspect=4, seed=4, progress=False)
+    with pytest.raises(PromptSGError, match="other data"):
+        small(done.folder, tmp_path / "others")
+
+
+@pytest.mark.parametrize("options, word", [(dict(versions=["v12"]), "v12"), (dict(backbones=["resnet"]), "resnet"), (dict(protocols=["market"]), "market"),
+                                           (dict(changes={"aspect": "palmar_r"}), "--aspect"), (dict(changes={"epohcs": 3}), "epochs"),
+                                           (dict(aspects=["sole"]), "sole"), (dict(seeds=()), "seed")])
+def test_bad_input_is_named_before_anything_is_trained(options, word, hands, tmp_path):
+    with pytest.raises(PromptSGError, match=word):
+        small(tmp_path, hands, **options)
+    assert not list(tmp_path.rglob("config.yml"))
+
+
+def test_what_is_not_there_is_named(done, tmp_path):
+    with pytest.raises(PromptSGError, match="holds no report"):
+        load_report(tmp_path)
+    for arguments, word in ((("image_only", "v2"), "v2"), (("image_only", "v1"), "2 tables")):
+        with pytest.raises(PromptSGError, match=word):
+            compare(done, *arguments, protocol="clipfh" if word == "v2" else None)
+
+
+def test_planned_runs():
+    runs = plan_runs(["hand-rn-tiny", VIT], ["all"], (0, 1))
+    assert len(runs) == 2 * (1 + 2 * len(VERSIONS)) and len(set(runs)) == len(runs)
+    assert [run.version for run in plan_runs([VIT], ["logged"])] == ["zero-shot", "image_only", *LOGGED]
+    assert all(Run.of("runs" / run.folder) == run for run in runs + plan_runs([VIT], ["v3-logged"], (12,)))
+
+
+def test_options_take_several_values():
+    assert list(spread_values(["--seeds", "0", "1", "--out", "x", "--seeds", "2"], {"--seeds"})) == \
+        ["--seeds", "0", "--seeds", "1", "--out", "x", "--seeds", "2"]
+    assert list(spread_values(["a", "--out", "x", "y"], {"--seeds"})) == ["a", "--out", "x", "y"]
+
+
+def test_the_chain_fits_a_terminal_and_nothing_is_cut():
+    table = chain_table("rn50")
+    done = subprocess.run([*COMMAND, "versions", "--backbone", "rn50"], capture_output=True, text=True, check=True).stdout
+    assert max(map(len, done.splitlines())) <= 120
+    assert all(word in done for text in table.changed for word in text.split())
+    assert wrapped_table(pd.DataFrame({"a": ["one two"], "b": ["x"]}), {"a": 4, "b": 2}) == "a    b\n\none  x\ntwo\n"

@@ -1,0 +1,105 @@
+"The chain of versions does what its remarks say, on every backbone it is made for."
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+from make_readme import ROOT
+from promptsg.model import PromptSG
+from promptsg.training import loss_terms
+from promptsg.versions import CHAIN, VERSIONS, chain_table, difference, remark, version
+
+BACKBONES = ["vitb16", "rn50", "hand-vit-tiny", "hand-rn-tiny"]
+STEPS = list(zip(list(CHAIN), list(CHAIN)[1:]))
+resnet = lambda backbone: "rn" in backbone
+
+# What a report names although the version before had it already.
+RESTATED = {"v2": {"supcon_temperature"}, "v4": {"bnneck_dim"}, "v8": {"arcface_scale"}}
+
+# field -> the words of which one must stand in a remark that changes it; a dict has them by value
+WORDS = {"classifier": {"linear": "linear head", "arcface": "ArcFace"}, "label_smoothing": "label smoothing", "triplet_margin": "margin",
+         "triplet_unit": "unit vectors", "triplet_states": "the embedding alone", "supcon_loss_weight": "SupCon", "supcon_temperature": "temperature",
+         "supcon_ramp": "ramped", "lr_clip_visual": ("image tower", "learning rates"), "lr_modules": ("the rest", "learning rates"),
+         "weight_decay": "weight decay", "clip_norm": "clip norm", "schedule": {"none": "no schedule", "cosine": "cosine"}, "warmup_epochs": "warm-up",
+         "eta_min": "down to", "cross_attention_layers": "cross-attention", "transformer_layers": ("one cross-attention", "layers"),
+         "fusion": {"text": "text token"}, "dropout": "dropout", "inversion_layers": "inversion MLP", "inversion_norm": {False: "without batch norm", True: "with batch norm"},
+         "eval_prompt": {"simplified": ("simplified in evaluation", "simplified prompt only"), "composed": "composed prompt in evaluation"},
+         "use_composed_prompt": {False: "simplified prompt only"}, "epochs": "epochs", "batch_size": "batches", "early_stop_patience": "patience",
+         "prompt_template": ("template", "sentence"), "simplified_prompt": ("template", "sentence"), "loss_id_weight": "cross-entropy",
+         "bnneck_reduction": "reduction", "bnneck_dim": ("reduction to", "dimensions"), "image_size": "input", "unfreeze_blocks": "unfrozen",
+         "arcface_scale": "scale", "arcface_margin": "margin", "loss_centre_weight": "centre loss"}
+
+
+def fields(name, backbone):
+    "What a version says it changes on a backbone."
+    return CHAIN[name].changes | (CHAIN[name].resnet if resnet(backbone) else {})
+
+
+def numbers(text):
+    return {float(found) for found in re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?", text.replace("one ", "1 "))}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("before, name", STEPS)
+def test_a_version_differs_from_the_one_before_in_what_it_names_and_nothing_else(before, name, backbone):
+    differing = set(difference(version(before, backbone), version(name, backbone))) - {"variant"}
+    assert differing == set(fields(name, backbone)) - RESTATED.get(name, set())
+
+
+@pytest.mark.parametrize("backbone", ["vitb16", "rn50"])
+@pytest.mark.parametrize("name", CHAIN)
+def test_published_numbers_are_used_as_they_are(name, backbone):
+    config = version(name, backbone)
+    assert {field: getattr(config, field) for field in fields(name, backbone)} == fields(name, backbone)
+
+
+@pytest.mark.parametrize("backbone", ["vitb16", "rn50"])
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_remark_names_every_changed_field_and_number(name, backbone):
+    text = chain_table(backbone, [name]).changed[0]
+    for field, value in fields(name, backbone).items():
+        words = WORDS[field][value] if isinstance(WORDS[field], dict) else WORDS[field]
+        assert any(word in text for word in ([words] if isinstance(words, str) else words)), f"{name}: {field} is not named"
+        spoken = field in ("supcon_loss_weight", "triplet_states") and value == 0  # "no SupCon", "the embedding alone"
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not spoken:
+            assert float(value) in numbers(text), f"{name}: {field}'s {value} is not in the remark"
+    if "image_size" in fields(name, backbone):
+        assert "x".join(map(str, fields(name, backbone)["image_size"])) in text
+
+
+@pytest.mark.parametrize("backbone", ["vitb16", "rn50"])
+@pytest.mark.parametrize("name", CHAIN)
+def test_a_logged_variant_is_the_documented_one_with_the_logged_values(name, backbone):
+    step, documented, logged = CHAIN[name], version(name, backbone), version(name + "-logged", backbone)
+    values = step.resnet_logged if resnet(backbone) and step.resnet_logged else step.logged
+    assert logged == documented.replace(variant=name + "-logged", **values)
+    said = remark(name + "-logged", backbone)
+    assert all(field in said and float(value) in numbers(said) for field, value in values.items())
+
+
+@pytest.mark.parametrize("backbone", ["vitb16", "rn50"])
+@pytest.mark.parametrize("name", CHAIN)
+def test_a_logged_variant_is_what_the_published_log_shows(name, backbone):
+    log = pd.read_csv(ROOT / "nbs/analysis/reference/stage3_training_runs.csv").set_index(["backbone", "version"])
+    if (backbone, name) not in log.index:
+        assert (backbone, name) == ("rn50", "v6")  # the one without a log
+        return
+    row, config = log.loc[(backbone, name)], version(name + "-logged", backbone)
+    assert (config.loss_id_weight, config.loss_tri_weight, config.supcon_loss_weight) == (row.weight_id, row.weight_triplet, row.weight_supcon)
+    assert (config.lr_clip_visual, config.batch_size, config.epochs) == (row.lr, row.batch_size, row.epochs_planned)
+    if isinstance(row.image_size, str):  # a log that stops in its first epoch names none
+        assert "x".join(map(str, config.image_size)) == row.image_size
+
+
+@pytest.mark.parametrize("backbone", ["hand-vit-tiny", "hand-rn-tiny"])
+@pytest.mark.parametrize("name", [*VERSIONS, "v8-logged"])
+def test_every_version_takes_a_step(name, backbone):
+    torch.manual_seed(0)
+    config, labels = version(name, backbone), torch.tensor([0, 0, 1, 1])
+    model = PromptSG(config, num_classes=2).train()
+    terms = loss_terms(model(torch.randn(4, 3, *model.backbone.image_size), labels=labels), labels, config, progress=0.5)
+    sum(terms.values()).backward()
+    gradients = [p.grad for part in (model.backbone, model.inversion if config.language else model.head) for p in part.parameters() if p.grad is not None]
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert gradients and all(g.isfinite().all() for g in gradients) and any(g.abs().sum() > 0 for g in gradients)
