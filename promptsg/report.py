@@ -22,6 +22,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+import promptsg
+
 from .cli import demo_hands, for_data, measure, read_data, splits_of, untrained, zero_shot
 from .config import Config, PromptSGError
 from .data import content_hash, data_hash, write_text
@@ -385,7 +387,7 @@ def reference_tables(report):
 # %% ../nbs/18_report.ipynb #cell020
 def shipped_reference():
     "CLIP-FH's published split results where the repository's notebooks lie beside the package, else None."
-    file = Path(__file__).parents[1] / "nbs" / "analysis" / "reference" / "stage3_splits.csv"
+    file = Path(promptsg.__file__).parents[1] / "nbs" / "analysis" / "reference" / "stage3_splits.csv"
     return file if file.is_file() else None
 
 

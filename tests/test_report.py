@@ -11,7 +11,7 @@ import pytest
 from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import paired_bootstrap
-from promptsg.report import LOGGED, Run, compare, load_report, make_report, plan_runs, summary
+from promptsg.report import LOGGED, Report, Run, compare, load_report, make_report, plan_runs, read_published, report_figures, shipped_reference, summary
 from promptsg.versions import VERSIONS, chain_table
 
 FAST = dict(epochs=2, steps_per_epoch=2, batch_size=16, num_splits=2)
@@ -41,9 +41,9 @@ def times(folder):
 def test_the_tidy_table_has_every_run_protocol_and_split_once(done):
     table = pd.read_csv(done.folder / "results.csv")
     assert list(table) == "backbone aspect version seed protocol split rank1 rank5 rank10 mAP mINP".split()
-    rows = {(version, seed, protocol, split) for version, seeds in (("zero-shot", ("",)), ("image_only", (0, 1)), ("v1", (0, 1))) for seed in seeds
+    rows = {(version, seed, protocol, split) for version, seeds in (("zero-shot", (-1,)), ("image_only", (0, 1)), ("v1", (0, 1))) for seed in seeds
             for protocol in ("clipfh", "mba") for split in (0, 1)}
-    assert set(table.fillna({"seed": ""})[["version", "seed", "protocol", "split"]].itertuples(index=False, name=None)) == rows and len(table) == len(rows)
+    assert set(table.fillna({"seed": -1})[["version", "seed", "protocol", "split"]].itertuples(index=False, name=None)) == rows and len(table) == len(rows)
     assert table[["rank1", "rank5", "rank10", "mAP", "mINP"]].stack().between(0, 1).all()
 
 
@@ -60,6 +60,21 @@ def test_page_and_figures(done):
         assert word in page
     figures = {file.name for file in (done.folder / "figures").iterdir()}
     assert figures == {f"{VIT}-dorsal_r-{name}.png" for name in ("clipfh-cmc", "mba-cmc", "clipfh-differences", "mba-differences", "curves", "losses")} | {"dorsal_r-versions.png"}
+
+
+def test_published_figures_are_drawn_beside_the_backbones_that_have_them(done, tmp_path):
+    names = lambda report: [name for name, _ in report_figures(report, pd.DataFrame(columns=["backbone", "aspect", "protocol", "by"]),
+                                                               read_published(shipped_reference())) if "published" in name]
+    for file in done.folder.rglob("metrics.csv"):  # the same runs as if a ViT-B/16 had made them
+        copy = tmp_path / "vitb16-cpu" / file.relative_to(done.folder / VIT)
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(file.read_bytes())
+    theirs = Report(tmp_path, {(run._replace(backbone="vitb16-cpu"), protocol): result for (run, protocol), result in done.evaluations.items()}, {}, {})
+    assert names(theirs) == ["vitb16-cpu-published"] and names(done) == []
+    assert read_published(shipped_reference()).query("backbone == 'rn50' and version == 'v4'").rank1.mean() == pytest.approx(0.519, abs=5e-4)
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(PromptSGError, match="published results"):
+        read_published(tmp_path / "bad.csv")
 
 
 def test_the_summary_is_mean_and_spread_over_splits_and_seeds(done):
