@@ -18,6 +18,7 @@ demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA
 test: $(VENV)/.installed-dev browser test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
 
 test-notebooks: $(VENV)/.installed-dev  ## the notebooks, or with FILE_RE=03_ some of them
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && PROMPTSG_QUICK=1 PROMPTSG_ANALYSIS=$$folder \
 	$(BIN)/nbdev_test --path nbs --n_workers 1 --do_print $(if $(FILE_RE),--file_re '$(FILE_RE)')
 
 test-python: $(VENV)/.installed-dev  ## the project's own checks, and pytest
