@@ -107,6 +107,7 @@ class Config(BaseModel):
     epochs: int = Field(60, ge=1)
     steps_per_epoch: Optional[int] = Field(None, ge=1)         # None: one pass over the training images
     early_stop_patience: Optional[int] = Field(None, ge=1)     # epochs without a better validation mAP
+    select: Literal["best", "last"] = "best"                   # which epoch is kept in best/ and measured: the best validation mAP's, or the last
     lr_clip_visual: float = Field(5e-6, gt=0)
     lr_modules: float = Field(5e-5, gt=0)
     lr_head: Optional[float] = Field(None, gt=0)               # the classification head's; None: lr_modules
@@ -239,6 +240,8 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "model and clip_model name different towers; give only one of them":
         lambda c: c.clip_model is not None and "model" in c.model_fields_set and tower_name(c.model) != tower_name(c.clip_model),
+    "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave early_stop_patience out or set select: best":
+        lambda c: c.select == "last" and c.early_stop_patience,
     "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
         lambda c: not (c.loss_id_weight or c.loss_tri_weight or (c.language and c.supcon_loss_weight)),
 }

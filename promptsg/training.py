@@ -577,8 +577,9 @@ class Trainer:
         return state["epoch"]
 
     def _best_epoch(self):
-        "The epoch with the highest validation mAP; of equal ones the last, which has learnt longer."
-        return max(self.history, key=lambda row: (row["val_mAP"], row["epoch"]))["epoch"] if self.history else 0
+        "The epoch with the highest validation mAP, of equal ones the last, which has learnt longer; with `select: last` the last of all."
+        value = lambda row: (self.config.select == "best" and row["val_mAP"], row["epoch"])
+        return max(self.history, key=value)["epoch"] if self.history else 0
 
     def _out_of_patience(self):
         patience = self.config.early_stop_patience

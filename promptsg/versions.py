@@ -22,7 +22,7 @@ _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size
 OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
-    "best": _PAPER.replace(variant="best"),
+    "best": _PAPER.replace(variant="best", select="last"),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006

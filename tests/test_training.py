@@ -350,3 +350,13 @@ def test_a_batch_that_processes_cannot_share_is_refused():
     assert whole == [one + other for one, other in zip(*shares)]
     with pytest.raises(PromptSGError, match="multiple of instances x 3"):
         PKSampler(list("aabbccdd"), 4, 2, share=(0, 3))
+
+
+def test_which_epoch_is_kept(splits, quick, tmp_path, monkeypatch):
+    falling = iter([0.9, 0.1] * 2)
+    monkeypatch.setattr(Trainer, "validate", lambda self: {"val_rank1": 0.5, "val_mAP": next(falling)})
+    for select, epoch in (("best", 1), ("last", 2)):
+        Trainer(quick.replace(select=select), splits, tmp_path / select, progress=False).fit()
+        assert read_checkpoint(tmp_path / select / "best")[1]["epoch"] == epoch
+    with pytest.raises(PromptSGError, match="select: last"):
+        quick.replace(select="last", early_stop_patience=2)
