@@ -233,7 +233,7 @@ def _growth(action):
 
 
 def ranking_memory(queries, gallery):
-    "`_growth` of ranking random features of that many queries and gallery images."
+    "The growth of ranking random features of that many queries and gallery images."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
     evaluate_features(q[:64], g[:2048], q_id[:64], g_id[:2048])
@@ -241,7 +241,7 @@ def ranking_memory(queries, gallery):
 
 
 def search_memory(queries, gallery):
-    "`_growth` of finding each random query's ten nearest in a random gallery."
+    "The growth of finding each random query's ten nearest in a random gallery."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     top_k(q[:64], g[:2048])
     return _growth(lambda: top_k(q, g))

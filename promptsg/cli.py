@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'CONFIG', 'Sets', 'parse_sets', 'read_config', 'read_data', 'for_data', 'first', 'splits_of',
-           'zero_shot', 'untrained', 'measure', 'print_table', 'train', 'evaluate_command', 'read_images', 'embed',
-           'search', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'make_demo', 'demo_hands',
+           'zero_shot_config', 'untrained', 'measure', 'print_table', 'train', 'evaluate_command', 'read_images',
+           'embed', 'search', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'make_demo', 'demo_hands',
            'demo_report', 'demo', 'synth', 'spread_values', 'Several', 'wrapped_table', 'versions', 'report',
            'check_packages', 'check_weights', 'check_data', 'doctor', 'pretrain_command', 'align_text_command', 'bench',
            'main']
@@ -81,7 +81,7 @@ def splits_of(config, frame):
     return splits
 
 
-def zero_shot(config):
+def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
     return config.replace(language=False, text_pretrained=None, classifier="linear")
 
@@ -89,7 +89,7 @@ def zero_shot(config):
 def untrained(config):
     "CLIP's own global embedding, without prompt, fusion or training: the zero-shot baseline of a config."
     from promptsg.model import PromptSG
-    return PromptSG(zero_shot(config), num_classes=1).eval()
+    return PromptSG(zero_shot_config(config), num_classes=1).eval()
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True):

@@ -61,7 +61,7 @@ class OpenRun:
     text, fusion and head alone.
 
     `frame` is the reader's DataFrame of the data that the run's `splits.json` names. Raises `PromptSGError` as `load_run` and
-    `Splits.load` do, and for an image that cannot be read."""
+    reading its splits do, and for an image that cannot be read."""
 
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 import promptsg
 
-from .cli import demo_hands, for_data, measure, read_data, splits_of, untrained, zero_shot
+from .cli import demo_hands, for_data, measure, read_data, splits_of, untrained, zero_shot_config
 from .config import Config, PromptSGError
 from .data import content_hash, data_hash, write_text
 from .evaluation import MEASURES, Result, combine, find_protocol, paired_bootstrap, ranked_images
@@ -87,7 +87,7 @@ def shared_config(run, frame, changes=None):
     base = version("paper" if run.version == "zero-shot" else run.version, run.backbone)
     more = (_OTHER_HAND.get(run.aspect, run.aspect),) if base.train_aspects else ()
     config = for_data(base.replace(**{"aspect": run.aspect, "train_aspects": more, **(changes or {})}), frame)
-    return zero_shot(config) if run.version == "zero-shot" else config
+    return zero_shot_config(config) if run.version == "zero-shot" else config
 
 
 def run_config(shared, run):

@@ -252,7 +252,7 @@ to that size; it returns `embedding`, one row of length 1 an image. Its largest 
 
 
 def export_run(run, out, onnx=False, **changes):
-    """Writes a run's best model as a folder for `PromptSG.from_pretrained`: config.json, model.safetensors, README.md, with `onnx` model.onnx. Returns
+    """Writes a run's best model as a folder for PromptSG.from_pretrained: config.json, model.safetensors, README.md, with `onnx` model.onnx. Returns
     the folder.
 
     `changes` are those of `load_run`. Raises `PromptSGError` for what is no whole run, for a folder that already holds a model, and as `export_onnx` does."""

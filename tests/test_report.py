@@ -143,11 +143,12 @@ def test_a_trained_run_without_evaluation_is_only_measured(done, hands, monkeypa
 
 def test_a_run_that_fails_is_named_and_stops_nobody(hands, tmp_path, monkeypatch):
     from promptsg import training
-    terms = training.loss_terms
-    spoil = lambda output, labels, config, *rest: {key: value * (float("nan") if config.variant == "v1" else 1)
-                                                   for key, value in terms(output, labels, config, *rest).items()}
+    forward = training.Objective.forward
+
+    def spoil(self, *batch):
+        return {name: value * (float("nan") if self.config.variant == "v1" else 1) for name, value in forward(self, *batch).items()}
     with monkeypatch.context() as patch:
-        patch.setattr(training, "loss_terms", spoil)
+        patch.setattr(training.Objective, "forward", spoil)
         report = small(tmp_path, hands, versions=["v1", "paper"], seeds=(0,))
     (run, sentence), = report.failures.items()
     assert run.version == "v1" and "not finite" in sentence and {run.version for run, _ in report.evaluations} == {"zero-shot", "image_only", "paper"}
