@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -621,6 +622,8 @@ def make_accelerator(config, out=None):
     found = Accelerator(cpu=on_cpu, mixed_precision=config.precision, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
         DistributedDataParallelKwargs(find_unused_parameters=not (config.loss_id_weight and (config.use_composed_prompt or not config.language))),
         InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # the others wait while one process fills a cache
+    if config.precision == "bf16" and found.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        warnings.warn("this processor has no bfloat16 instructions, so precision bf16 makes it many times slower; set precision to no", stacklevel=2)
     if tracker:
         plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in config.model_dump().items()}
         found.init_trackers(config.experiment, plain, {"wandb": {"dir": str(out)}})

@@ -360,3 +360,10 @@ def test_which_epoch_is_kept(splits, quick, tmp_path, monkeypatch):
         assert read_checkpoint(tmp_path / select / "best")[1]["epoch"] == epoch
     with pytest.raises(PromptSGError, match="select: last"):
         quick.replace(select="last", early_stop_patience=2)
+
+
+@pytest.mark.parametrize("capability, warns", [("AVX2", True), ("AVX512", False)])
+def test_bf16_on_a_processor_without_it_is_said(quick, monkeypatch, capability, warns):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with pytest.warns(UserWarning, match="no bfloat16") if warns else nullcontext():
+        training.make_accelerator(quick.replace(precision="bf16"))
