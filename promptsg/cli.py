@@ -453,6 +453,10 @@ def bench(cases: Annotated[Optional[list[str]], typer.Argument(help="Which cases
     typer.echo(table[["case", "baseline_s", "ours_s", "ratio", "target", "reached"]].round(3).to_string(index=False))
 
 # %% ../nbs/16_cli.ipynb #cell019
+# newer typers carry a copy of click in themselves, whose exceptions are not click's
+_USAGE = (click.exceptions.ClickException, next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"))
+
+
 def main():
     "The entry point: bad input is one sentence on stderr and exit code 2."
     try:
@@ -461,9 +465,9 @@ def main():
     except PromptSGError as error:
         typer.echo(f"promptsg: {error}", err=True)
         sys.exit(2)
-    except click.exceptions.ClickException as error:
+    except _USAGE as error:
         error.show()
         sys.exit(2)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (click.exceptions.Abort, typer.Abort, KeyboardInterrupt):
         typer.echo("promptsg: stopped; continue a training with --resume, a report with the same command", err=True)
         sys.exit(130)

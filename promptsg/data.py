@@ -357,7 +357,8 @@ class PKSampler(Sampler):
     def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1)):
         self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
         if not 1 <= p <= len(self.groups):
-            raise PromptSGError(f"a batch of {p} identities cannot be drawn from {len(self.groups)}; lower batch_size or raise instances")
+            raise PromptSGError(f"a batch of {p} identities cannot be drawn from the {len(self.groups)} that are trained on; lower batch_size (now {p} x {k}) "
+                                "or give more people: of those in the data some are kept for test and validation")
         if p % share[1]:
             raise PromptSGError(f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make batch_size a multiple of "
                                 f"instances x {share[1]}")

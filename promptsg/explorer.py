@@ -307,37 +307,46 @@ def _note(text):
     return f'<div role="status" style="line-height:1.4;white-space:normal">{html.escape(text)}</div>' if text else ""
 
 
-def _image(figure, words):
-    "A figure as an HTML image, with `words` for those who do not see it; in a very narrow cell it scrolls rather than shrink to nothing."
+def _image(figure, words, places):
+    """A figure as an HTML image, with `words` for those who do not see it; in a very narrow cell it scrolls rather than shrink to nothing.
+
+    `places` remembers where figures of each size and number of axes had theirs: laying one out takes as long as drawing it."""
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
-    canvas.draw()  # once; savefig would lay the figure out in a drawing of its own
-    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png")
+    kind = (*figure.get_size_inches(), len(figure.axes))
+    if kind not in places:
+        canvas.draw()
+        places[kind] = [ax.get_position(original=True) for ax in figure.axes], [text.get_position() for text in figure.texts]
+    figure.set_layout_engine("none")
+    for part, place in zip((*figure.axes, *figure.texts), sum(places[kind], [])):
+        part.set_position(place)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
     least = int(0.6 * canvas.get_width_height()[0])
     return (f'<img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
             f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 
 
-def _ranked(explorer):
+def _ranked(explorer, places):
     found, query = explorer.ranked(), Path(explorer.state.query).name
     right = "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
     nearest = "; ".join(f"{row.image} at {row.similarity:.3f}" for row in found.itertuples())
-    return _image(draw_ranked(explorer), f"{query} and its {len(found)} nearest gallery images{right}: {nearest}")
+    return _image(draw_ranked(explorer), f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", places)
 
 
-def _attention(explorer):
+def _attention(explorer, places):
     if not explorer.run.config.language:
         return _note(f"{explorer.state.run} was trained without language: no text looks at the picture. Choose a version with language to see "
                      "attention.")
-    return _image(draw_attention(explorer), f"Where the prompt {explorer.words} looks in the query and in its nearest gallery image")
+    return _image(draw_attention(explorer), f"Where the prompt {explorer.words} looks in the query and in its nearest gallery image", places)
 
 
-def _measures(explorer):
+def _measures(explorer, places):
     "Rank-1 and mAP of what is shown, in a sentence, over the CMC curves."
     means = {name: result.summary["mean"] for name, result in explorer.measures().items()}
     said = {name: f"{name}: Rank-1 {row['rank1']:.1f} %, mAP {row['mAP']:.1f} %" for name, row in means.items()}
     others = "; ".join(text for name, text in said.items() if name != explorer.shown)
     sentence = f"<b>{html.escape(said[explorer.shown])}</b>" + (f"<br>{html.escape(others)}" if others else "")
-    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}")
+    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}", places)
 
 
 VIEWS = {  # name -> (what is shown as HTML, what of the explorer it hangs on)
@@ -364,7 +373,7 @@ class Panel(VBox):
 
     def __init__(self, explorer):
         super().__init__()
-        self.explorer, self._quiet, self._drawn = explorer, False, {}
+        self.explorer, self._quiet, self._drawn, self._places = explorer, False, {}, {}
         self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0", overflow="auto"))
                       for name in VIEWS}
         self.notes = {name: HTML(layout=Layout(width="auto", margin="0")) for name in ("version", "query", "prompt")}
@@ -465,7 +474,7 @@ class Panel(VBox):
         "Draw anew the views whose part of the state has changed."
         for name, (view, uses) in VIEWS.items():
             if (key := uses(self.explorer)) != self._drawn.get(name):
-                self.views[name].value, self._drawn[name] = view(self.explorer), key
+                self.views[name].value, self._drawn[name] = view(self.explorer, self._places), key
 
 # %% ../nbs/15_explorer.ipynb #cell015
 def explore(runs,                # a run folder, a folder with runs below it, or a dict from names to run folders

@@ -488,6 +488,9 @@ class Trainer:
         self.accelerator = make_accelerator(c, self.out)
         self.progress = self.progress and self.accelerator.is_main_process
         self.classes = class_index(self.splits.train)
+        if len(self.classes) < 2:
+            raise PromptSGError(f"only {len(self.classes)} identity is left to train on, and nothing can be told apart; give more people: of those in the "
+                                "data some are kept for test and validation")
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)

@@ -110,3 +110,9 @@ def test_a_killed_training_goes_on(hands, config, run, tmp_path):
     promptsg("train", "--data", hands, "--out", out, "--resume")
     (one, _), (other, _) = read_checkpoint(out / "last"), read_checkpoint(run / "last")
     assert one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
+
+
+@pytest.mark.parametrize("arguments", [["serch"], ["train", "--dat", "x"], ["search", "--run", "x"], ["synth", "--out", "x", "--images", "1"]])
+def test_a_mistyped_command_is_exit_2_without_a_traceback(arguments):
+    done = promptsg(*arguments, code=2)
+    assert "Traceback" not in done.stderr and "Error" in done.stderr
