@@ -22,7 +22,7 @@ test-notebooks: $(VENV)/.installed-dev  ## the notebooks, or with FILE_RE=03_ so
 	$(BIN)/nbdev_test --path nbs --n_workers 1 --do_print $(if $(FILE_RE),--file_re '$(FILE_RE)')
 
 test-python: $(VENV)/.installed-dev  ## the project's own checks, and pytest
-	$(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests  # two processes of one thread each need half the time of one of two
 
 browser:  ## the Chromium that the tests of pages open, by apt where there is none
 	@which chromium google-chrome >/dev/null 2>&1 || { which apt-get >/dev/null && $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq chromium; } \
