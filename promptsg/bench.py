@@ -31,7 +31,7 @@ from .backbone import model_config
 from .config import PromptSGError
 from .data import HandDataset, PixelCache, make_splits, read_11k, train_transform, write_text
 from .evaluation import embed_images, evaluate, ranked_images
-from .metrics import evaluate_features, top_k
+from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
 from .synth import write_hands
 from .training import Feed, Trainer, loss_terms, parameter_groups
@@ -67,13 +67,15 @@ def peak_rate(size=2048, rounds=5):
 GOALS = {  # case -> (what is measured, kind of ratio, target)
     "composed": ("composed embedding against the image tower alone", "speed", 0.90),
     "simplified": ("simplified embedding against the image tower alone", "speed", 0.96),
+    "simplified/text": ("the same where the text, not the patches, goes into the self-attention", "speed", 0.96),
     "composed/open_clip": ("composed embedding against open_clip's own tower", "speed", 0.90),
     "simplified/open_clip": ("simplified embedding against open_clip's own tower", "speed", 0.96),
     "step": ("training step of `paper` against the image-only step", "time", 1.15),
     "text": ("composed text, forward and backward, against 77 tokens", "time", 0.15),
     "splits": ("ten-split evaluation against embedding each split anew", "speed", 8.0),
-    "ranking": ("CMC and mAP against a plain loop over queries", "speed", 20.0),
+    "ranking": ("CMC and mAP of given similarities against a plain loop over queries", "speed", 20.0),
     "ranking/untrained": ("the same, of a model that hardly knows the people", "speed", 20.0),
+    "ranking/features": ("as ranking, from features: their product is part of both", "speed", 20.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
     "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
@@ -101,18 +103,19 @@ def _images(model, batch, seed=0):
 
 
 def bench_embedding(quick=False):
-    "Rows `composed` and `simplified`, and the same against open_clip's own tower: a batch of 32 (4 if quick) embedded."
-    model, batch = PromptSG(_config(quick), 100).eval(), 4 if quick else 32
+    "Rows `composed`, `simplified` and, with the other reading of the fusion, `simplified/text`; and against open_clip's own tower: a batch of 32 (4 if quick)."
+    model, texts, batch = *(PromptSG(_config(quick, fusion=keep), 100).eval() for keep in ("patches", "text")), 4 if quick else 32
     images, tower = _images(model, batch), model.backbone.visual
     theirs = open_clip.CustomTextCLIP(**model_config(model.config.tower)).visual.eval()
-    ways = {"tower": tower, "open_clip": theirs, "composed": model.embed, "simplified": lambda x: model.embed(x, prompt="simplified")}
+    ways = {"tower": tower, "open_clip": theirs, "composed": model.embed, "simplified": lambda x: model.embed(x, prompt="simplified"),
+            "text": lambda x: texts.embed(x, prompt="simplified")}
     with torch.no_grad():
         took = side_by_side({name: lambda way=way: way(images) for name, way in ways.items()})
     one = images[:1]  # counted with autograd on: open_clip's inference kernel for attention is one that the counter does not know
     count = {"tower": operations(lambda: tower(one)), "composed": operations(lambda: model(one)),
-             "simplified": operations(lambda: model(one, prompt="simplified"))}
+             "simplified": operations(lambda: model(one, prompt="simplified")), "text": operations(lambda: texts(one, prompt="simplified"))}
     row = lambda case, base, ours: _row(case, took[base].median, took[ours].median, batch=batch, baseline_flop=batch * count["tower"], ours_flop=batch * count[ours])
-    return [row("composed", "tower", "composed"), row("simplified", "tower", "simplified"),
+    return [row("composed", "tower", "composed"), row("simplified", "tower", "simplified"), row("simplified/text", "tower", "text"),
             row("composed/open_clip", "open_clip", "composed"), row("simplified/open_clip", "open_clip", "simplified")]
 
 # %% ../nbs/19_bench.ipynb #cell009
@@ -184,12 +187,12 @@ def _people(queries, gallery, noise=2.1, seed=0):
     return sides
 
 
-def plain_ranking(query, gallery):
-    "mAP and CMC (20,), 0..1, by a loop over queries: the baseline of `ranking`. A side is (features, identities, cameras)."
-    (q, q_id, q_cam), (g, g_id, g_cam) = [(side[0].numpy(), *side[1:]) for side in (query, gallery)]
+def plain_ranking(similarities, query, gallery):
+    "mAP and CMC (20,), 0..1, by a loop over queries' rows (G,) of similarities: the baseline of `ranking`. A side is (identities, cameras)."
+    g_id, g_cam = gallery
     precisions, curve = [], np.zeros(20)
-    for feature, identity, camera in zip(q, q_id, q_cam):
-        order = np.argsort(-(g @ feature))
+    for row, identity, camera in zip(similarities, *query):
+        order = np.argsort(-row)
         match = g_id[order] == identity
         match = match[~(match & (g_cam[order] == camera))]
         if match.any():
@@ -198,20 +201,24 @@ def plain_ranking(query, gallery):
     return float(np.mean(precisions)), curve / len(precisions)
 
 
-def _ranking_row(case, noise, size):
-    "A row of `bench_ranking`; `difference` is the largest of mAP's and CMC's."
-    query, gallery = _people(*size, noise)
-    found = {}
-    ours = lambda: found.update(ours=evaluate_features(query[0], gallery[0], query[1], gallery[1], query[2], gallery[2]))
-    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(query, gallery)), "ours": ours}, 2)
+def _ranking_row(case, noise, size, multiply=False):
+    "A row of `bench_ranking`; with `multiply` each side makes its own similarities. `difference` is the largest of mAP's and CMC's."
+    (q, *query), (g, *gallery) = _people(*size, noise)
+    labels, found = (query[0], gallery[0], query[1], gallery[1]), {}
+    if multiply:
+        rows, ours = lambda: (g.numpy() @ one for one in q.numpy()), lambda: evaluate_features(q, g, *labels)
+    else:
+        similarity = q @ g.T
+        rows, ours = similarity.numpy, lambda: evaluate_ranking(similarity, *labels)
+    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)), "ours": lambda: found.update(ours=ours())}, 3)
     differences = [abs(found["ours"]["mAP"] - found["loop"][0]), *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
     return _row(case, took["loop"].median, took["ours"].median, difference=float(max(differences)), mAP=found["ours"]["mAP"])
 
 
 def bench_ranking(quick=False):
-    "Rows `ranking` and `ranking/untrained`: Market-1501's size, cameras filtered."
+    "Rows `ranking`, `ranking/untrained` and `ranking/features`: Market-1501's size, cameras filtered."
     size = (100, 600) if quick else (3_368, 19_732)
-    return [_ranking_row("ranking", 2.1, size), _ranking_row("ranking/untrained", 4.0, size)]
+    return [_ranking_row("ranking", 2.1, size), _ranking_row("ranking/untrained", 4.0, size), _ranking_row("ranking/features", 2.1, size, multiply=True)]
 
 # %% ../nbs/19_bench.ipynb #cell015
 def _peak_memory(reset=False):

@@ -21,7 +21,7 @@ def test_every_case_runs_and_is_written(tmp_path):
     timed = table.dropna(subset=["baseline_s"])
     for row in timed.itertuples():
         assert row.ratio in (row.baseline_s / row.ours_s, row.ours_s / row.baseline_s)
-    assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 3
+    assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 4
     assert json.loads((tmp_path / "bench.json").read_text())["machine"]["quick"] is True
     read = read_bench(tmp_path / "bench.json")
     pd.testing.assert_frame_equal(read.set_index("case").loc[table.case], table.set_index("case"), check_dtype=False)
@@ -44,16 +44,15 @@ def test_operations_of_a_product():
 
 
 def test_plain_ranking_by_hand():
-    gallery = (torch.tensor([[1.0, 0], [0.9, 0.1], [0.8, 0.2], [0, 1]]), np.array([1, 2, 1, 1]), np.array([0, 1, 1, 1]))
-    query = (torch.tensor([[1.0, 0]]), np.array([1]), np.array([0]))  # the first gallery image is of its own camera
-    ap, curve = plain_ranking(query, gallery)
+    similarities = np.array([[1.0, 0.9, 0.8, 0.0]])  # the first gallery image is of the query's own camera
+    ap, curve = plain_ranking(similarities, ([1], [0]), (np.array([1, 2, 1, 1]), np.array([0, 1, 1, 1])))
     assert ap == pytest.approx((1 / 2 + 2 / 3) / 2) and curve.tolist() == [0.0] + [1.0] * 19
 
 
 def test_plain_ranking_agrees_with_the_library():
-    query, gallery = _people(50, 400)
-    ap, curve = plain_ranking(query, gallery)
-    ours = evaluate_features(query[0], gallery[0], query[1], gallery[1], query[2], gallery[2])
+    (q, *query), (g, *gallery) = _people(50, 400)
+    ap, curve = plain_ranking((q @ g.T).numpy(), query, gallery)
+    ours = evaluate_features(q, g, query[0], gallery[0], query[1], gallery[1])
     assert 0.01 < ap < 0.99 and abs(ours["mAP"] - ap) < 1e-6 and np.abs(np.array(ours["cmc_curve"]) - curve).max() < 1e-6
 
 
@@ -88,7 +87,7 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path):
     head, *rows = done.stdout.splitlines()
     assert head.split() == ["case", "baseline_s", "ours_s", "ratio", "target", "reached"]
     stored = read_bench(tmp_path / "bench.json")
-    assert [row.split()[0] for row in rows] == ["text", "ranking", "ranking/untrained"] == list(stored.case)
+    assert [row.split()[0] for row in rows] == ["text", "ranking", "ranking/untrained", "ranking/features"] == list(stored.case)
     assert [row.split()[-1] for row in rows] == [str(reached) for reached in stored.reached]
     wrong = subprocess.run([*command, "txt"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "embedding" in wrong.stderr.strip().splitlines()[-1] and "Traceback" not in wrong.stderr
