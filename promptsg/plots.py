@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'BROWN', 'PINK', 'GREY', 'DARK', 'CYCLE', 'MARKERS', 'STYLE',
            'VERSION_LOOKS', 'set_style', 'version_style', 'save_figure', 'plot_cmc', 'plot_ranked_lists',
-           'plot_attention', 'plot_attention_grid', 'plot_training', 'plot_curves', 'plot_loss_terms', 'plot_versions',
-           'plot_differences', 'plot_published', 'plot_roc', 'plot_scores', 'plot_embedding_map']
+           'plot_attention', 'plot_attention_grid', 'plot_steps', 'plot_training', 'plot_curves', 'plot_loss_terms',
+           'plot_versions', 'plot_differences', 'plot_published', 'plot_roc', 'plot_scores', 'plot_embedding_map']
 
 # %% ../nbs/14_plots.ipynb #cell002
 import functools
 import os
 import re
+import textwrap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,7 @@ def _told_apart(looks) -> list:
     colours = [look["color"] for look in looks]
     turns = [(colours[:i].count(colour), colours.count(colour)) for i, colour in enumerate(colours)]
     above = dict(linewidth=1.2, gapcolor="white")
-    return [look if many == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 3})}
+    return [look if many == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
             for look, (_, many), turn in zip(looks, turns, turns)]
 
 @_styled
@@ -343,6 +344,53 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
         axes[i, 1].set_ylabel(row_labels[i], rotation=0, ha="right", va="center")
     figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
     return figure
+
+# %% ../nbs/14_plots.ipynb #steps2
+def _panel_title(ax, number, words) -> None:
+    ax.set_title(f"{number}  {words}", loc="left", fontsize=9, fontweight="bold", pad=5)
+
+def _draw_word(ax, values) -> None:
+    "s* (W,) as a block of cells, row by row: orange above 0, purple below, the stronger the darker."
+    columns = 16 if values.size >= 16 else values.size
+    cells = np.pad(values.astype(float), (0, -values.size % columns), constant_values=np.nan).reshape(-1, columns)
+    ax.imshow(cells, cmap="PuOr_r", vmin=-np.nanmax(np.abs(cells)), vmax=np.nanmax(np.abs(cells)), aspect="auto", interpolation="nearest")
+    ax.set(xticks=[], yticks=[], xlabel=f"{values.size} numbers")
+    ax.grid(False)
+
+@_styled
+def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL image
+               pseudo_token, # (W,) s*, finite and not all 0
+               sentence,     # the prompt with s* in its place
+               attention,    # (h, w) weights >= 0
+               nearest       # dict: gallery, similarity, right, as in plot_ranked_lists
+              ) -> Figure:
+    """From a picture to a ranking: the picture, s*, the sentence, where it looks (dark: much), the gallery images nearest first.
+
+    Raises `PromptSGError` for an s* that is no vector of numbers, and for what `plot_attention` and `plot_ranked_lists` refuse."""
+    values, picture, maps = np.asarray(pseudo_token), _picture(image), _relative(np.asarray(attention)[None])
+    if values.ndim != 1 or not np.isfinite(values).all() or not values.any():
+        raise PromptSGError(f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0.")
+    _check_row({**nearest, "query": picture})
+    many = len(nearest["gallery"])
+    figure = Figure(figsize=(6.4, 3.1), layout="constrained")
+    panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.1, 2.1])
+    _show(panels["image"], picture), _panel_title(panels["image"], 1, "a picture")
+    _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes a word, $s^*$")
+    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks at it")
+    panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 24).replace("s*", "$s^*$"), fontsize=11, va="center", style="italic")
+    _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and a gallery, the most similar first")
+    for name in ("sentence", "found"):
+        panels[name].axis("off")
+    for k, one in enumerate(nearest["gallery"]):
+        _draw_found(panels["found"].inset_axes((k / many, 0, 0.94 / many, 1)), k, one, nearest)
+    return figure
+
+def _draw_found(ax, k, image, nearest) -> None:
+    "The k-th image found, framed and signed as in a ranked list."
+    right = nearest["right"][k] if nearest.get("right") is not None else None
+    colour, sign = _SIGNS[None if right is None else bool(right)]
+    value = _nearness(nearest)[k]
+    _show(ax, _picture(image), colour, below=sign + ("" if value is None else f"{value:.2f}"))
 
 # %% ../nbs/14_plots.ipynb #cell036
 _LABELS = {"loss": "total", "loss_id": "identity", "loss_triplet": "triplet", "loss_supcon": "contrastive", "loss_centre": "centre",
