@@ -372,12 +372,13 @@ def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL ima
         raise PromptSGError(f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0.")
     _check_row({**nearest, "query": picture})
     many = len(nearest["gallery"])
-    figure = Figure(figsize=(6.4, 3.1), layout="constrained")
-    panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.1, 2.1])
+    figure = Figure(figsize=(5.7, 2.9), layout="constrained")  # small: a telephone shows it half as wide
+    figure.get_layout_engine().set(w_pad=0.09)
+    panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.25, 1.95])
     _show(panels["image"], picture), _panel_title(panels["image"], 1, "a picture")
-    _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes a word, $s^*$")
-    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks at it")
-    panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 24).replace("s*", "$s^*$"), fontsize=11, va="center", style="italic")
+    _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes $s^*$, a word")
+    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks")
+    panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 20).replace("s*", "$s^*$"), fontsize=12, va="center", style="italic")
     _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and a gallery, the most similar first")
     for name in ("sentence", "found"):
         panels[name].axis("off")
