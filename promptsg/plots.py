@@ -379,7 +379,7 @@ def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL ima
     _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes $s^*$, a word")
     _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks")
     panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 20).replace("s*", "$s^*$"), fontsize=12, va="center", style="italic")
-    _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and a gallery, the most similar first")
+    _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and ranks a gallery, the nearest first")
     for name in ("sentence", "found"):
         panels[name].axis("off")
     for k, one in enumerate(nearest["gallery"]):

@@ -64,7 +64,7 @@ FIGURES = {
     "cmc of all versions": lambda: plot_cmc({name: np.linspace(level, 1, 20) for name, level in LEVELS.items()}),
     "ranked lists": lambda: plot_ranked_lists([ranked(), ranked(title="p")]),
     "ranked lists, ten wide": lambda: plot_ranked_lists([dict(query=image(), gallery=[image()] * 10, distance=range(10))]),
-    "ranked lists with names": lambda: plot_ranked_lists([ranked(names=["query.jpg", "a_very_long_name_of_a_file.jpg", *["Hand_0000001.jpg"] * 9][:1 + 10],
+    "ranked lists with names": lambda: plot_ranked_lists([ranked(names=["query.jpg", "a_very_long_name_of_a_file.jpg", *["Hand_0000001.jpg"] * 9],
                                                                  gallery=[image()] * 10, right=None, similarity=[0.123] * 10)] * 2, digits=3, note="at random"),
     "training": lambda: plot_training(HISTORY),
     "training, three rates": lambda: plot_training(HISTORY.assign(lr_head=1e-3, loss_supcon=1.0, loss_centre=1.0)),
