@@ -137,8 +137,8 @@ def _told_apart(looks) -> list:
     colours = [look["color"] for look in looks]
     turns = [(colours[:i].count(colour), colours.count(colour)) for i, colour in enumerate(colours)]
     above = dict(linewidth=1.2, gapcolor="white")
-    return [look if many == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
-            for look, (_, many), turn in zip(looks, turns, turns)]
+    return [look if turn[1] == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
+            for look, turn in zip(looks, turns)]
 
 @_styled
 def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 1 first
@@ -227,13 +227,13 @@ def _foot(rows, note="") -> str:
     return "; ".join(said)
 
 @_styled
-def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names (the query's first)
+def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names
                       top: int = 10, # gallery images drawn at most
                       digits: int = 2, # of the number under an image
                       note: str = "" # said at the foot: how the queries were chosen, say
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
-    only `query` and `gallery` must be there. The line at the foot says what the numbers are.
+    only `query` and `gallery` must be there; `names` are the query's and then the gallery's. The line at the foot says what the numbers are.
 
     Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
     rows = list(rows)
