@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.benchmark import Measurement, TaskSpec, timer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
@@ -42,6 +41,7 @@ def side_by_side(functions, rounds=3):
     """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns after one warm-up round.
 
     The clock waits for an accelerator to finish."""
+    from torch.utils.benchmark import Measurement, TaskSpec, timer  # here: importing it looks for a compiler of CUDA and warns where there is none
     times = {name: [] for name in functions}
     for turn in range(rounds + 1):
         for name, function in functions.items():
@@ -234,6 +234,7 @@ def _peak_memory(reset=False):
 
 def _growth(action):
     "(GB, seconds): the growth of this process's peak memory during `action()`, and how long it took. Linux and macOS."
+    from torch.utils.benchmark import timer  # before memory is looked at
     before, start = _peak_memory(reset=True), timer()
     action()
     return (_peak_memory() - before) / 1e9, timer() - start

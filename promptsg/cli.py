@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'CONFIG', 'Sets', 'parse_sets', 'read_config', 'read_data', 'for_data', 'first', 'splits_of',
            'zero_shot_config', 'untrained', 'measure', 'print_table', 'train', 'evaluate_command', 'read_images',
-           'embed', 'search', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'make_demo', 'demo_hands',
-           'demo_report', 'demo', 'synth', 'spread_values', 'Several', 'wrapped_table', 'versions', 'report',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'pretrain_command', 'align_text_command', 'bench',
-           'main']
+           'embed', 'search', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'make_demo', 'demo_hands', 'demo_report', 'demo', 'synth', 'spread_values', 'Several', 'wrapped_table',
+           'versions', 'report', 'check_packages', 'check_weights', 'check_data', 'doctor', 'pretrain_command',
+           'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -196,7 +196,7 @@ def search(run: Run, query: Annotated[Path, typer.Option("--query", help="An ima
     table = many.iloc[order][["image", "identity", "path"]].assign(similarity=similarity[order].numpy()).reset_index(drop=True)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "nearest.csv", index_label="rank")
-    save_figure(ranked_figure([(one.iloc[0], many.iloc[order], similarity[order].tolist())]), out / "nearest.png")
+    save_figure(ranked_figure([(one.iloc[0], many.iloc[order], similarity[order].tolist())], named=True, digits=3), out / "nearest.png")
     typer.echo(table.drop(columns="path").round({"similarity": 4}).to_string())
     typer.echo(f"table and picture are in {out}")
 
@@ -210,15 +210,16 @@ def export(run: Run, out: Annotated[Path, typer.Option("--out", help="Folder to 
     typer.echo(f"the model is in {folder}: PromptSG.from_pretrained({str(folder)!r}) reads it")
 
 # %% ../nbs/16_cli.ipynb #cell011
-def ranked_figure(rows):
-    "Ranked lists from `(query row, gallery rows nearest first, similarities)`; an unknown query identity is '?'."
+def ranked_figure(rows, named=False, **options):
+    "Ranked lists from `(query row, gallery rows nearest first, similarities)`, with the images' names if `named`; an unknown query identity is '?'."
     from PIL import ImageOps
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
     return plot_ranked_lists([dict(query=picture(query.path), gallery=[picture(path) for path in found.path], similarity=similarity,
+                                   names=[query.image, *found.image] if named else None,
                                    right=None if query.identity == "?" else (found.identity == query.identity).tolist())
-                              for query, found, similarity in rows])
+                              for query, found, similarity in rows], **options)
 
 
 def ranked_lists(embeddings, splits, queries=5, top=8, seed=0):
@@ -227,21 +228,45 @@ def ranked_lists(embeddings, splits, queries=5, top=8, seed=0):
     chosen = splits.queries[0].sample(queries, random_state=seed)
     places, similarity = rank_gallery(embeddings, chosen, splits.galleries[0], top)
     return ranked_figure([(row, splits.galleries[0].iloc[list(place)], [float(x) for x in near])
-                          for (_, row), place, near in zip(chosen.iterrows(), places, similarity)])
+                          for (_, row), place, near in zip(chosen.iterrows(), places, similarity)],
+                         note=f"{queries} queries of the first split, drawn at random (seed {seed})")
+
+
+def _model_batch(model, paths):
+    "The images as the model takes them (N, 3, H, W), on its device."
+    import torch
+    from promptsg.data import eval_transform, load_image
+    transform = eval_transform(model.backbone.image_size, model.mean, model.std)
+    return torch.stack([transform(load_image(path)) for path in paths]).to(next(model.parameters()).device)
 
 
 def attention_figure(model, frame, images=4, seed=0):
     "Where the text looks in a few random images, mean over heads."
     import numpy as np
-    import torch
-    from promptsg.data import eval_transform, load_image
+    from promptsg.data import load_image
     from promptsg.plots import plot_attention
     rows = frame.sample(images, random_state=seed)
-    size = model.backbone.image_size
-    batch = torch.stack([eval_transform(size, model.mean, model.std)(load_image(path)) for path in rows.path])
-    maps = model.attention_maps(batch.to(next(model.parameters()).device)).cpu().mean(1)
-    pictures = np.stack([np.asarray(load_image(path).resize(size[::-1])) for path in rows.path])
+    maps = model.attention_maps(_model_batch(model, rows.path)).cpu().mean(1)
+    pictures = np.stack([np.asarray(load_image(path).resize(model.backbone.image_size[::-1])) for path in rows.path])
     return plot_attention(pictures, maps.numpy(), [str(identity) for identity in rows.identity])
+
+
+def steps_figure(model, embeddings, splits, top=4, seed=0):
+    "From a picture to a ranking: one random query of the first split, its s*, the sentence, where it looks (mean over heads), what is found."
+    import torch
+    from promptsg.data import load_image
+    from promptsg.evaluation import rank_gallery
+    from promptsg.plots import plot_steps
+    chosen, gallery = splits.queries[0].sample(1, random_state=seed), splits.galleries[0]
+    (places,), (similarity,) = rank_gallery(embeddings, chosen, gallery, top)
+    found = gallery.iloc[list(places)]
+    with torch.no_grad():
+        output = model(_model_batch(model, chosen.path), "composed")
+    picture = lambda path: load_image(path).resize(model.backbone.image_size[::-1])
+    return plot_steps(picture(chosen.path.iloc[0]), output.pseudo_token[0].cpu().numpy(), model.prompt.template.text,
+                      output.attention[0].mean(0).reshape(model.backbone.grid).cpu().numpy(),
+                      dict(gallery=[picture(path) for path in found.path], similarity=[float(x) for x in similarity],
+                           right=(found.identity == chosen.identity.iloc[0]).tolist()))
 
 # %% ../nbs/16_cli.ipynb #cell013
 def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress=True):
@@ -289,6 +314,7 @@ def demo_report(out, results, model, splits, embeddings):
     save_figure(ranked_lists(embeddings, splits), out / "ranked.png")
     if model.config.language:
         save_figure(attention_figure(model, splits.test), out / "attention.png")
+        save_figure(steps_figure(model, embeddings, splits), out / "steps.png")
     typer.echo(f"table and figures are in {out}")
 
 # %% ../nbs/16_cli.ipynb #cell014

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'BROWN', 'PINK', 'GREY', 'DARK', 'CYCLE', 'MARKERS', 'STYLE',
            'VERSION_LOOKS', 'set_style', 'version_style', 'save_figure', 'plot_cmc', 'plot_ranked_lists',
-           'plot_attention', 'plot_attention_grid', 'plot_training', 'plot_curves', 'plot_loss_terms', 'plot_versions',
-           'plot_differences', 'plot_published', 'plot_roc', 'plot_scores', 'plot_embedding_map']
+           'plot_attention', 'plot_attention_grid', 'plot_steps', 'plot_training', 'plot_curves', 'plot_loss_terms',
+           'plot_versions', 'plot_differences', 'plot_published', 'plot_roc', 'plot_scores', 'plot_embedding_map']
 
 # %% ../nbs/14_plots.ipynb #cell002
 import functools
 import os
 import re
+import textwrap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,15 @@ def _legend(figure, ax, many: int, handles=None, **options) -> None:
     else:
         figure.legend(handles=handles, loc="outside right upper")
 
+def _told_apart(looks) -> list:
+    """The looks, with what tells curves of one colour apart even where they lie on each other: the first is wide, those above it are
+    narrow with white gaps, and they take turns with their markers."""
+    colours = [look["color"] for look in looks]
+    turns = [(colours[:i].count(colour), colours.count(colour)) for i, colour in enumerate(colours)]
+    above = dict(linewidth=1.2, gapcolor="white")
+    return [look if turn[1] == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
+            for look, turn in zip(looks, turns)]
+
 @_styled
 def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 1 first
              ax=None       # draw here instead of in a new figure
@@ -140,7 +150,7 @@ def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 
     curves = {name: _curve(values, name) for name, values in curves.items()}
     size = (5, 3.4) if len(curves) <= 4 else (7.5, max(3.4, 0.5 + 0.17 * len(curves)))
     figure, ax = (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*_figure(figsize=size))
-    for (name, values), look in zip(curves.items(), _styles(curves)):
+    for (name, values), look in zip(curves.items(), _told_apart(_styles(curves))):
         ranks, mean, spread = np.arange(1, values.shape[1] + 1), values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
         ax.fill_between(ranks, mean - spread, np.minimum(mean + spread, 100), color=look["color"], alpha=0.15, linewidth=0)
         ax.plot(ranks, mean, **look, label=f"{name}: rank-1 {mean[0]:.1f} %")
@@ -184,6 +194,8 @@ def _check_row(row) -> None:
         raise PromptSGError(f"a ranked list needs a query and equally many gallery images, similarities and right flags; it has {lengths}.")
     if {"similarity", "distance"} <= set(lengths):
         raise PromptSGError("a ranked list has both similarities and distances; give the one that it was ranked by.")
+    if row.get("names") is not None and len(row["names"]) != 1 + lengths["gallery"]:
+        raise PromptSGError(f"a ranked list has {len(row['names'])} names; give the query's and one for each of its {lengths['gallery']} gallery images.")
 
 def _nearness(row):
     "Similarity or distance, whichever the row has; None for each image if it has none."
@@ -197,25 +209,33 @@ def _draw_list(axes, row, first, digits) -> None:
     for k, (ax, image, flag, value) in enumerate(zip(axes[1:], row["gallery"], right, _nearness(row))):
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
         _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
+    for ax, name in zip(axes, row.get("names") or []):
+        ax.annotate(_shortened(name), (0.5, 0), (0, -19), xycoords="axes fraction", textcoords="offset points", ha="center", va="top", fontsize=6)
     for ax in axes[1 + len(row["gallery"]):]:
         ax.axis("off")
 
+def _shortened(name, letters=14) -> str:
+    "A file's name without its suffix, its middle left out where it is longer than an image is wide."
+    name = Path(name).stem
+    return name if len(name) <= letters else f"{name[:letters // 2 - 1]}…{name[-letters // 2:]}"
+
 # %% ../nbs/14_plots.ipynb #cell022
-def _foot(rows) -> str:
-    "What the signs and numbers under the images are, as far as any row has them."
+def _foot(rows, note="") -> str:
+    "What the signs and numbers under the images are, as far as any row has them, and the note."
     has = lambda name: any(row.get(name) is not None for row in rows)
-    said = ["✓ same person, ✗ another"] * has("right") + ["cosine similarity"] * has("similarity") + ["distance"] * has("distance")
+    said = ["✓ same person, ✗ another"] * has("right") + ["cosine similarity"] * has("similarity") + ["distance"] * has("distance") + [note] * bool(note)
     return "; ".join(said)
 
 @_styled
-def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title
+def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names
                       top: int = 10, # gallery images drawn at most
-                     digits: int = 2 # of the number under an image
+                      digits: int = 2, # of the number under an image
+                      note: str = "" # said at the foot: how the queries were chosen, say
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
-    only `query` and `gallery` must be there. The line at the foot says what the numbers are.
+    only `query` and `gallery` must be there; `names` are the query's and then the gallery's. The line at the foot says what the numbers are.
 
-    Raises `PromptSGError` for no rows, lists of unequal length, both similarities and distances, an unreadable image."""
+    Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
     rows = list(rows)
     if not rows:
         raise PromptSGError("there is no ranked list to draw; give at least one query with its gallery images.")
@@ -223,11 +243,12 @@ def plot_ranked_lists(rows,        # each a dict: query, gallery (list), similar
         _check_row(row)
     columns = 1 + min(top, max(len(row["gallery"]) for row in rows))
     height, width = _picture(rows[0]["query"]).shape[:2]
+    named = any(row.get("names") for row in rows)
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
-    figure, axes = _figure(len(rows), columns, figsize=(side * columns, len(rows) * (side * height / width + 0.24) + 0.4))
+    figure, axes = _figure(len(rows), columns, figsize=(side * columns, len(rows) * (side * height / width + 0.24 + 0.12 * named) + 0.4))
     for i, row in enumerate(rows):
-        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top]}, first=i == 0, digits=digits)
-    figure.supxlabel(_foot(rows), fontsize=8, color=DARK)
+        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top]}, first=i == 0, digits=digits)
+    figure.supxlabel(_foot(rows, note), fontsize=8, color=DARK)
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell027
@@ -324,17 +345,68 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
     figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
     return figure
 
+# %% ../nbs/14_plots.ipynb #steps2
+def _panel_title(ax, number, words) -> None:
+    ax.set_title(f"{number}  {words}", loc="left", fontsize=9, fontweight="bold", pad=5)
+
+def _draw_word(ax, values) -> None:
+    "s* (W,) as a block of cells, row by row: orange above 0, purple below, the stronger the darker."
+    columns = 16 if values.size >= 16 else values.size
+    cells = np.pad(values.astype(float), (0, -values.size % columns), constant_values=np.nan).reshape(-1, columns)
+    ax.imshow(cells, cmap="PuOr_r", vmin=-np.nanmax(np.abs(cells)), vmax=np.nanmax(np.abs(cells)), aspect="auto", interpolation="nearest")
+    ax.set(xticks=[], yticks=[], xlabel=f"{values.size} numbers")
+    ax.grid(False)
+
+@_styled
+def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL image
+               pseudo_token, # (W,) s*, finite and not all 0
+               sentence,     # the prompt with s* in its place
+               attention,    # (h, w) weights >= 0
+               nearest       # dict: gallery, similarity, right, as in plot_ranked_lists
+              ) -> Figure:
+    """From a picture to a ranking: the picture, s*, the sentence, where it looks (dark: much), the gallery images nearest first.
+
+    Raises `PromptSGError` for an s* that is no vector of numbers, and for what `plot_attention` and `plot_ranked_lists` refuse."""
+    values, picture, maps = np.asarray(pseudo_token), _picture(image), _relative(np.asarray(attention)[None])
+    if values.ndim != 1 or not np.isfinite(values).all() or not values.any():
+        raise PromptSGError(f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0.")
+    _check_row({**nearest, "query": picture})
+    many = len(nearest["gallery"])
+    figure = Figure(figsize=(5.7, 2.9), layout="constrained")  # small: a telephone shows it half as wide
+    figure.get_layout_engine().set(w_pad=0.09)
+    panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.25, 1.95])
+    _show(panels["image"], picture), _panel_title(panels["image"], 1, "a picture")
+    _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes $s^*$, a word")
+    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks")
+    panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 20).replace("s*", "$s^*$"), fontsize=12, va="center", style="italic")
+    _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and ranks a gallery, the nearest first")
+    for name in ("sentence", "found"):
+        panels[name].axis("off")
+    for k, one in enumerate(nearest["gallery"]):
+        _draw_found(panels["found"].inset_axes((k / many, 0, 0.94 / many, 1)), k, one, nearest)
+    return figure
+
+def _draw_found(ax, k, image, nearest) -> None:
+    "The k-th image found, framed and signed as in a ranked list."
+    right = nearest["right"][k] if nearest.get("right") is not None else None
+    colour, sign = _SIGNS[None if right is None else bool(right)]
+    value = _nearness(nearest)[k]
+    _show(ax, _picture(image), colour, below=sign + ("" if value is None else f"{value:.2f}"))
+
 # %% ../nbs/14_plots.ipynb #cell036
 _LABELS = {"loss": "total", "loss_id": "identity", "loss_triplet": "triplet", "loss_supcon": "contrastive", "loss_centre": "centre",
-           "val_rank1": "rank-1", "val_mAP": "mAP", "lr_visual": "image tower", "lr_modules": "new modules"}
+           "val_rank1": "rank-1", "val_mAP": "mAP", "lr_visual": "image tower", "lr_modules": "inversion and fusion", "lr_head": "classifier"}
 
 def _lines(ax, metrics, columns, scale=1.0) -> None:
-    "One line per column that has values."
-    for i, name in enumerate(name for name in columns if metrics[name].notna().any()):
-        ax.plot(metrics.epoch, scale * metrics[name], color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)],
-                markevery=max(1, len(metrics) // 10), label=_LABELS.get(name, name))
+    "One line per column that has values; columns that are equal all along, such as two learning rates, share a line. The legend is below."
+    curves = {}
+    for name in (name for name in columns if metrics[name].notna().any()):
+        curves.setdefault(tuple(metrics[name]), []).append(_LABELS.get(name, name))
+    for i, (values, labels) in enumerate(curves.items()):
+        ax.plot(metrics.epoch, scale * np.array(values), color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)],
+                markevery=max(1, len(metrics) // 10), label=", ".join(labels))
     if ax.lines:
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len("".join(ax.get_legend_handles_labels()[1])) < 40 else 1)
 
 # %% ../nbs/14_plots.ipynb #cell037
 @_styled
@@ -345,7 +417,7 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
     if "epoch" not in metrics or metrics.empty:
         raise PromptSGError(f"the training table has {len(metrics)} rows and the columns {', '.join(map(str, metrics))}; "
                             "it needs an epoch column and rows.")
-    figure, ((losses, validation, rates),) = _figure(1, 3, figsize=(9, 2.6))
+    figure, ((losses, validation, rates),) = _figure(1, 3, figsize=(9, 3))
     starting = lambda prefix: [name for name in metrics if name.startswith(prefix)]
     _lines(losses, metrics, starting("loss"))
     _lines(validation, metrics, starting("val_"), scale=100)

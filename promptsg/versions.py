@@ -177,7 +177,7 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
-            "best": "what this kit's measurements favour"}
+            "best": "paper with its last epoch kept, not the one validated best"}
 
 
 def remark(name, backbone="vitb16"):

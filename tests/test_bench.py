@@ -32,6 +32,11 @@ def test_every_case_runs_and_is_written(tmp_path):
     assert merged.ours_s["step"] == read.set_index("case").ours_s["step"]
 
 
+def test_importing_says_nothing():
+    done = subprocess.run([sys.executable, "-c", "import sys, promptsg.bench; print('torch.utils.cpp_extension' in sys.modules)"], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")  # that module warns where CUDA is half installed
+
+
 def test_side_by_side_takes_turns_and_measures():
     calls = []
     took = side_by_side({"a": lambda: calls.append("a") or time.sleep(0.02), "b": lambda: calls.append("b")}, rounds=3)

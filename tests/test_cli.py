@@ -52,6 +52,19 @@ def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hand
     assert (tmp_path / "nearest.png").stat().st_size > 5000
 
 
+def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
+    from promptsg.cli import measure, ranked_lists, read_data, splits_of, steps_figure
+    from promptsg.training import load_run
+    model = load_run(run)
+    splits = splits_of(model.config, read_data(hands))
+    _, embeddings = measure(model, splits, progress=False)
+    assert "3 queries of the first split, drawn at random (seed 7)" in ranked_lists(embeddings, splits, queries=3, seed=7).get_supxlabel()
+    figure = steps_figure(model, embeddings, splits, top=2)
+    said = [text.get_text().replace("\n", " ") for ax in figure.axes for text in ax.texts]
+    assert said == [model.prompt.template.text.replace("s*", "$s^*$")]
+    assert f"{model.prompt.width} numbers" in [ax.get_xlabel() for ax in figure.axes]
+
+
 def test_embed(run, hands, tmp_path):
     promptsg("embed", "--run", run, "--data", hands, "--out", tmp_path / "e.npz")
     assert (tmp_path / "e.npz").exists()

@@ -16,10 +16,11 @@ from sklearn.metrics import roc_curve
 
 from promptsg.config import PromptSGError
 from promptsg.plots import (VERSION_LOOKS, plot_attention, plot_attention_grid, plot_cmc, plot_curves, plot_differences, plot_embedding_map,
-                            plot_loss_terms, plot_published, plot_ranked_lists, plot_roc, plot_scores, plot_training, plot_versions,
-                            save_figure, set_style, version_style)
+                            plot_loss_terms, plot_published, plot_ranked_lists, plot_roc, plot_scores, plot_steps, plot_training,
+                            plot_versions, save_figure, set_style, version_style)
 
 CURVES = {"a": np.linspace([0.4, 0.5], 1, 20).T, "b": np.linspace(0.8, 1, 20)}
+NEAREST = dict(gallery=[np.full((12, 16, 3), 9, np.uint8)] * 4, similarity=[0.9, 0.8, 0.7, 0.6], right=[True, False, False, False])
 HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "loss_id": [2.0, 1.5, 1.0], "loss_triplet": [np.nan] * 3,
                         "lr_visual": [5e-6] * 3, "lr_modules": [5e-5] * 3, "val_rank1": [0.5, 0.7, 0.6], "val_mAP": [0.6, 0.8, 0.7]})
 
@@ -30,7 +31,7 @@ def image(value=128, size=(12, 16)):
 
 def ranked(**changes):
     return dict(query=image(), gallery=[image(10), image(20), image(30)], right=[True, False, np.bool_(True)],
-                similarity=[0.9, 0.8, 0.7], **changes)
+                similarity=[0.9, 0.8, 0.7]) | changes
 
 
 CHAIN = ["zero-shot", "image_only", *[f"v{i}" for i in range(1, 12)], "v3-logged", "v7-logged", "paper", "best"]
@@ -63,7 +64,11 @@ FIGURES = {
     "cmc of all versions": lambda: plot_cmc({name: np.linspace(level, 1, 20) for name, level in LEVELS.items()}),
     "ranked lists": lambda: plot_ranked_lists([ranked(), ranked(title="p")]),
     "ranked lists, ten wide": lambda: plot_ranked_lists([dict(query=image(), gallery=[image()] * 10, distance=range(10))]),
+    "ranked lists with names": lambda: plot_ranked_lists([ranked(names=["query.jpg", "a_very_long_name_of_a_file.jpg", *["Hand_0000001.jpg"] * 9],
+                                                                 gallery=[image()] * 10, right=None, similarity=[0.123] * 10)] * 2, digits=3, note="at random"),
     "training": lambda: plot_training(HISTORY),
+    "training, three rates": lambda: plot_training(HISTORY.assign(lr_head=1e-3, loss_supcon=1.0, loss_centre=1.0)),
+    "steps": lambda: plot_steps(image(), np.arange(64) - 30, "A photo of a s* person's dorsal right hand.", np.ones((3, 4)), NEAREST),
     "attention": lambda: plot_attention(np.stack([image()] * 2), np.ones((2, 3, 4)), ["x", "y"]),
     "attention grid": lambda: plot_attention_grid(image(), np.ones((3, 4, 2, 2)), ["photo", "s*", "person's"], [f"head {k}" for k in range(4)]),
     "attention grid, large": lambda: plot_attention_grid(image(), np.ones((9, 12, 2, 2)), ["person's"] * 9, range(12)),
@@ -128,6 +133,33 @@ def test_the_legend_lies_on_no_curve(name):
     legend = (ax.get_legend() or figure.legends[0]).get_window_extent()
     points = [ax.transData.transform(line.get_xydata()) for line in ax.lines if len(line.get_xdata()) > 2 and line.get_color() != "#767676"]
     assert len(points) > 1 and not any(legend.contains(*point) for line in points for point in line)
+
+
+def test_curves_that_lie_on_each_other_can_both_be_seen():
+    figure = drawn(plot_cmc({"paper, clipfh": CURVES["b"], "paper, mba": CURVES["b"], "v3": CURVES["a"]}))
+    below, above, alone = figure.axes[0].lines
+    assert below.get_linewidth() > 2 * above.get_linewidth() and above.get_gapcolor() == "white" and above.get_linestyle() == ":"
+    places = lambda line: set(np.arange(20)[line.get_markevery()[0]::line.get_markevery()[1]])
+    assert places(below) | places(above) == set(range(20)) and not places(below) & places(above)  # filled and hollow markers take turns
+    assert alone.get_markevery() is None and alone.get_gapcolor() is None
+
+
+def test_training_legends_hide_nothing_and_name_the_groups():
+    figure = drawn(plot_training(HISTORY.assign(lr_head=1e-3)))
+    for ax in figure.axes:
+        assert not crossing(ax.get_legend().get_window_extent(), ax.get_window_extent())
+    assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["image tower", "inversion and fusion", "classifier"]
+    same = plot_training(HISTORY.assign(lr_head=HISTORY.lr_modules)).axes[2]
+    assert [line.get_label() for line in same.lines] == ["image tower", "inversion and fusion, classifier"]
+
+
+def test_steps_show_what_they_are_given():
+    figure = plot_steps(image(), np.r_[np.arange(1, 20), -40], "A photo of a s* person.", np.ones((3, 4)), NEAREST)
+    word = next(ax for ax in figure.axes if ax.get_xlabel() == "20 numbers").images[0]
+    assert word.get_array().shape == (2, 16) and word.get_array().count() == 20 and word.get_clim() == (-40, 40)
+    found = [ax.get_xlabel() for ax in figure.findobj(plt.Axes) if ax.get_xlabel()[:1] in "✓✗" and ax.get_xlabel()]
+    assert found == ["✓ 0.90", "✗ 0.80", "✗ 0.70", "✗ 0.60"]
+    assert "$s^*$" in next(text.get_text() for text in figure.findobj(Text) if "photo" in text.get_text())
 
 
 def test_curves_panels_share_one_legend_of_every_run():
@@ -224,6 +256,13 @@ def test_ranked_lists_sign_frame_and_similarity():
 def test_ranked_lists_have_as_many_digits_as_asked_for():
     one, two = plot_ranked_lists([ranked()]), plot_ranked_lists([ranked()], digits=3)
     assert one.axes[1].get_xlabel() == "✓ 0.90" and two.axes[1].get_xlabel() == "✓ 0.900"
+
+
+def test_ranked_lists_name_images_and_say_the_note():
+    figure = drawn(plot_ranked_lists([ranked(names=["q.jpg", "Hand_0000001.jpg", "a_very_long_name_of_a_file.jpg", "b.png"])], note="at random (seed 7)"))
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["q", "Hand_0000001", "a_very…_a_file", "b"]
+    assert figure.get_supxlabel().endswith("; at random (seed 7)")
+    assert not plot_ranked_lists([ranked()]).axes[1].texts
 
 
 def test_ranked_lists_take_paths_pil_images_and_floats(tmp_path):
@@ -430,6 +469,10 @@ def test_set_style_changes_a_notebooks_own_plots():
     (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), strength=1.5), "strength"),
     (lambda: plot_training(pd.DataFrame({"loss": [1.0]})), "epoch"),
     (lambda: plot_ranked_lists([ranked(distance=[1, 2, 3])]), "both"),
+    (lambda: plot_ranked_lists([ranked(names=["q", "a"])]), "2 names"),
+    (lambda: plot_steps(image(), np.ones((2, 3)), "a s*", np.ones((3, 4)), NEAREST), "one vector"),
+    (lambda: plot_steps(image(), np.zeros(8), "a s*", np.ones((3, 4)), NEAREST), "not all 0"),
+    (lambda: plot_steps(image(), np.ones(8), "a s*", np.ones((3, 4)), NEAREST | {"right": [True]}), "equally many"),
     (lambda: plot_attention_grid(image(), np.ones((3, 4, 5))), "rows, columns"),
     (lambda: plot_attention_grid(image(), -np.ones((1, 1, 4, 5))), "from 0 up"),
     (lambda: plot_attention_grid(image(), np.ones((2, 1, 4, 5)), ["a"]), "2 rows but 1 row label"),

@@ -204,6 +204,6 @@ def test_the_landing_page_says_what_the_kit_does_before_one_scrolls_far(site, ch
     first = tab.evaluate("document.querySelector('main h2').getBoundingClientRect().top")
     above = lambda query: tab.evaluate("query => [...document.querySelectorAll(query)].map(e => e.getBoundingClientRect())", query)
     assert first < 1.5 * 800
-    assert [len([box for box in above(query) if box["bottom"] <= first]) for query in ("main img", "main pre", "main .entry a")] == [1, 1, 3]
+    assert [len([box for box in above(query) if box["bottom"] <= first]) for query in ("main img", "main pre", "main .entry a")] == [1, 1, 4]
     assert max(box["top"] for box in above("main pre")[:1]) < 800
     tab.close()
