@@ -22,6 +22,7 @@ _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size
 OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
+    "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
     "best": _PAPER.replace(variant="best", select="last"),
 }
 
@@ -81,7 +82,7 @@ CHAIN = {
 class Budget(NamedTuple):
     "What a backbone and a machine ask of every version."
     fields: dict             # for all versions
-    ours: dict = {}          # rates and epochs of `paper`, `image_only` and `best`
+    ours: dict = {}          # rates and epochs of the versions in `OURS`
     rates: tuple = (1, 1)    # factors of the chain's `lr_clip_visual` and `lr_modules`
     length: float = 1        # factor of the chain's epochs, warm-up and patience
     size: tuple = (224, 16)  # what 224 pixels become, and the multiple that a side is rounded to
@@ -177,6 +178,7 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
+            "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
             "best": "paper with its last epoch kept, not the one validated best"}
 
 
