@@ -9,10 +9,10 @@ __all__ = ['WEIGHTS', 'EMBEDDED', 'ImageFeatures', 'Backbone', 'ViTBackbone', 'R
 # %% ../nbs/03_backbone.ipynb #cell002
 import contextlib
 import difflib
+import inspect
 import json
 import logging
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import open_clip
@@ -207,7 +207,7 @@ def _resized(embedding, old, new):
     return nn.Parameter(torch.cat([first, picture.flatten(2)[0].T]))
 
 # %% ../nbs/03_backbone.ipynb #cell014
-WEIGHTS = files("promptsg") / "weights"
+WEIGHTS = Path(inspect.getfile(PromptSGError)).parent / "weights"  # files("promptsg") is lost where a clone of that name lies in the working folder
 EMBEDDED = ("hand-vit-tiny", "hand-rn-tiny")
 
 
@@ -346,7 +346,7 @@ def _from_hub(name, tag):
 def _embedded_file(name):
     if name not in EMBEDDED:
         raise PromptSGError(f"{name} has no embedded weights (only {' and '.join(EMBEDDED)} do); set pretrained to openai or to a weight file")
-    return Path(str(WEIGHTS / f"{name}.safetensors"))
+    return WEIGHTS / f"{name}.safetensors"
 
 
 def _backbone(visual, name, image_size):

@@ -161,6 +161,11 @@ class Config(BaseModel):
                 raise ValueError(f"{one!r} is not an aspect; use one of {', '.join(ASPECTS)} (or hand for folders)")
         return value
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _yaml_no(cls, value):
+        return "no" if value is False else value  # YAML 1.1 reads the bare word as False
+
     @model_validator(mode="after")
     def _fits_together(self):
         for problem, broken in _CONFLICTS.items():

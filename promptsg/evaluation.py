@@ -115,7 +115,7 @@ class Result:
     def save(self, folder):
         "Write result.json, per_split.csv, summary.csv and per_query.csv; a file that was there is replaced whole."
         folder = Path(folder)
-        tables = {"per_split": self.per_split, "per_query": self.per_query, "summary": self.summary.reset_index()}
+        tables = {"per_split": self.per_split, "per_query": self.per_query, "summary": self.summary.assign(unit="percent").reset_index()}
         for name, table in tables.items():
             write_text(folder / f"{name}.csv", table.to_csv(index=False))
         record = {"summary": self.summary.T.to_dict(), **self.record, "cmc": self.cmc.tolist()}

@@ -482,7 +482,7 @@ def explore(runs,                # a run folder, a folder with runs below it, or
             protocol="clipfh",   # or "mba", whose galleries hold every aspect
             progress=True):      # bars while a run is opened
     """The explorer as a widget, for a notebook's last line: a `Panel`, or, where there is nothing to look at, a sentence that says what to do."""
-    from promptsg.cli import read_data
+    from promptsg.data import read_data
     try:
         folders = find_runs(runs)
         if data is None:

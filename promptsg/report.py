@@ -22,14 +22,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-import promptsg
-
-from .cli import demo_hands, for_data, measure, read_data, splits_of, untrained, zero_shot_config
+from .backbone import WEIGHTS
 from .config import Config, PromptSGError
-from .data import content_hash, data_hash, write_text
+from .data import content_hash, data_hash, for_data, read_data, write_text
 from .evaluation import MEASURES, Result, combine, find_protocol, paired_bootstrap, ranked_images
+from .model import untrained, zero_shot_config
 from .plots import plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
-from .training import Trainer, load_run
+from .synth import demo_hands
+from .training import Trainer, load_run, measure, splits_of
 from .versions import CHAIN, VERSIONS, difference, remark, version
 
 # %% ../nbs/18_report.ipynb #cell004
@@ -387,7 +387,7 @@ def reference_tables(report):
 # %% ../nbs/18_report.ipynb #cell020
 def shipped_reference():
     "CLIP-FH's published split results where the repository's notebooks lie beside the package, else None."
-    file = Path(promptsg.__file__).parents[1] / "nbs" / "analysis" / "reference" / "stage3_splits.csv"
+    file = WEIGHTS.parents[1] / "nbs" / "analysis" / "reference" / "stage3_splits.csv"
     return file if file.is_file() else None
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKIN', 'RINGS', 'POLISH', 'LANDMARKS', 'Surface', 'HandIdentity', 'Nuisance', 'landmarks', 'draw_hand', 'attributes',
-           'sentence', 'write_hands', 'person_of']
+           'sentence', 'write_hands', 'demo_hands', 'person_of']
 
 # %% ../nbs/02_synth.ipynb #cell002
 import csv
@@ -421,6 +421,13 @@ def write_hands(root, n_train=80, n_test=40, images_per_aspect=10, seed=0, ring=
     table[_COLUMNS].to_csv(root / "HandInfo.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
     table[["imageName", "caption"]].to_csv(root / "captions.csv", index=False)
     return table
+
+
+def demo_hands(folder, people, progress):
+    "The folder, with 8 images of each aspect of `people` (train, test) in it: drawn with seed 0, unless they are there."
+    if not (folder / "HandInfo.csv").exists():
+        write_hands(folder, n_train=people[0], n_test=people[1], images_per_aspect=8, seed=0, progress=progress)
+    return folder
 
 
 def person_of(seed, number):

@@ -6,7 +6,7 @@
 __all__ = ['parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes', 'first_here', 'all_sum',
            'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective', 'compile_parts',
            'frozen_hash', 'FrozenFeatures', 'Feed', 'save_checkpoint', 'read_checkpoint', 'load_weights', 'load_run',
-           'Trainer', 'make_accelerator']
+           'Trainer', 'make_accelerator', 'splits_of', 'measure']
 
 # %% ../nbs/12_training.ipynb #cell002
 import hashlib
@@ -14,6 +14,7 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +41,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, class_index, content_hash, eval_transform, load_image,
+from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits,
                            train_transform, writable_folder, write_text)
-from .evaluation import Embeddings, embed_images
+from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
@@ -268,6 +269,7 @@ class FrozenFeatures:
             there = self._index()
             missing = {digest: path for path, digest in digests.items() if digest not in there}
             if missing:
+                check_images(missing.values(), progress)
                 self._make(model, missing, transform, batch_size, progress)
                 there = self._index()
         self.places = {path: there[digest] for path, digest in digests.items()}
@@ -344,6 +346,13 @@ class Feed:
                 return cache
         self.kept.append(FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress))
         return self.kept[-1]
+
+    def check(self, frame):
+        "All images of a frame are there: decoded into the cache with `cache_pixels`, else looked through. `ImageError` counts those that cannot be read."
+        if self.pixels is not None:
+            self.evaluation(frame)
+        elif processes()[0] == 0:
+            check_images(frame.path, self.progress)
 
     def _images(self, frame, transform, labels=None):
         with first_here():
@@ -458,7 +467,8 @@ class Trainer:
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
     `losses(output: PromptSGOutput, labels (B,), config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
     code and so not in config.yml: give them again to resume, and `build` to `load_run`.
-    Raises `PromptSGError` when the folder holds another run, or when a loss is not finite."""
+    Raises `PromptSGError` when the folder holds another run, before the first step when images of training, validation or test cannot be read
+    (of training and validation with `cache_frozen`), or when a loss is not finite."""
     config: Config
     splits: object
     out: Path
@@ -503,8 +513,9 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
 
     def _training_data(self):
-        if self.config.cache_frozen:  # validation's images too, so that one progress bar shows all that has to be made
-            self.feed.keep(pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery]))
+        s, frozen = self.splits, self.config.cache_frozen
+        images = pd.concat([s.train, s.val_query, s.val_gallery, *([] if frozen else [s.test])])  # measured next: a torn file is better found now
+        (self.feed.keep if frozen else self.feed.check)(images)  # one progress bar shows all that has to be made
         return self.feed.training(self.splits.train, self.classes)
 
     def _train_epoch(self, epoch):
@@ -631,3 +642,21 @@ def make_accelerator(config, out=None):
         plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in config.model_dump().items()}
         found.init_trackers(config.experiment, plain, {"wandb": {"dir": str(out)}})
     return found
+
+# %% ../nbs/12_training.ipynb #around
+def splits_of(config, frame):
+    "The config's splits of a frame; what was left out is said on stderr, by reason and count, by the first of many processes."
+    splits = make_splits(frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects)
+    for reason, count in splits.excluded.items():
+        if count and processes()[0] == 0:
+            print(f"left out: {count} ({reason})", file=sys.stderr)
+    return splits
+
+
+def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
+    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once.
+
+    `config` goes into the results' record, the model's own for None."""
+    model = model.to(make_accelerator(model.config).device)
+    embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
+    return {protocol: evaluate(embeddings, splits, protocol, config=config or model.config) for protocol in protocols}, embeddings

@@ -1,12 +1,14 @@
 "Towers against open_clip's own, weight files good and bad, and position embeddings resized."
 import pickle
+import subprocess
+import sys
 
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from promptsg.backbone import QuickGELU, _resized, load_towers, model_config, read_state_dict
+from promptsg.backbone import WEIGHTS, QuickGELU, _resized, load_towers, model_config, read_state_dict
 from promptsg.config import PromptSGError
 
 
@@ -159,3 +161,26 @@ def test_bfloat16_autocast_keeps_losses_in_float32(quick):
     assert out.logits.dtype == torch.bfloat16 and all(term.dtype == torch.float32 for term in terms.values())
     for name in terms:
         assert abs(terms[name] - exact[name]) < 0.05 * max(1, exact[name].abs())
+
+
+def test_weights_are_found_beside_a_folder_of_the_packages_name(tmp_path):
+    "A clone named promptsg in the working folder: Python takes it for a namespace package, and an editable install gives the modules."
+    (tmp_path / "promptsg").mkdir()
+    code = f"""
+import sys
+from importlib.util import spec_from_file_location
+
+class Installed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.startswith("promptsg."):
+            return spec_from_file_location(name, {str(WEIGHTS.parent)!r} + "/" + name.split(".")[1] + ".py")
+
+sys.path[:] = ["", *(entry for entry in sys.path if entry and entry != {str(WEIGHTS.parents[1])!r})]
+sys.meta_path.insert(0, Installed)
+import promptsg
+from promptsg.backbone import model_config
+print(promptsg.__file__, model_config("hand-vit-tiny")["embed_dim"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[0] == "None" and done.stdout.split()[1].isdigit(), done.stderr

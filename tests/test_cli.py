@@ -12,8 +12,8 @@ import pytest
 COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
 
-def promptsg(*arguments, code=0):
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+def promptsg(*arguments, code=0, **options):
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
     assert done.returncode == code, done.stderr
     return done
 
@@ -34,7 +34,9 @@ def run(hands, config, tmp_path_factory):
 
 def test_evaluate_writes_table_and_record(run, hands):
     for protocol in ("clipfh", "mba"):
-        assert "mAP" in promptsg("evaluate", "--run", run, "--data", hands, "--protocol", protocol).stdout
+        said = promptsg("evaluate", "--run", run, "--data", hands, "--protocol", protocol).stdout
+        assert "mAP" in said and said.startswith("percent, mean") and "mINP: " in said
+        assert set(pd.read_csv(run / f"evaluation-{protocol}" / "summary.csv").unit) == {"percent"}
         record = json.loads((run / f"evaluation-{protocol}" / "result.json").read_text())
         assert record["protocol"]["name"] == protocol and record["config_hash"] and record["data_hash"] and record["versions"]["torch"]
 
@@ -53,8 +55,9 @@ def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hand
 
 
 def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
-    from promptsg.cli import measure, ranked_lists, read_data, splits_of, steps_figure
-    from promptsg.training import load_run
+    from promptsg.cli import ranked_lists, steps_figure
+    from promptsg.data import read_data
+    from promptsg.training import load_run, measure, splits_of
     model = load_run(run)
     splits = splits_of(model.config, read_data(hands))
     _, embeddings = measure(model, splits, progress=False)
@@ -65,14 +68,71 @@ def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
     assert f"{model.prompt.width} numbers" in [ax.get_xlabel() for ax in figure.axes]
 
 
+@pytest.fixture(scope="module")
+def own(hands, tmp_path_factory):
+    "Six people, a folder each, two to four pictures in it."
+    import shutil
+    from promptsg.data import read_11k
+    folder, frame = tmp_path_factory.mktemp("own"), read_11k(hands)
+    for _, row in frame[(frame.aspect == "dorsal_r") & frame.pid.isin(sorted(set(frame.pid))[:6])].iterrows():
+        (folder / f"person {row.pid}").mkdir(exist_ok=True)
+        shutil.copy(row.path, folder / f"person {row.pid}")
+    return folder
+
+
+def test_ones_own_folder_is_searched_without_training(own, tmp_path):
+    query = sorted(own.rglob("*.jpg"))[0]
+    promptsg("search", "--data", own, "--query", query, "--config", "paper@hand-vit-tiny", "--top", 3, "--out", tmp_path)
+    table = pd.read_csv(tmp_path / "nearest.csv")
+    assert len(table) == 3 and table.similarity.is_monotonic_decreasing and query.name not in {name.split("/")[-1] for name in table.image}
+    promptsg("embed", "--data", own, "--config", "paper@hand-vit-tiny", "--out", tmp_path / "e.npz")
+    assert (tmp_path / "e.npz").exists()
+    for both in ([], ["--run", "x", "--config", "paper@hand-vit-tiny"]):
+        assert "give either --run" in promptsg("search", "--data", own, "--query", query, *both, code=2).stderr
+    error = promptsg("search", "--data", own, "--query", "nope.jpg", "--config", "paper@hand-vit-tiny", code=2).stderr
+    assert "the picture nope.jpg does not exist" in error and os.path.abspath("nope.jpg") in error
+
+
+def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config, tmp_path):
+    from promptsg.config import Config
+    from promptsg.training import load_run
+    train = ["train", "--config", config, "--data", own, "--out", tmp_path / "run", "--set", "epochs=1"]
+    assert "--set batch_size=8" in promptsg(*train, code=2).stderr
+    promptsg(*train, "--set", "batch_size=8", "--set", "precision=no")
+    recorded = Config.from_yaml(tmp_path / "run" / "config.yml")
+    assert (recorded.dataset, recorded.aspect, recorded.precision) == ("folders", "hand", "no")
+    assert load_run(tmp_path / "run").prompt.template.text == "A photo of a s* person's hand."
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_torn_images_are_found_before_training(own, config, tmp_path, cached):
+    import shutil
+    data = shutil.copytree(own, tmp_path / "own")
+    images = list(data.rglob("*.jpg"))
+    for image in images:
+        image.write_bytes(image.read_bytes()[:-200])
+    error = promptsg("train", "--config", config, "--data", data, "--out", tmp_path / "run", "--set", "batch_size=8", "--set", f"cache_pixels={cached}",
+                     code=2).stderr
+    assert f"{len(images)} images cannot be read" in error and f"and {len(images) - 3} more" in error and not (tmp_path / "run").exists()
+
+
 def test_embed(run, hands, tmp_path):
     promptsg("embed", "--run", run, "--data", hands, "--out", tmp_path / "e.npz")
     assert (tmp_path / "e.npz").exists()
 
 
 def test_doctor_says_what_is_there(hands):
+    from promptsg.data import read_11k
     text = promptsg("doctor", "--data", hands).stdout
-    assert "hand-vit-tiny" in text and "people" in text
+    assert "hand-vit-tiny" in text and f"{len(read_11k(hands))} images of 20 people in 4 aspects" in text
+
+
+def test_doctor_fails_where_a_check_fails(tmp_path):
+    assert "1 check failed (data)" in promptsg("doctor", "--data", tmp_path, code=2).stderr
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "anna" / "1.jpg").write_bytes(b"no image")
+    done = promptsg("doctor", "--data", tmp_path, code=2)
+    assert "1 image of 1 person in 1 aspect\n" in done.stdout and "1.jpg cannot be read" in done.stdout and "Traceback" not in done.stderr
 
 
 def broken(kind, run, hands, config, tmp_path):
@@ -129,3 +189,32 @@ def test_a_killed_training_goes_on(hands, config, run, tmp_path):
 def test_a_mistyped_command_is_exit_2_without_a_traceback(arguments):
     done = promptsg(*arguments, code=2)
     assert "Traceback" not in done.stderr and "Error" in done.stderr
+
+
+def test_resuming_what_is_not_there_says_so(hands, tmp_path):
+    error = promptsg("train", "--resume", "--data", hands, "--out", tmp_path / "none", code=2).stderr
+    assert "there is no run in" in error and "YAML" not in error
+
+
+def test_help_is_whole_in_a_narrow_terminal():
+    from promptsg.cli import app
+    narrow = dict(env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+    words = lambda text: " ".join(text.split())
+    listed = words(promptsg("--help", **narrow).stdout)
+    for command in app.registered_commands:
+        assert words(command.callback.__doc__) in listed
+    said = promptsg("train", "--help", **narrow).stdout
+    assert "..." not in said and max(map(len, said.splitlines())) <= 80 and "Change a config field: FIELD=VALUE. May be repeated." in words(said)
+
+
+def test_versions_says_what_its_columns_are():
+    legend, _, columns, *_ = promptsg("versions").stdout.splitlines()
+    assert legend.startswith("loss: weights; schedule: ") and len(legend) <= 120 and columns.startswith("version")
+
+
+def test_the_command_line_is_imported_by_no_other_module():
+    import re
+    from pathlib import Path
+    import promptsg.cli
+    modules = [file for file in Path(promptsg.cli.__file__).parent.glob("*.py") if file.name != "cli.py"]
+    assert len(modules) > 15 and [file.name for file in modules if re.search(r"(promptsg)?\.cli import", file.read_text())] == []

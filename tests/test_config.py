@@ -87,3 +87,11 @@ def test_frozen_and_hashed():
                                          ("ViT-B-16", "ViT-B-16"), ("RN50", "RN50-quickgelu"), ("hand-vit-tiny", "hand-vit-tiny")])
 def test_tower_names(name, tower):
     assert tower_name(name) == tower
+
+
+@pytest.mark.parametrize("line", ["precision: no", "precision: 'no'", "precision: off"])
+def test_precision_no_is_not_yamls_false(tmp_path, line):
+    (tmp_path / "c.yml").write_text(line)
+    assert Config.from_yaml(tmp_path / "c.yml") == Config(precision=False) == Config()
+    with pytest.raises(PromptSGError, match="precision"):
+        Config(precision=True)

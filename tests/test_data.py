@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from promptsg.config import PromptSGError
-from promptsg.data import (CLIP_MEAN, CLIP_STD, HandDataset, PixelCache, PKSampler, Splits, batches, cache_folder, class_index, data_hash, eval_transform,
-                           make_splits, read_11k, read_folders, read_hd, save_array, train_transform)
+from promptsg.config import Config, PromptSGError
+from promptsg.data import (CLIP_MEAN, CLIP_STD, HandDataset, PixelCache, PKSampler, Splits, batches, cache_folder, check_images, class_index, counted,
+                           data_hash, eval_transform, for_data, make_splits, read_11k, read_data, read_folders, read_hd, read_images, read_picture,
+                           save_array, train_transform)
 
 COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
 
@@ -150,6 +151,46 @@ def test_folders_halve_the_people(tmp_path):
         read_folders(tmp_path / " a")
 
 
+def folders(root, people, images=5):
+    "One folder per person."
+    for person in range(people):
+        for n in range(images):
+            jpeg(root / f"person {person}" / f"{n}.jpg", level=16 * person + n)
+    return root
+
+
+def test_a_folder_says_how_it_is_read_and_fits_the_config(root, tmp_path):
+    eleven, own = read_data(root, "folders"), read_data(folders(tmp_path / "own", 2))
+    config = Config(train_aspects=("dorsal_l",))
+    assert set(eleven.aspect) == {"dorsal_r", "dorsal_l"} and for_data(config, eleven) == config
+    assert set(own.aspect) == {"hand"} and for_data(config, own) == config.replace(dataset="folders", aspect="hand", train_aspects=())
+    assert for_data(config.replace(dataset="hd"), own).dataset == "hd"
+    with pytest.raises(PromptSGError, match="the data folder .*nowhere does not exist"):
+        read_data(tmp_path / "nowhere")
+
+
+def test_one_picture_is_a_table_of_a_row(root, tmp_path):
+    picture = root / "Hands" / "Hand_0000003.jpg"
+    assert list(read_images(picture).path) == list(read_picture(picture).path) == [str(picture)] and len(read_images(root)) == 48
+    for read in (read_picture, read_images):
+        with pytest.raises(PromptSGError, match="the picture .*nope.jpg does not exist .looked for /"):
+            read(tmp_path / "nope.jpg")
+
+
+# people in the data -> identities to train on, to validate on, to test on
+@pytest.mark.parametrize("people, sizes", [(6, (2, 1, 3)), (7, (2, 1, 4)), (8, (2, 2, 4)), (10, (3, 2, 5)), (60, (27, 3, 30))])
+def test_few_people_leave_two_to_train_on(tmp_path, people, sizes):
+    splits = make_splits(read_folders(folders(tmp_path, people)), "hand")
+    assert tuple(part.identity.nunique() for part in (splits.train, splits.val, splits.test)) == sizes
+
+
+def test_too_few_people_are_told_which_option_helps(tmp_path):
+    frame = read_folders(folders(tmp_path, 4))
+    with pytest.raises(PromptSGError, match="2 train identities .* --set val_type=images"):
+        make_splits(frame, "hand")
+    assert make_splits(frame, "hand", val="images").train.identity.nunique() == 2
+
+
 # --- splits ------------------------------------------------------------------------------------------------------
 def names(splits):
     return [list(part.image) for part in (splits.train, splits.val_query, splits.val_gallery, *splits.queries, *splits.galleries_all)]
@@ -261,7 +302,7 @@ def test_pk_batches():
     first = list(sampler)
     sampler.set_epoch(1)
     assert list(sampler) != first
-    with pytest.raises(PromptSGError, match="5 identities"):
+    with pytest.raises(PromptSGError, match="5 identities cannot be drawn from the 4 .* batch_size=16"):
         PKSampler(identities, p=5, k=4)
 
 
@@ -384,3 +425,21 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(AssertionError):
         save_array(file, np.arange(4))
     assert np.load(file).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("find", [lambda paths, cache: check_images(paths, progress=False), lambda paths, cache: cache.add(paths)])
+def test_all_unreadable_images_are_one_sentence(photos, tmp_path, find):
+    cache = PixelCache((8, 8), tmp_path / "cache", progress=False)
+    find(photos.path, cache)
+    for path in photos.path:
+        whole = Path(path).read_bytes()
+        Path(path).write_bytes(whole[:len(whole) // 2])  # the header is there, the end is not
+    with pytest.raises(PromptSGError, match=r"4 images cannot be read.*0.jpg, .*1.jpg, .*2.jpg and 1 more; restore") as error:
+        find(photos.path, PixelCache((8, 8), tmp_path / "cache", progress=False))
+    assert "3.jpg" not in str(error.value)
+    with pytest.raises(PromptSGError, match="0.jpg cannot be read: it is damaged"):
+        find(photos.path[:1], PixelCache((8, 8), tmp_path / "cache", progress=False))
+
+
+def test_counted():
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"] and counted(2, "person", "people") == "2 people"

@@ -8,12 +8,11 @@ import torch
 from ipywidgets import HTML, Button
 from PIL import Image
 
-from promptsg.cli import measure
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
 from promptsg.explorer import Explorer, OpenRun, Panel, explore, find_runs
 from promptsg.model import PromptSG
-from promptsg.training import Trainer, load_run
+from promptsg.training import Trainer, load_run, measure
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
 BAD = {"A {} hand of {}.": "2 places", "A hand.": "no place", "A {} {colour} hand.": "colour", "A {} hand" + " and a hand" * 20: "tokens", "A {": "remove it"}

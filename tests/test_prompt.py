@@ -5,7 +5,7 @@ from open_clip.transformer import TextTransformer
 
 from promptsg.backbone import load_towers, model_config, tokenizer_for
 from promptsg.config import PromptSGError
-from promptsg.prompt import PromptEncoder
+from promptsg.prompt import PromptEncoder, fill_aspect
 
 TEMPLATE, SIMPLIFIED = "A photo of a {} person's {aspect} hand.", "A photo of a person's {aspect} hand."
 SIZES = ["RN50-quickgelu", "ViT-B-16", "RN50x4", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"]  # one of each width
@@ -159,3 +159,10 @@ def test_refuses_what_it_cannot_continue(tiny):
     for text in (bidirectional, custom):
         with pytest.raises(PromptSGError, match="causal"):
             PromptEncoder(text, tiny.tokenizer, TEMPLATE, SIMPLIFIED)
+
+
+def test_no_aspect_leaves_single_blanks(tiny):
+    assert fill_aspect(TEMPLATE) == "A photo of a {} person's hand." and fill_aspect(TEMPLATE, "dorsal right") == "A photo of a {} person's dorsal right hand."
+    plain = PromptEncoder(tiny.text, tiny.tokenizer, TEMPLATE, SIMPLIFIED)
+    assert plain.template.text == "A photo of a s* person's hand." and plain.sentence.text == "A photo of a person's hand."
+    assert_same(plain, tokens(plain))
