@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
 # %% ../nbs/10_metrics.ipynb #cell005
 def _counts(scores, thresholds):
     "How many of each row's `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
-    ordered = scores.sort(dim=1).values
+    ordered = scores.contiguous().sort(dim=1).values
     return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
 
 def _row_counts(scores, thresholds, above, at_least):
