@@ -56,9 +56,11 @@ def find_runs(runs):
     return found
 
 # %% ../nbs/15_explorer.ipynb #cell006
+_AT_ONCE = 48  # images whose patches the fusion works on: more would not stay in a processor's cache
+
+
 class OpenRun:
-    """A trained model, and what the blocks of its image tower say of every test image, kept in memory: a new prompt runs the tower's end,
-    text, fusion and head alone.
+    """A trained model, and what its image tower says of every test image, kept in memory: a new prompt runs text, fusion and head alone.
 
     `frame` is the reader's DataFrame of the data that the run's `splits.json` names. Raises `PromptSGError` as `load_run` and
     reading its splits do, and for an image that cannot be read."""
@@ -66,26 +68,26 @@ class OpenRun:
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)
         self.model = load_run(folder).to(Accelerator().device)
-        self.model.backbone.cut = len(self.model.backbone.blocks)  # the model is not trained here, so every block may be kept
         self.config, self.progress = self.model.config, progress
         self.splits = Splits.load(Path(folder) / "splits.json", frame)
         self.frame = ranked_images(self.splits, (protocol,)).drop_duplicates("path")[["path", "identity", "image"]].reset_index(drop=True)
-        self.features = self._tower(self.frame)
+        self.tower = self._tower(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
 
     @torch.inference_mode()
     def _tower(self, frame):
-        "(N, ...) what `features_before` gives for the images of a frame."
+        "Global embeddings (N, D) and patch embeddings (N, M, D) of the images of a frame."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
         bar = tqdm(batches(loader), desc="image tower", total=len(loader), leave=False, disable=not self.progress)
-        return torch.cat([self.model.backbone.features_before(batch["image"].to(device)) for batch in bar])
+        found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
+        return torch.cat([one.embedding for one in found]), torch.cat([one.patches for one in found])
 
     def add(self, path):
         "Have a picture of one's own among the images. `PromptSGError` when it cannot be read."
         if path not in set(self.frame.path):
             own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
-            self.features = torch.cat([self.features, self._tower(own)])
+            self.tower = tuple(torch.cat(both) for both in zip(self.tower, self._tower(own)))
             self.frame = pd.concat([self.frame, own], ignore_index=True)
             self.seen.cache_clear()
 
@@ -107,10 +109,18 @@ class OpenRun:
     def _see(self, prompt, words):
         "(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a sentence."
         self._say(prompt, words)
-        found = [self.model(frozen=x, prompt=prompt) for x in self.features.split(256)]
-        features = F.normalize(torch.cat([out.retrieval for out in found]).float(), dim=1).cpu()
-        attention = torch.cat([out.attention for out in found]).unflatten(2, self.model.backbone.grid).cpu() if self.config.language else None
+        seen, attention = self._look(prompt) if self.config.language else (self.tower[0], None)
+        features = F.normalize(self.model.head(seen).embedding.float(), dim=1).cpu()
         return Embeddings({path: row for row, path in enumerate(self.frame.path)}, features), attention
+
+    def _look(self, prompt):
+        "What `model` makes of what the tower said: the images seen through the text (N, D), and attention (N, heads, rows, columns)."
+        model, (embedding, patches) = self.model, self.tower
+        queries = model.queries(model.say(model.inversion(embedding), prompt))
+        parts = zip(*(part.split(_AT_ONCE) for part in (queries, patches, embedding)))
+        fused = [model.fusion(*part) for part in parts]
+        attention = torch.cat([one.attention for one in fused])
+        return torch.cat([one.embedding for one in fused]), attention.unflatten(2, model.backbone.grid).cpu()
 
     def _measure(self, prompt, words):
         return evaluate(self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config)
@@ -277,23 +287,25 @@ class Explorer:
         return Result.load(saved) if (saved / "result.json").is_file() else None
 
 # %% ../nbs/15_explorer.ipynb #cell010
-def draw_ranked(explorer):
-    "The ranked list of the query: `plot_ranked_lists`."
+def draw_ranked(explorer, figure=None):
+    "The ranked list of the query: `plot_ranked_lists`. `figure`: an earlier one, drawn anew where it fits."
     found = explorer.ranked()
     right = None if found.right.isna().all() else found.right.tolist()
     return plot_ranked_lists([dict(query=explorer.picture(explorer.state.query), gallery=[explorer.picture(path) for path in found.path],
-                                   similarity=found.similarity.tolist(), right=right)], top=explorer.state.top, digits=3)
+                                   similarity=found.similarity.tolist(), right=right)], top=explorer.state.top, digits=3, figure=figure)
 
 
-def draw_attention(explorer):
-    "Where the text looks in the query and in its nearest gallery image: `plot_attention_grid`. `PromptSGError` without language."
+def draw_attention(explorer, figure=None):
+    """Where the text looks in the query and in its nearest gallery image: `plot_attention_grid`. `figure`: an earlier one, drawn anew where it fits.
+
+    Raises `PromptSGError` without language."""
     maps, state = explorer.attention(), explorer.state
     names = explorer.heads
     chosen = {"mean": (maps.mean(1, keepdims=True), ["mean of heads"]), "every head": (maps, names)}
     chosen |= {name: (maps[:, [number]], [name]) for number, name in enumerate(names)}
     maps, labels = chosen.get(state.head, chosen["mean"])  # a version with fewer heads shows their mean
     pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in (state.query, explorer.ranked().path[0])]
-    return plot_attention_grid(pictures, maps, ["query", "nearest"], labels, strength=state.strength / 100)
+    return plot_attention_grid(pictures, maps, ["query", "nearest"], labels, strength=state.strength / 100, figure=figure)
 
 
 def draw_cmc(explorer):
@@ -305,6 +317,18 @@ def draw_cmc(explorer):
 def _note(text):
     "A sentence for the person in front of it; screen readers say it when it changes."
     return f'<div role="status" style="line-height:1.4;white-space:normal">{html.escape(text)}</div>' if text else ""
+
+
+@dataclass
+class _Kept:
+    "What makes drawing again fast, and changes nothing that is seen."
+    figures: dict = field(default_factory=dict)  # name of a view -> its last figure
+    places: dict = field(default_factory=dict)   # kind of figure -> places of its axes and of its texts
+
+    def draw(self, name, draw, explorer):
+        "The figure of a view, drawn into its last one where that fits."
+        self.figures[name] = draw(explorer, self.figures.get(name))
+        return self.figures[name]
 
 
 def _image(figure, words, places):
@@ -326,27 +350,29 @@ def _image(figure, words, places):
             f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
 
 
-def _ranked(explorer, places):
+def _ranked(explorer, kept):
     found, query = explorer.ranked(), Path(explorer.state.query).name
     right = "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
     nearest = "; ".join(f"{row.image} at {row.similarity:.3f}" for row in found.itertuples())
-    return _image(draw_ranked(explorer), f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", places)
+    figure = kept.draw("ranked", draw_ranked, explorer)
+    return _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
 
 
-def _attention(explorer, places):
+def _attention(explorer, kept):
     if not explorer.run.config.language:
         return _note(f"{explorer.state.run} was trained without language: no text looks at the picture. Choose a version with language to see "
                      "attention.")
-    return _image(draw_attention(explorer), f"Where the prompt {explorer.words} looks in the query and in its nearest gallery image", places)
+    figure = kept.draw("attention", draw_attention, explorer)
+    return _image(figure, f"Where the prompt {explorer.words} looks in the query and in its nearest gallery image", kept.places)
 
 
-def _measures(explorer, places):
+def _measures(explorer, kept):
     "Rank-1 and mAP of what is shown, in a sentence, over the CMC curves."
     means = {name: result.summary["mean"] for name, result in explorer.measures().items()}
     said = {name: f"{name}: Rank-1 {row['rank1']:.1f} %, mAP {row['mAP']:.1f} %" for name, row in means.items()}
     others = "; ".join(text for name, text in said.items() if name != explorer.shown)
     sentence = f"<b>{html.escape(said[explorer.shown])}</b>" + (f"<br>{html.escape(others)}" if others else "")
-    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}", places)
+    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}", kept.places)
 
 
 VIEWS = {  # name -> (what is shown as HTML, what of the explorer it hangs on)
@@ -373,7 +399,7 @@ class Panel(VBox):
 
     def __init__(self, explorer):
         super().__init__()
-        self.explorer, self._quiet, self._drawn, self._places = explorer, False, {}, {}
+        self.explorer, self._quiet, self._drawn, self._kept = explorer, False, {}, _Kept()
         self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0", overflow="auto"))
                       for name in VIEWS}
         self.notes = {name: HTML(layout=Layout(width="auto", margin="0")) for name in ("version", "query", "prompt")}
@@ -474,7 +500,7 @@ class Panel(VBox):
         "Draw anew the views whose part of the state has changed."
         for name, (view, uses) in VIEWS.items():
             if (key := uses(self.explorer)) != self._drawn.get(name):
-                self.views[name].value, self._drawn[name] = view(self.explorer, self._places), key
+                self.views[name].value, self._drawn[name] = view(self.explorer, self._kept), key
 
 # %% ../nbs/15_explorer.ipynb #cell015
 def explore(runs,                # a run folder, a folder with runs below it, or a dict from names to run folders

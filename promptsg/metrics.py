@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
 # %% ../nbs/10_metrics.ipynb #cell005
 def _counts(scores, thresholds):
     "How many of each row's `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
-    ordered = scores.sort(dim=1).values
+    ordered = scores.contiguous().sort(dim=1).values
     return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
 
 def _row_counts(scores, thresholds, above, at_least):
@@ -41,9 +41,11 @@ def _row_counts(scores, thresholds, above, at_least):
         for count, side in zip(counts, ("right", "left")):
             count[:] = len(high) - high.searchsorted(limits, side)
 
+_SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
+
 def _gallery_counts(scores, thresholds):
-    "`_counts` for long rows, on all of torch's threads; a GPU is faster with everything at once."
-    if scores.is_cuda:
+    "`_counts` for long rows, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
+    if scores.is_cuda or scores.shape[1] <= _SHORT:
         return _counts(scores, thresholds)
     counts, threads = torch.zeros(2, *thresholds.shape, dtype=torch.long), torch.get_num_threads()
     shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds, *counts)]

@@ -68,16 +68,20 @@ class PromptSG(nn.Module, ModelHubMixin):
         if not self.config.language:
             return self._output(features.embedding, features, labels)
         s = self.inversion(features.embedding)
-        text = self._text(s, prompt)
-        queries = text.words if self.config.text_queries == "words" else text.sentence[:, None]
-        fused = self.fusion(queries, features.patches, features.embedding)
+        text = self.say(s, prompt)
+        fused = self.fusion(self.queries(text), features.patches, features.embedding)
         return self._output(fused.embedding, features, labels, text=text.sentence, pseudo_token=s, attention=fused.attention)
 
-    def _text(self, s, prompt):
+    def say(self, pseudo_token, prompt=None):
+        "`TextFeatures` of a prompt for s* (B, W). `PromptSGError` for another prompt than composed or simplified."
         prompt = prompt or self.default_prompt
         if prompt not in ("composed", "simplified"):
             raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
-        return self.prompt.composed(s) if prompt == "composed" else self.prompt.simplified(s.shape[0])
+        return self.prompt.composed(pseudo_token) if prompt == "composed" else self.prompt.simplified(len(pseudo_token))
+
+    def queries(self, text):
+        "What of `TextFeatures` looks over the patches (B, T, D): the sentence (T = 1) or, if the config says so, every word."
+        return text.words if self.config.text_queries == "words" else text.sentence[:, None]
 
     @property
     def default_prompt(self):

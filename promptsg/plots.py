@@ -51,8 +51,17 @@ def _styled(plot):
             return plot(*args, **kwargs)
     return wrapped
 
-def _figure(rows=1, columns=1, **options):
-    "plt.subplots whose figure pyplot forgets at once, so that it is shown as a cell's value, once, and freed when let go."
+def _fits(figure, rows, columns, figsize) -> bool:
+    "Whether a figure, or None, has this size and begins with a grid of so many axes."
+    place = figure.axes[0].get_subplotspec() if figure is not None and figure.axes else None
+    return place is not None and place.get_gridspec().get_geometry() == (rows, columns) and np.allclose(figure.get_size_inches(), figsize)
+
+def _figure(rows=1, columns=1, again=None, **options):
+    """plt.subplots whose figure pyplot forgets at once, so that it is shown as a cell's value, once, and freed when let go.
+
+    `again`: an earlier figure of the same function, taken instead of a new one where it fits, with all that its axes hold."""
+    if _fits(again, rows, columns, options.get("figsize")):
+        return again, np.array(again.axes[:rows * columns]).reshape(rows, columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **options)
     plt.close(figure)
     return figure, axes
@@ -175,11 +184,19 @@ def _picture(image, side=256) -> np.ndarray:
     image.thumbnail((side, side))
     return np.asarray(image)
 
+def _put(artist, values, picture) -> None:
+    "New values for an artist of `imshow` that covers a picture (H, W, 3); axes follow, their centre of a pixel is a whole number."
+    artist.set_data(values)
+    artist.set_extent((-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
+
 def _show(ax, image, frame=None, title="", below="") -> None:
-    "An image without axes, in a frame of that colour, words above and below it."
-    ax.imshow(image)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
+    "An image without axes, in a frame of that colour, words above and below it; in axes that show one already it takes its place."
+    if not ax.images:
+        ax.imshow(image)
+        ax.set(xticks=[], yticks=[])
+        ax.grid(False)
+    _put(ax.images[0], image, image)
+    ax.set_axis_on()
     ax.set_title(title, pad=3)
     ax.set_xlabel(below, color=frame or DARK, labelpad=3)
     for spine in ax.spines.values():
@@ -210,8 +227,11 @@ def _draw_list(axes, row, first, digits) -> None:
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
         _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
     for ax, name in zip(axes, row.get("names") or []):
+        for old in list(ax.texts):  # of the figure that is drawn anew
+            old.remove()
         ax.annotate(_shortened(name), (0.5, 0), (0, -19), xycoords="axes fraction", textcoords="offset points", ha="center", va="top", fontsize=6)
     for ax in axes[1 + len(row["gallery"]):]:
+        ax.clear()
         ax.axis("off")
 
 def _shortened(name, letters=14) -> str:
@@ -230,10 +250,12 @@ def _foot(rows, note="") -> str:
 def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names
                       top: int = 10, # gallery images drawn at most
                       digits: int = 2, # of the number under an image
-                      note: str = "" # said at the foot: how the queries were chosen, say
+                      note: str = "", # said at the foot: how the queries were chosen, say
+                      figure=None    # an earlier figure of this function, drawn anew where it has as many places
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
     only `query` and `gallery` must be there; `names` are the query's and then the gallery's. The line at the foot says what the numbers are.
+    With `figure` the value is that figure if it fits, else a new one: the same picture, sooner, for what is drawn again and again.
 
     Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
     rows = list(rows)
@@ -245,10 +267,12 @@ def plot_ranked_lists(rows,          # each a dict: query, gallery (list), simil
     height, width = _picture(rows[0]["query"]).shape[:2]
     named = any(row.get("names") for row in rows)
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
-    figure, axes = _figure(len(rows), columns, figsize=(side * columns, len(rows) * (side * height / width + 0.24 + 0.12 * named) + 0.4))
+    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, len(rows) * (side * height / width + 0.24 + 0.12 * named) + 0.4))
     for i, row in enumerate(rows):
         _draw_list(axes[i], {**row, "gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top]}, first=i == 0, digits=digits)
-    figure.supxlabel(_foot(rows, note), fontsize=8, color=DARK)
+    if not figure.texts:
+        figure.supxlabel("", fontsize=8, color=DARK)
+    figure.texts[0].set_text(_foot(rows, note))
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell027
@@ -299,10 +323,11 @@ def _draw_heat(ax, picture, weights, highest, strength):
         raise PromptSGError(f"the maps' strength is {strength}; give 0 (the bare image) to 1.")
     faded = (0.5 * picture + 0.5 * picture.mean(2, keepdims=True)).astype(np.uint8)
     _show(ax, faded)
-    extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
     share = weights / max(highest, 2)  # 0..1 of the colour scale; little attention hides little of the image
-    return ax.imshow(weights, extent=extent, interpolation="bilinear", cmap="rocket_r", alpha=strength * (0.2 + 0.65 * np.sqrt(share)),
-                     vmin=0, vmax=max(highest, 2))
+    heat = ax.images[1] if len(ax.images) > 1 else ax.imshow(weights, interpolation="bilinear", cmap="rocket_r")
+    _put(heat, weights, picture)
+    heat.set(alpha=strength * (0.2 + 0.65 * np.sqrt(share)), clim=(0, max(highest, 2)))
+    return heat
 
 # %% ../nbs/14_plots.ipynb #cell032
 def _grid_maps(maps) -> np.ndarray:
@@ -321,10 +346,11 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
                         maps,            # (R, C, h, w) weights >= 0, such as (words, heads, h, w)
                         row_labels=None, # R
                         col_labels=None, # C
-                        strength=1.0     # 0..1, how much the maps cover
+                        strength=1.0,    # 0..1, how much the maps cover
+                        figure=None      # an earlier figure of this function, drawn anew where it has as many places
                        ) -> Figure:
     """Attention over the image in a grid, each map relative to its mean (1 = an even share), one colour scale for all; the image
-    itself stands at the left. Raises `PromptSGError` for bad shapes, empty or negative maps, labels or images that do not fit."""
+    itself stands at the left. With `figure` the value is that figure if it fits, else a new one. Raises `PromptSGError` for bad shapes, empty or negative maps, labels or images that do not fit."""
     maps = _grid_maps(maps)
     rows, columns = maps.shape[:2]
     row_labels, col_labels = _grid_labels(row_labels, rows, "row"), _grid_labels(col_labels, columns, "column")
@@ -333,7 +359,7 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
         raise PromptSGError(f"the attention grid has {rows} rows but {len(pictures)} images; give one image for all, or one per row.")
     height, width = pictures[0].shape[:2]
     side = min(1.3, 7.4 / (columns + 1))
-    figure, axes = _figure(rows, columns + 1, figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3))
+    figure, axes = _figure(rows, columns + 1, figure, figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3))
     for i in range(rows):
         _show(axes[i, 0], pictures[i % len(pictures)], title="image" if i == 0 else "")
         if i >= len(pictures):
@@ -342,7 +368,8 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
             heat = _draw_heat(axes[i, k + 1], pictures[i % len(pictures)], maps[i, k], maps.max(), strength)
             axes[i, k + 1].set_title(col_labels[k] if i == 0 else "", pad=3)
         axes[i, 1].set_ylabel(row_labels[i], rotation=0, ha="right", va="center")
-    figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
+    if heat.colorbar is None:
+        figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
     return figure
 
 # %% ../nbs/14_plots.ipynb #steps2

@@ -5,13 +5,13 @@ from datetime import datetime
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ipywidgets import HTML, Button
 from PIL import Image
 
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
-from promptsg.explorer import Explorer, OpenRun, Panel, explore, find_runs
-from promptsg.model import PromptSG
+from promptsg.explorer import VIEWS, _Kept, Explorer, OpenRun, Panel, explore, find_runs
 from promptsg.training import Trainer, load_run, measure
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
@@ -85,12 +85,20 @@ def test_what_is_kept_gives_the_embeddings_of_the_whole_model(explorer, prompt):
     assert torch.allclose(model.attention_maps(pixels, prompt), attention[:3], atol=1e-5)
 
 
-def test_a_resnets_tower_is_kept_too(quick):
-    model = PromptSG(quick.replace(model="hand-rn-tiny"), 2).eval()
-    pixels = torch.randn(2, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(0))
-    whole = model.embed(pixels)
-    model.backbone.cut = len(model.backbone.blocks)
-    assert torch.allclose(model.embed(frozen=model.backbone.features_before(pixels)), whole, atol=1e-5)
+@pytest.mark.parametrize("changes", [dict(model="hand-rn-tiny"), dict(text_queries="words"), dict(fusion="text"), dict(language=False)], ids=str)
+def test_every_image_under_new_words_is_as_the_plain_forward_has_it(quick, splits, frame, tmp_path, changes, monkeypatch):
+    monkeypatch.setattr("promptsg.explorer._AT_ONCE", 5)  # several pieces, the last one short
+    Trainer(quick.replace(epochs=1, steps_per_epoch=1, **changes), splits, tmp_path, progress=False).fit()
+    run, model, words = OpenRun(tmp_path, frame, progress=False), load_run(tmp_path), "A {} hand in a red sleeve."
+    kept, attention = run.seen("composed", words)
+    if model.config.language:
+        model.prompt.set_prompt(template=words)
+    transform = eval_transform(model.backbone.image_size, model.mean, model.std)
+    with torch.no_grad():
+        whole = model(torch.stack([transform(load_image(path)) for path in run.frame.path]), prompt="composed")
+    torch.testing.assert_close(kept.features, F.normalize(whole.retrieval, dim=1), rtol=0, atol=1e-5)
+    if model.config.language:
+        torch.testing.assert_close(attention.flatten(2), whole.attention, rtol=1e-4, atol=1e-6)
 
 
 def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(explorer, monkeypatch):
@@ -187,6 +195,19 @@ def test_chance_takes_another_query_of_the_split(explorer):
     first = explorer.state.query
     explorer.random_query(seed=0)
     assert explorer.state.query != first and explorer.state.query in set(explorer.queries.path)
+
+
+# --- the pictures -----------------------------------------------------------------------------------------------------------
+def test_a_view_drawn_into_its_last_figure_shows_what_a_new_figure_does(panel, explorer):
+    for words in ("A {} hand in a red sleeve.", "A {} hand."):
+        panel.words.value = words
+    panel.query.value = explorer.queries.path[3]
+    panel.top.value = 3
+    panel.head.value = "every head"
+    panel.head.value = "head 2"
+    new = _Kept(places=panel._kept.places)
+    assert {name: view.value for name, view in panel.views.items()} == {name: view(explorer, new) for name, (view, _) in VIEWS.items()}
+    assert set(new.figures.values()).isdisjoint(panel._kept.figures.values())
 
 
 # --- the widgets ----------------------------------------------------------------------------------------------------------

@@ -94,6 +94,10 @@ def drawn(figure):
     return figure
 
 
+def pixels(figure):
+    return np.asarray(drawn(figure).canvas.buffer_rgba())
+
+
 def written(figure):
     "Every visible text of a drawn figure with its box in pixels."
     hidden = {text for ax in figure.axes if not ax.get_visible() or not ax.axison for text in ax.findobj(Text)}
@@ -263,6 +267,26 @@ def test_ranked_lists_name_images_and_say_the_note():
     assert [ax.texts[0].get_text() for ax in figure.axes] == ["q", "Hand_0000001", "a_very…_a_file", "b"]
     assert figure.get_supxlabel().endswith("; at random (seed 7)")
     assert not plot_ranked_lists([ranked()]).axes[1].texts
+
+
+def test_a_figure_drawn_anew_is_the_figure_drawn_new():
+    lists = lambda *rows, **more: plot_ranked_lists([dict(query=image(), **row) for row in rows], **more)
+    first = dict(gallery=[image(10), image(200)], similarity=[0.9, 0.8], right=[True, False])
+    other = dict(gallery=[image(90), image(30)[:20]], distance=[0.1, 0.2])
+    grid = lambda seed, strength, **more: plot_attention_grid([image(seed), image(2 * seed)], np.random.default_rng(seed).random((2, 3, 4, 5)) ** seed,
+                                                              [f"row {seed}", "b"], [f"head {seed}", "c", "d"], strength, **more)
+    for old, new in ((lambda **more: lists(first, first, **more), lambda **more: lists(other, dict(gallery=[image(5)]), **more)),
+                     (lambda **more: grid(9, 1.0, **more), lambda **more: grid(2, 0.5, **more))):
+        for before, after in ((old, new), (new, old)):
+            figure = before()
+            assert after(figure=figure) is figure
+            assert np.array_equal(pixels(figure), pixels(after()))
+
+
+def test_a_figure_of_another_size_is_not_drawn_into():
+    figure = plot_ranked_lists([ranked()], top=2)
+    assert plot_ranked_lists([ranked()], top=3, figure=figure) is not figure and len(figure.axes) == 3
+    assert plot_ranked_lists([ranked()], top=2, figure=Figure()).axes
 
 
 def test_ranked_lists_take_paths_pil_images_and_floats(tmp_path):
