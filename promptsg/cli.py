@@ -89,7 +89,7 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
           out: Annotated[Optional[Path], typer.Option("--out", help="Run folder to write.")] = None,
           resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False, sets: Sets = None):
     "Train one config; the run folder gets config.yml, metrics.csv, best/ and last/."
-    from promptsg.data import for_data, read_data
+    from promptsg.data import check_images, for_data, read_data
     from promptsg.training import Trainer, make_accelerator, processes, splits_of
     if config is None and not (resume and out):
         raise PromptSGError("no config is given; add --config FILE (or --resume with --out RUN to go on with a run)")
@@ -102,6 +102,8 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
     chosen = for_data(chosen, frame)
     make_accelerator(chosen)  # joins the processes, so that one of them speaks
     splits = splits_of(chosen, frame)
+    if processes()[0] == 0:  # the test images too: they are measured next, and a torn file is better found before the training than after
+        check_images([path for part in (splits.train, splits.val, splits.val_gallery, splits.test) for path in part.path])
     Trainer(chosen, splits, folder).fit(resume=resume)
     if processes()[0] == 0:
         typer.echo(f"trained; the run is in {folder}")

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .backbone import WEIGHTS
 from .config import Config, PromptSGError
-from .data import content_hash, data_hash, for_data, read_data, write_text
+from .data import check_images, content_hash, data_hash, for_data, read_data, write_text
 from .evaluation import MEASURES, Result, combine, find_protocol, paired_bootstrap, ranked_images
 from .model import untrained, zero_shot_config
 from .plots import plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
@@ -472,6 +472,7 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
         runs = plan_runs(backbones, versions, seeds, ("hand",))
     jobs = make_jobs(out, runs, frame, protocols, changes)
+    check_images([path for job in jobs if missing_protocols(job) for path in ranked_images(job.splits, job.protocols).path], progress)
     _begin(out, frame, _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols))
     do_jobs(jobs, progress)
     report = load_report(out)

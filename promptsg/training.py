@@ -467,8 +467,8 @@ class Trainer:
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
     `losses(output: PromptSGOutput, labels (B,), config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
     code and so not in config.yml: give them again to resume, and `build` to `load_run`.
-    Raises `PromptSGError` when the folder holds another run, before the first step when images of training, validation or test cannot be read
-    (of training and validation with `cache_frozen`), or when a loss is not finite."""
+    Raises `PromptSGError` when the folder holds another run, before the first step when images of training or validation cannot be read, or when
+    a loss is not finite."""
     config: Config
     splits: object
     out: Path
@@ -513,9 +513,8 @@ class Trainer:
         self.frozen_hash = frozen_hash(self.model)
 
     def _training_data(self):
-        s, frozen = self.splits, self.config.cache_frozen
-        images = pd.concat([s.train, s.val_query, s.val_gallery, *([] if frozen else [s.test])])  # measured next: a torn file is better found now
-        (self.feed.keep if frozen else self.feed.check)(images)  # one progress bar shows all that has to be made
+        images = pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery])  # not of test: training never opens those
+        (self.feed.keep if self.config.cache_frozen else self.feed.check)(images)  # one progress bar shows all that has to be made
         return self.feed.training(self.splits.train, self.classes)
 
     def _train_epoch(self, epoch):
