@@ -33,13 +33,22 @@ def _counts(scores, thresholds):
     ordered = scores.contiguous().sort(dim=1).values
     return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
 
+_TOGETHER = 32  # rows compared in one call, few enough for the processor's cache
+
 def _row_counts(scores, thresholds, above, at_least):
-    "`_counts` into two (Q, M) arrays, row by row: only what reaches a row's lowest threshold is sorted, and it stays in the processor's cache."
-    for row, limits, lowest, *counts in zip(scores, thresholds, thresholds.min(1), above, at_least):
-        high = row.compress(row >= lowest)
-        high.sort()
-        for count, side in zip(counts, ("right", "left")):
-            count[:] = len(high) - high.searchsorted(limits, side)
+    "`_counts` into two (Q, M) arrays: of each row only what reaches its lowest threshold is sorted."
+    lowest, width = thresholds.min(1, keepdims=True), scores.shape[1]
+    for first in range(0, len(scores), _TOGETHER):
+        block, start = scores[first:first + _TOGETHER], 0
+        places = np.flatnonzero(block >= lowest[first:first + _TOGETHER])
+        reaching = block.ravel().take(places)
+        ends = places.searchsorted(width * np.arange(1, len(block) + 1)).tolist()
+        for row, end in enumerate(ends, first):
+            high = reaching[start:end]
+            high.sort()
+            above[row] = len(high) - high.searchsorted(thresholds[row], "right")
+            at_least[row] = len(high) - high.searchsorted(thresholds[row], "left")
+            start = end
 
 _SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
 
