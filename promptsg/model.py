@@ -77,7 +77,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         prompt = prompt or self.default_prompt
         if prompt not in ("composed", "simplified"):
             raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
-        return self.prompt.composed(pseudo_token) if prompt == "composed" else self.prompt.simplified(len(pseudo_token))
+        return self.prompt.composed(pseudo_token) if prompt == "composed" else self.prompt.simplified(pseudo_token.shape[0])  # len() would fix an ONNX batch
 
     def queries(self, text):
         "What of `TextFeatures` looks over the patches (B, T, D): the sentence (T = 1) or, if the config says so, every word."
