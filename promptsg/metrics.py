@@ -35,19 +35,20 @@ def _counts(scores, thresholds):
 
 _TOGETHER = 32  # rows compared in one call, few enough for the processor's cache
 
-def _row_counts(scores, thresholds, above, at_least):
-    "`_counts` into two (Q, M) arrays: of each row only what reaches its lowest threshold is sorted."
+def _row_places(scores, thresholds, limits, places, sizes):
+    """How many of each row's `scores` reach its lowest threshold, into `sizes` (Q,): only they are sorted; and how many of them are not above
+    each of `limits` (Q, L), into `places` (Q, L)."""
     lowest, width = thresholds.min(1, keepdims=True), scores.shape[1]
     for first in range(0, len(scores), _TOGETHER):
-        block, start = scores[first:first + _TOGETHER], 0
-        places = np.flatnonzero(block >= lowest[first:first + _TOGETHER])
-        reaching = block.ravel().take(places)
-        ends = places.searchsorted(width * np.arange(1, len(block) + 1)).tolist()
-        for row, end in enumerate(ends, first):
+        block = scores[first:first + _TOGETHER]
+        found = np.flatnonzero(block >= lowest[first:first + _TOGETHER])
+        reaching, start = block.ravel().take(found), 0
+        ends = found.searchsorted(width * np.arange(1, len(block) + 1))
+        sizes[first:first + len(block)] = np.diff(ends, prepend=0)
+        for row, end in enumerate(ends.tolist(), first):
             high = reaching[start:end]
             high.sort()
-            above[row] = len(high) - high.searchsorted(thresholds[row], "right")
-            at_least[row] = len(high) - high.searchsorted(thresholds[row], "left")
+            places[row] = high.searchsorted(limits[row], "right")
             start = end
 
 _SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
@@ -56,11 +57,13 @@ def _gallery_counts(scores, thresholds):
     "`_counts` for long rows, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
     if scores.is_cuda or scores.shape[1] <= _SHORT:
         return _counts(scores, thresholds)
-    counts, threads = torch.zeros(2, *thresholds.shape, dtype=torch.long), torch.get_num_threads()
-    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds, *counts)]
+    below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))  # above it is what is at or above the threshold
+    limits, threads = torch.cat([thresholds, below], 1), torch.get_num_threads()
+    places, sizes = torch.empty(limits.shape, dtype=torch.long), torch.empty(len(limits), dtype=torch.long)
+    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds, limits, places, sizes)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_row_counts, *shares))
-    return counts.unbind()
+        list(pool.map(_row_places, *shares))
+    return (sizes[:, None] - places).chunk(2, 1)
 
 # %% ../nbs/10_metrics.ipynb #cell006
 def rank(similarity: Tensor,        # (Q, G) finite, float32 or float64, higher is nearer
