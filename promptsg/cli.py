@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'parse_sets', 'read_config', 'ready_model',
            'print_table', 'train', 'evaluate_command', 'embed', 'search', 'export', 'ranked_figure', 'ranked_lists',
-           'attention_figure', 'steps_figure', 'make_demo', 'demo_report', 'demo', 'synth', 'spread_values', 'Several',
-           'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights', 'check_data', 'doctor',
-           'pretrain_command', 'align_text_command', 'bench', 'main']
+           'attention_figure', 'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth',
+           'spread_values', 'Several', 'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights',
+           'check_data', 'doctor', 'pretrain_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import sys
@@ -242,17 +242,22 @@ def steps_figure(model, embeddings, splits, top=4, seed=0):
                            right=(found.identity == chosen.identity.iloc[0]).tolist()))
 
 # %% ../nbs/16_cli.ipynb #cell013
+def demo_config():
+    "`paper` on the embedded ResNet with 12 epochs in place of 16, so that the demo ends within five minutes on two slow cores."
+    from promptsg.versions import version
+    return version("paper", "hand-rn-tiny").replace(epochs=12)
+
+
 def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress=True):
     """Untrained baseline, training, ten splits, and the table and figures in `out`; returns `{row: Result}`.
 
-    Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it trains `paper` on the embedded ResNet.
+    Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it trains `demo_config()`.
     A finished training in `out` is used again, an interrupted one continued. `PromptSGError` when `out` holds a run of another config."""
     from promptsg.data import counted, for_data, read_data
     from promptsg.model import untrained
     from promptsg.synth import demo_hands
     from promptsg.training import Trainer, load_run, measure, splits_of
-    from promptsg.versions import version
-    out, config = Path(out), config or version("paper", "hand-rn-tiny")
+    out, config = Path(out), config or demo_config()
     if data is None:
         data = demo_hands(out / "hands", people, progress)
     frame = read_data(data, config.dataset)
@@ -289,10 +294,11 @@ def demo_report(out, results, model, splits, embeddings):
 @app.command()
 def demo(out: Annotated[Optional[Path], typer.Option("--out", help="Folder for all it makes; runs/demo, or runs/demo-NAME of the data.")] = None,
          data: Annotated[Optional[Path], typer.Option("--data", help="Real hands in 11K Hands' layout; drawn ones by default.")] = None,
-         config: Annotated[str, typer.Option("--config", help=CONFIG)] = "paper@hand-rn-tiny",
+         config: Annotated[Optional[str], typer.Option("--config", help=CONFIG + " Default: paper@hand-rn-tiny, 12 epochs.")] = None,
          sets: Sets = None):
     "Measure untrained, train, measure again over ten splits, and draw: in minutes, on two cores."
-    make_demo(out or Path("runs") / (f"demo-{data.resolve().name}" if data else "demo"), data, read_config(config, sets))
+    make_demo(out or Path("runs") / (f"demo-{data.resolve().name}" if data else "demo"), data,
+              read_config(config, sets) if config else demo_config().replace(**parse_sets(sets)))
 
 
 @app.command()
