@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import HandDataset, Splits, batches, eval_transform, load_image
+from .data import HandDataset, Splits, batches, eval_transform, load_image, read_data
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
 from .training import load_run
@@ -508,7 +508,6 @@ def explore(runs,                # a run folder, a folder with runs below it, or
             protocol="clipfh",   # or "mba", whose galleries hold every aspect
             progress=True):      # bars while a run is opened
     """The explorer as a widget, for a notebook's last line: a `Panel`, or, where there is nothing to look at, a sentence that says what to do."""
-    from promptsg.data import read_data
     try:
         folders = find_runs(runs)
         if data is None:
