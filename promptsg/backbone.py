@@ -35,7 +35,7 @@ class ImageFeatures:
     "What an image tower says of a batch: everything in CLIP's joint space but `states`."
     embedding: torch.Tensor  # (B, D) global embedding v, not normalised
     patches: torch.Tensor    # (B, M, D) projected patch embeddings, row by row from the top left
-    states: tuple            # three (B, W): class token after the last block, the one before, and the one before that
+    states: tuple            # (B, W) each: class token after the last block, the one before, and the one before that; none of frozen blocks before the cut
 
 # %% ../nbs/03_backbone.ipynb #cell006
 class Backbone(nn.Module):
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
         self.visual.requires_grad_(blocks is None)
         for part in [*self.blocks[len(self.blocks) - (blocks or 0):], *self._end_parts()] if blocks else []:
             part.requires_grad_(True)
-        self.cut = 0 if blocks is None else max(0, len(self.blocks) - max(blocks, 3))
+        self.cut = 0 if blocks is None else len(self.blocks) - blocks
 
     def train(self, mode=True):
         "Frozen batch norms keep their running statistics: a frozen block must give the same output in every epoch."

@@ -96,7 +96,7 @@ class Config(BaseModel):
     loss_tri_weight: float = Field(1.0, ge=0)
     triplet_margin: float = Field(0.3, ge=0)
     triplet_unit: bool = False                                 # measure the triplets' distances between vectors of length 1
-    triplet_states: int = Field(3, ge=0, le=3)                 # last image-tower states that get the triplet loss too
+    triplet_states: int = Field(3, ge=0, le=3)                 # last image-tower states that get the triplet loss too, of blocks that train
     supcon_loss_weight: float = Field(0.5, ge=0)               # the paper's lambda
     supcon_temperature: float = Field(0.07, gt=0)
     supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs

@@ -7,6 +7,7 @@ __all__ = ['AP_RULES', 'Ranking', 'rank', 'average_precision', 'first_hit', 'inv
            'evaluate_features', 'top_k', 'faiss_index', 'pairs', 'roc', 'auc', 'eer', 'tar_at_far']
 
 # %% ../nbs/10_metrics.ipynb #cell002
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, NamedTuple
 
@@ -33,14 +34,20 @@ def _counts(scores, thresholds):
     ordered = scores.contiguous().sort(dim=1).values
     return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
 
+def _check_finite(*ends):
+    "Raises `PromptSGError` if the lowest and highest of some scores are not numbers, which no sort can place."
+    if not all(map(math.isfinite, ends)):
+        raise PromptSGError("the similarity holds NaN or infinite values, so there is nothing to rank by; look for them in the embeddings.")
+
 _TOGETHER = 32  # rows compared in one call, few enough for the processor's cache
 
 def _row_places(scores, thresholds, limits, places, sizes):
     """How many of each row's `scores` reach its lowest threshold, into `sizes` (Q,): only they are sorted; and how many of them are not above
-    each of `limits` (Q, L), into `places` (Q, L)."""
+    each of `limits` (Q, L), into `places` (Q, L). Raises `PromptSGError` as `_check_finite` does, while the rows are in the processor's cache."""
     lowest, width = thresholds.min(1, keepdims=True), scores.shape[1]
     for first in range(0, len(scores), _TOGETHER):
         block = scores[first:first + _TOGETHER]
+        _check_finite(block.min(), block.max())
         found = np.flatnonzero(block >= lowest[first:first + _TOGETHER])
         reaching, start = block.ravel().take(found), 0
         ends = found.searchsorted(width * np.arange(1, len(block) + 1))
@@ -56,6 +63,7 @@ _SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to
 def _gallery_counts(scores, thresholds):
     "`_counts` for long rows, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
     if scores.is_cuda or scores.shape[1] <= _SHORT:
+        _check_finite(*scores.aminmax())
         return _counts(scores, thresholds)
     below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))  # above it is what is at or above the threshold
     limits, threads = torch.cat([thresholds, below], 1), torch.get_num_threads()
@@ -164,12 +172,14 @@ def _matrix(similarity) -> Tensor:
         raise PromptSGError(f"the similarity has shape {tuple(similarity.shape)}; give one row per query and one column per gallery image.")
     return similarity.detach() if similarity.is_floating_point() else similarity.double()
 
-def _finite(block: Tensor) -> Tensor:
-    "The block in at least float32; raises `PromptSGError` for NaN or infinity, which no sort can place."
-    block = block.float() if block.element_size() < 4 else block
-    if not torch.stack(block.aminmax()).isfinite().all():
-        raise PromptSGError("the similarity holds NaN or infinite values, so there is nothing to rank by; look for them in the embeddings.")
-    return block
+def _wide(scores: Tensor) -> Tensor:
+    "The scores in at least float32."
+    return scores.float() if scores.element_size() < 4 else scores
+
+def _finite(scores: Tensor) -> Tensor:
+    "The scores themselves; raises `PromptSGError` for NaN or infinity."
+    _check_finite(*scores.aminmax())
+    return scores
 
 def _fit(memory_mb, each, fixed=0):
     "How many items of `each` bytes fit into `memory_mb` beside `fixed` bytes: at least one."
@@ -178,14 +188,15 @@ def _fit(memory_mb, each, fixed=0):
     return max(1, int((memory_mb * 1e6 - fixed) // each))
 
 # %% ../nbs/10_metrics.ipynb #cell021
-def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0) -> dict:
-    "Rank as many queries at a time as fit; block(rows) gives their similarities. Arrays (Q,): ap, inp, first_hit."
+def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0, copied: bool = True) -> dict:
+    "Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory. Arrays (Q,): ap, inp, first_hit."
     most, matches = _same_identity(*labels, device)
-    each = shape[1] * (30 if torch.device(device).type == "cuda" else 8) + 200 * most  # bytes a query; a GPU's sort keeps the order too
+    sorted_whole = torch.device(device).type == "cuda" or shape[1] <= _SHORT
+    each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most  # bytes a query; a sort keeps the order too
     step, parts = _fit(memory_mb, each, fixed), []
     for first in range(0, shape[0], step):
         rows = slice(first, first + step)
-        ranking = rank(_finite(block(rows)), *matches(rows))
+        ranking = rank(block(rows), *matches(rows))
         parts.append(torch.stack([average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking)]).cpu())
     return dict(zip(("ap", "inp", "first_hit"), torch.cat(parts, 1).numpy()))
 
@@ -218,7 +229,8 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
     Raises `PromptSGError` for NaN, unequal lengths, an empty side, missing ids, or no query with a match."""
     similarity = _matrix(similarity)
     labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    return _summary(_per_query(lambda rows: similarity[rows], similarity.shape, labels, ap, memory_mb, similarity.device), per_query)
+    values = _per_query(lambda rows: _wide(similarity[rows]), similarity.shape, labels, ap, memory_mb, similarity.device, copied=similarity.element_size() < 4)
+    return _summary(values, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell025
 _PIECE = 4096  # gallery rows that are normalised at a time, so that no second copy of the gallery is made
@@ -336,7 +348,7 @@ def pairs(similarity, query_ids, gallery_ids, query_cams=None, gallery_cams=None
     (query, gallery), cams = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     match = query[:, None] == gallery
     keep = torch.ones_like(match) if cams is None else ~(match & (cams[0][:, None] == cams[1]))
-    return _finite(similarity).cpu()[keep].numpy(), match[keep].numpy()
+    return _finite(_wide(similarity)).cpu()[keep].numpy(), match[keep].numpy()
 
 def roc(scores,  # (N,) higher is more alike
         genuine  # (N,) bool

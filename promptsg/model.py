@@ -34,7 +34,7 @@ class PromptSGOutput:
     retrieval: torch.Tensor           # (B, D') what the head ranks with; not normalised
     logits: torch.Tensor              # (B, C) one score per training identity
     visual: torch.Tensor              # (B, D) v, CLIP's global embedding
-    states: tuple                     # three (B, W'): the image tower's last class-token states
+    states: tuple                     # up to three (B, W'): the image tower's last class-token states, of the blocks that can train
     text: torch.Tensor | None = None          # (B, D) l, the prompt's embedding
     pseudo_token: torch.Tensor | None = None  # (B, W) s*
     attention: torch.Tensor | None = None     # (B, heads, M) where the text looks; sums to 1 over the patches
