@@ -362,12 +362,16 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            aspect: Annotated[list[str], typer.Option("--aspect", help="Aspects; several values.")] = ["dorsal_r"],
            protocol: Annotated[list[str], typer.Option("--protocol", help="clipfh, mba; several values.")] = ["clipfh", "mba"],
            published: Annotated[Optional[Path], typer.Option("--published", help="CSV of published results to draw beside.")] = None,
+           pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
            sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
-    from promptsg.report import make_report, summary
-    made = make_report(out, backbone, versions, seeds, data, aspect, protocol, parse_sets(sets), published)
+    from promptsg.report import differences, make_report, pair_lines, parse_pairs, summary
+    pairs = parse_pairs(pair)
+    made = make_report(out, backbone, versions, seeds, data, aspect, protocol, parse_sets(sets), published, pairs)
+    gains = differences(made, pairs)
     for group in made.groups:
-        typer.echo(f"\n{', '.join(group)} (percent)\n{summary(made, group).drop(columns='changed').to_string(index=False)}")
+        table = summary(made, group, gains).drop(columns="changed").to_string(index=False)
+        typer.echo("\n".join([f"\n{', '.join(group)} (percent)", table, *pair_lines(gains, group)]))
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")

@@ -115,12 +115,9 @@ class OpenRun:
 
     def _look(self, prompt):
         "What `model` makes of what the tower said: the images seen through the text (N, D), and attention (N, heads, rows, columns)."
-        model, (embedding, patches) = self.model, self.tower
-        queries = model.queries(model.say(model.inversion(embedding), prompt))
-        parts = zip(*(part.split(_AT_ONCE) for part in (queries, patches, embedding)))
-        fused = [model.fusion(*part) for part in parts]
+        fused = [self.model.fuse(*part, prompt)[0] for part in zip(*(part.split(_AT_ONCE) for part in self.tower))]
         attention = torch.cat([one.attention for one in fused])
-        return torch.cat([one.embedding for one in fused]), attention.unflatten(2, model.backbone.grid).cpu()
+        return torch.cat([one.embedding for one in fused]), attention.unflatten(2, self.model.backbone.grid).cpu()
 
     def _measure(self, prompt, words):
         return evaluate(self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config)

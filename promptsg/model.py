@@ -67,10 +67,14 @@ class PromptSG(nn.Module, ModelHubMixin):
         features = self.backbone.features_after(self.backbone.features_before(images) if frozen is None else frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
-        s = self.inversion(features.embedding)
-        text = self.say(s, prompt)
-        fused = self.fusion(self.queries(text), features.patches, features.embedding)
+        fused, text, s = self.fuse(features.embedding, features.patches, prompt)
         return self._output(fused.embedding, features, labels, text=text.sentence, pseudo_token=s, attention=fused.attention)
+
+    def fuse(self, embedding, patches, prompt=None):
+        "The images (B, D), (B, M, D) seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W))."
+        s = self.inversion(embedding)
+        text = self.say(s, prompt)
+        return self.fusion(self.queries(text), patches, embedding), text, s
 
     def say(self, pseudo_token, prompt=None):
         "`TextFeatures` of a prompt for s* (B, W). `PromptSGError` for another prompt than composed or simplified."

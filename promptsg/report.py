@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job', 'make_jobs',
-           'missing_protocols', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'differences', 'changed',
-           'summary', 'markdown_table', 'report_page', 'train_table', 'eval_table', 'reference_tables',
-           'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
+           'missing_protocols', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs', 'differences',
+           'changed', 'summary', 'pair_lines', 'markdown_table', 'report_page', 'train_table', 'eval_table',
+           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -259,15 +259,31 @@ def compare(report, a, b, measure="mAP", by="query", backbone=None, aspect=None,
     return paired_bootstrap(found[a], found[b], measure=measure, by=by)
 
 
-def differences(report):
-    "Each version against `image_only`, Rank-1 and mAP, by query and by identity: the table that `plot_differences` draws, with aspect and by."
+def parse_pairs(texts):
+    "`[\"v8:best\"]` -> `[(\"v8\", \"best\")]`: what `best` has over `v8`. `PromptSGError` for what is not two names."
+    pairs = [tuple(text.split(":")) for text in texts]
+    wrong = [text for text, pair in zip(texts, pairs) if len(pair) != 2 or not all(pair)]
+    if wrong:
+        raise PromptSGError(f"{wrong[0]!r} is not a pair of versions; write it as v8:best, the one to start from first")
+    return pairs
+
+
+def _check_pairs(pairs, runs):
+    there = dict.fromkeys(run.version for run in runs)
+    lost = [name for pair in pairs for name in pair if name not in there]
+    if lost:
+        raise PromptSGError(f"a comparison with {lost[0]} is asked for, which the report does not have; it has {', '.join(there)}")
+
+
+def differences(report, pairs=()):
+    """Each version against `image_only`, and each pair (a, b) of `pairs`: Rank-1 and mAP of b - a, by query and by identity. The table that
+    `plot_differences` draws, with aspect and by. What a group has not is left out."""
     rows = []
     for group in report.groups:
         found, place = report.of(*group), dict(zip(("backbone", "aspect", "protocol"), group))
-        rows += [dict(place, a="image_only", b=name, measure=measure, by=by,
-                      **paired_bootstrap(found["image_only"], results, measure=measure, by=by)._asdict())
-                 for name, results in found.items() if name != "image_only" and "image_only" in found
-                 for measure in ("rank1", "mAP") for by in ("query", "identity")]
+        asked = dict.fromkeys([*(("image_only", name) for name in found if name != "image_only"), *pairs])
+        rows += [dict(place, a=a, b=b, measure=measure, by=by, **paired_bootstrap(found[a], found[b], measure=measure, by=by)._asdict())
+                 for a, b in asked if a in found and b in found for measure in ("rank1", "mAP") for by in ("query", "identity")]
     return pd.DataFrame(rows, columns=["backbone", "aspect", "protocol", "a", "b", "measure", "by", "difference", "low", "high"])
 
 # %% ../nbs/18_report.ipynb #cell016
@@ -284,8 +300,8 @@ def _spread(results, measure):
     return f"{row['mean']:.2f} ± {row['std']:.2f}"
 
 
-def _gain(table, group, name, measure):
-    row = table[(table[["backbone", "aspect", "protocol"]] == list(group)).all(axis=1) & (table.b == name) & (table.measure == measure) & (table.by == "query")]
+def _gain(table, group, a, b, measure):
+    row = table[(table[["backbone", "aspect", "protocol", "a", "b", "measure", "by"]] == [*group, a, b, measure, "query"]).all(axis=1)]
     return "" if row.empty else "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row.iloc[0])
 
 
@@ -303,7 +319,14 @@ def _summary_row(group, name, results, lost, gains):
     failed = [f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}" for run, why in lost.items() if run.version == name]
     values = {label: _spread(results, measure) if results else "failed" for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
     return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]), "seeds": len(results or ()) if name != "zero-shot" else "", **values,
-            "Rank-1 − image_only": _gain(gains, group, name, "rank1"), "mAP − image_only": _gain(gains, group, name, "mAP")}
+            "Rank-1 − image_only": _gain(gains, group, "image_only", name, "rank1"),
+            "mAP − image_only": _gain(gains, group, "image_only", name, "mAP")}
+
+
+def pair_lines(gains, group):
+    "The differences of one table's pairs without `image_only`, a Markdown line each."
+    rows = gains[(gains[["backbone", "aspect", "protocol"]] == list(group)).all(axis=1) & (gains.a != "image_only")]
+    return [f"- {b} − {a}: Rank-1 {_gain(gains, group, a, b, 'rank1')}, mAP {_gain(gains, group, a, b, 'mAP')}" for a, b in dict.fromkeys(zip(rows.a, rows.b))]
 
 
 def markdown_table(table):
@@ -336,7 +359,7 @@ same in every row; the seeds are the trainings'. An interval that holds 0 decide
 
 def report_page(report, gains):
     "The report as Markdown: how it was made, a table per backbone, aspect and protocol."
-    tables = [f"## {', '.join(group)}\n\n{markdown_table(summary(report, group, gains))}\n" for group in report.groups]
+    tables = ["\n".join([f"## {', '.join(group)}\n", markdown_table(summary(report, group, gains)), "", *pair_lines(gains, group), ""]) for group in report.groups]
     return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *tables])
 
 # %% ../nbs/18_report.ipynb #cell018
@@ -429,9 +452,10 @@ def _published_figures(report, published):
             yield f"{backbone}-published", plot_published(theirs, table.drop(columns="protocol").assign(backbone=model))
 
 # %% ../nbs/18_report.ipynb #cell022
-def write_report(report, published=None):
-    "Tables, page and figures into the report's folder. `published`: a CSV for `read_published`; None takes the shipped one, if there is one."
-    gains, file = differences(report), published or shipped_reference()
+def write_report(report, published=None, pairs=()):
+    """Tables, page and figures into the report's folder. `published`: a CSV for `read_published`; None takes the shipped one, if
+    there is one. `pairs`: as in `differences`."""
+    gains, file = differences(report, pairs), published or shipped_reference()
     theirs = read_published(file) if file else None
     tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report)}
     for name, table in tables.items():
@@ -458,14 +482,15 @@ def _begin(out, frame, command):
 
 
 def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
-                protocols=("clipfh", "mba"), changes=None, published=None, people=(48, 40), progress=True):
+                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True):
     """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
-    all runs. What `out` has already is not done again. A failed run is in `Report.failures`; `PromptSGError` for bad input, for a
-    folder with runs of another config or other data, and where every run failed."""
+    all runs. `pairs`: versions (a, b) to compare besides. What `out` has already is not done again. A failed run is in `Report.failures`;
+    `PromptSGError` for bad input, for a folder with runs of another config or other data, and where every run failed."""
     out, changes = Path(out), changes or {}
     runs = plan_runs(backbones, versions, seeds, aspects)
+    _check_pairs(pairs, runs)
     for protocol in protocols:
         find_protocol(protocol)
     frame = read_data(data or demo_hands(out / "hands", people, progress), changes.get("dataset", "11k"))
@@ -473,8 +498,9 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
         runs = plan_runs(backbones, versions, seeds, ("hand",))
     jobs = make_jobs(out, runs, frame, protocols, changes)
     check_images([path for job in jobs if missing_protocols(job) for path in ranked_images(job.splits, job.protocols).path], progress)
-    _begin(out, frame, _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols))
+    _begin(out, frame, _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols,
+                                pair=list(map(":".join, pairs))))
     do_jobs(jobs, progress)
     report = load_report(out)
-    write_report(report, published)
+    write_report(report, published, pairs)
     return report

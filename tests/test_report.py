@@ -11,7 +11,8 @@ import pytest
 from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import paired_bootstrap
-from promptsg.report import LOGGED, Report, Run, compare, load_report, make_report, plan_runs, read_published, report_figures, shipped_reference, summary
+from promptsg.report import (LOGGED, Report, Run, compare, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_published, report_figures,
+                             report_page, shipped_reference, summary)
 from promptsg.versions import VERSIONS, chain_table
 
 FAST = dict(epochs=2, steps_per_epoch=2, batch_size=16, num_splits=2)
@@ -84,6 +85,25 @@ def test_the_summary_is_mean_and_spread_over_splits_and_seeds(done):
     assert table.loc["v1", "mAP − image_only"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     found = done.of(VIT, "dorsal_r", "clipfh")
     assert gain == paired_bootstrap(found["image_only"], found["v1"]) and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
+
+
+def test_a_pair_is_compared_beside_image_only(done):
+    group, pair, = (VIT, "dorsal_r", "clipfh"), *parse_pairs(["zero-shot:v1"])
+    table, gain = differences(done, [pair]), compare(done, *pair, protocol="clipfh")
+    row = table.query("a == 'zero-shot' and protocol == 'clipfh' and measure == 'mAP' and by == 'query'")
+    assert row[["b", "difference", "low", "high"]].values.tolist() == [["v1", *gain]]
+    line, = pair_lines(table, group)
+    assert line.startswith("- v1 − zero-shot: Rank-1 ") and line.endswith(f"mAP {gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]")
+    assert line in report_page(done, table) and table.query("a == 'image_only'").reset_index(drop=True).equals(differences(done))
+    assert summary(done, group, table).equals(summary(done, group))
+
+
+def test_a_pair_that_is_none_is_one_sentence(done, tmp_path):
+    with pytest.raises(PromptSGError, match="'v1' is not a pair of versions"):
+        parse_pairs(["v1"])
+    with pytest.raises(PromptSGError, match="a comparison with v8 is asked for"):
+        small(tmp_path, None, pairs=[("v1", "v8")])
+    assert not any(tmp_path.iterdir())
 
 
 def test_tables_in_the_reference_format(done):
