@@ -91,6 +91,7 @@ class Config(BaseModel):
     bnneck_dim: int = Field(256, ge=1)
     arcface_scale: float = Field(30.0, gt=0)
     arcface_margin: float = Field(0.5, ge=0)
+    whiten: bool = False                                       # round the ranking embedding's scatter within train people, once training has ended
     loss_id_weight: float = Field(1.0, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     loss_tri_weight: float = Field(1.0, ge=0)

@@ -110,7 +110,7 @@ class OpenRun:
         "(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a sentence."
         self._say(prompt, words)
         seen, attention = self._look(prompt) if self.config.language else (self.tower[0], None)
-        features = F.normalize(self.model.head(seen).embedding.float(), dim=1).cpu()
+        features = F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
         return Embeddings({path: row for row, path in enumerate(self.frame.path)}, features), attention
 
     def _look(self, prompt):

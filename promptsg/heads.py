@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_margin', 'ArcFace', 'BNNeckLinear',
-           'BNNeckArcFace']
+           'BNNeckArcFace', 'shrunk_covariance', 'Whitening']
 
 # %% ../nbs/07_heads.ipynb #cell002
 import math
@@ -132,3 +132,39 @@ class BNNeckArcFace(nn.Module):
 
 # %% ../nbs/07_heads.ipynb #cell022
 HEADS = {"linear": LinearHead, "bnneck": BNNeckLinear, "arcface": BNNeckArcFace}  # Config.classifier -> head; HEADS[name](dim, num_classes, **options)
+
+# %% ../nbs/07_heads.ipynb #new31
+def shrunk_covariance(residuals: Tensor) -> Tensor:
+    "Covariance (D, D) of centred rows (N, D), shrunk as Ledoit and Wolf (2004) do, Eq. (4): it has an inverse unless all rows are 0."
+    n, dim = residuals.shape
+    plain = residuals.T @ residuals / n
+    round_one = plain.trace() / dim * torch.eye(dim, dtype=plain.dtype)
+    noise = (residuals.square().sum(1).square().mean() - plain.square().sum()) / n
+    share = (noise / (plain - round_one).square().sum()).clamp(max=1)
+    return (1 - share) * plain + share * round_one
+
+
+class Whitening(nn.Module):
+    """Embeddings (B, D) of any length -> (B, D) whose scatter within an identity is round, Eq. (3), in float32; before `fit` only their length becomes 1.
+
+    `fit(embeddings (N, D), labels (N,) class numbers from 0)` raises `PromptSGError` where no identity has two different images."""
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("matrix", torch.eye(dim))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return (F.normalize(embeddings.float()) - self.mean) @ self.matrix
+
+    @torch.no_grad()
+    def fit(self, embeddings: Tensor, labels: Tensor) -> None:
+        check_labels(labels, len(embeddings))
+        x, labels = F.normalize(embeddings.cpu().double()), labels.cpu().long()
+        centres = torch.zeros(int(labels.max()) + 1, x.shape[1], dtype=x.dtype).index_add_(0, labels, x)
+        residuals = x - (centres / labels.bincount()[:, None])[labels]
+        if residuals.square().sum() < 1e-12:
+            raise PromptSGError("whitening learns from how one person's images differ, and no person has two different ones; set whiten to false")
+        scales, directions = torch.linalg.eigh(shrunk_covariance(residuals))
+        self.mean.copy_(x.mean(0))
+        self.matrix.copy_(directions * scales.rsqrt() @ directions.T)

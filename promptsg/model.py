@@ -22,7 +22,7 @@ from .backbone import QuickGELU, load_towers, model_config, read_state_dict, tok
 from .config import Config, PromptSGError
 from .data import write_text
 from .fusion import MultiModalInteraction
-from .heads import HEADS
+from .heads import HEADS, Whitening
 from .inversion import TextualInversionMLP
 from .prompt import PromptEncoder, fill_aspect
 
@@ -31,7 +31,7 @@ from .prompt import PromptEncoder, fill_aspect
 class PromptSGOutput:
     "What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the image-only control."
     embedding: torch.Tensor           # (B, D) the image seen through the text; before the head
-    retrieval: torch.Tensor           # (B, D') what the head ranks with; not normalised
+    retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
     logits: torch.Tensor              # (B, C) one score per training identity
     visual: torch.Tensor              # (B, D) v, CLIP's global embedding
     states: tuple                     # up to three (B, W'): the image tower's last class-token states, of the blocks that can train
@@ -57,6 +57,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         if config.language:
             self.prompt, self.inversion, self.fusion = _language(config, towers)
         self.head = _head(config, towers.dim, num_classes)
+        self.whitening = Whitening(self.head.out_dim) if config.whiten else None
         self.centres = nn.Parameter(torch.zeros(num_classes, towers.dim)) if config.loss_centre_weight else None
 
     def forward(self, images=None, prompt=None, labels=None, frozen=None):
@@ -94,7 +95,14 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     def _output(self, embedding, features, labels, **language):
         head = self.head(embedding, labels)
-        return PromptSGOutput(embedding, head.embedding, head.logits, features.embedding, features.states, centres=self.centres, **language)
+        return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states, centres=self.centres, **language)
+
+    def _whitened(self, retrieval):
+        return retrieval if self.whitening is None else self.whitening(retrieval)
+
+    def retrieval(self, embedding):
+        "What ranks, (B, D'), of images seen through the text, `PromptSGOutput.embedding` (B, D); not normalised."
+        return self._whitened(self.head(embedding).embedding)
 
     @torch.no_grad()
     def embed(self, images=None, prompt=None, frozen=None):
@@ -182,7 +190,7 @@ def _head(config, dim, num_classes):
 # %% ../nbs/09_model.ipynb #zeroshot
 def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
-    return config.replace(language=False, text_pretrained=None, classifier="linear")
+    return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False)
 
 
 def untrained(config):

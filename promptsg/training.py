@@ -487,6 +487,8 @@ class Trainer:
             self.history.append(row)
             self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
             self._save(epoch)
+        if self.config.whiten:
+            self._whiten()
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.wait_for_everyone()  # who reads the run folder next, reads what the main process wrote
@@ -549,6 +551,18 @@ class Trainer:
             self.accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm)
         self.optimizer.step()
         return terms
+
+    def _whiten(self):
+        "Fits the whitening of best/ to the train images, once. last/ stays without: it is there to go on from."
+        self.accelerator.wait_for_everyone()
+        tensors, state = read_checkpoint(self.out / "best")
+        if state.get("whitened"):
+            return
+        load_weights(self.model, tensors, state, self.out / "best")
+        train = self.splits.train
+        self.model.whitening.fit(self.feed.embed(train).of(train), torch.tensor([self.classes[identity] for identity in train.identity]))
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.out / "best", self.model, {**state, "whitened": True})
 
     def validate(self):
         """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery and one image of each person

@@ -23,7 +23,7 @@ OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
     "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
-    "best": _PAPER.replace(variant="best", select="last"),
+    "best": _PAPER.replace(variant="best", select="last", whiten=True),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -179,7 +179,7 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
             "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
-            "best": "paper with its last epoch kept, not the one validated best"}
+            "best": "paper with its last epoch kept, not the one validated best, and its ranking embedding whitened within train people"}
 
 
 def remark(name, backbone="vitb16"):

@@ -85,7 +85,7 @@ def test_what_is_kept_gives_the_embeddings_of_the_whole_model(explorer, prompt):
     assert torch.allclose(model.attention_maps(pixels, prompt), attention[:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [dict(model="hand-rn-tiny"), dict(text_queries="words"), dict(fusion="text"), dict(language=False)], ids=str)
+@pytest.mark.parametrize("changes", [dict(model="hand-rn-tiny"), dict(text_queries="words"), dict(fusion="text"), dict(whiten=True), dict(language=False)], ids=str)
 def test_every_image_under_new_words_is_as_the_plain_forward_has_it(quick, splits, frame, tmp_path, changes, monkeypatch):
     monkeypatch.setattr("promptsg.explorer._AT_ONCE", 5)  # several pieces, the last one short
     Trainer(quick.replace(epochs=1, steps_per_epoch=1, **changes), splits, tmp_path, progress=False).fit()

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import ArcFaceLoss
+from sklearn.covariance import ledoit_wolf
 
 from promptsg.config import PromptSGError
-from promptsg.heads import HEADS, ArcFace, BNNeck, BNNeckArcFace, LinearHead
+from promptsg.heads import HEADS, ArcFace, BNNeck, BNNeckArcFace, LinearHead, Whitening, shrunk_covariance
 
 
 def random(*shape, seed=0):
@@ -87,7 +88,31 @@ def test_bnneck_has_no_shift_and_the_embedding_is_taken_after_it():
     assert torch.equal(head(x).embedding, head.neck(x))
 
 
+@pytest.mark.parametrize("rows, stretch", [(5, 1.0), (40, 1.0), (400, 30.0)])
+def test_the_covariance_is_shrunk_as_scikit_learn_does(rows, stretch):
+    x = random(rows, 16).double()
+    x[:, 0] *= stretch
+    theirs, _ = ledoit_wolf(x.numpy(), assume_centered=True)
+    torch.testing.assert_close(shrunk_covariance(x), torch.from_numpy(theirs), rtol=1e-10, atol=1e-12)
+
+
+def test_whitened_people_scatter_alike_in_every_direction():
+    labels, stretch = torch.arange(2000) % 40, torch.ones(6).index_fill(0, torch.tensor([1]), 8.0)
+    x = 20 * random(40, 6)[labels] + random(2000, 6, seed=1) * stretch
+    whitening = Whitening(6)
+    assert torch.equal(whitening(x), F.normalize(x))  # nothing is fitted yet
+    whitening.fit(x, labels)
+    after = whitening(3 * x)  # length does not count
+    within = after - torch.stack([after[labels == i].mean(0) for i in range(40)])[labels]
+    torch.testing.assert_close(within.T @ within / 2000, torch.eye(6), rtol=0, atol=0.15)  # all but what the shrinkage leaves
+    assert after.mean(0).abs().max() < 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert whitening(x).dtype == torch.float32
+
+
 @pytest.mark.parametrize("call, word", [
+    (lambda: Whitening(4).fit(random(3, 4), torch.arange(3)), "no person has two different"),
+    (lambda: Whitening(4).fit(random(3, 4), torch.arange(2)), "label per row"),
     (lambda: ArcFace(4, 2, scale=0), "scale"),
     (lambda: ArcFace(4, 2, margin=-0.1), "margin"),
     (lambda: ArcFace(4, 2, margin=28.6), "radians"),

@@ -8,10 +8,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 
 from promptsg import training
 from promptsg.config import Config, PromptSGError
+from promptsg.heads import Whitening
 from promptsg.model import PromptSG
 from promptsg.training import Feed, Trainer, learning_rate, load_run, parameter_groups, read_checkpoint
 
@@ -367,3 +369,23 @@ def test_bf16_on_a_processor_without_it_is_said(quick, monkeypatch, capability, 
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     with pytest.warns(UserWarning, match="no bfloat16") if warns else nullcontext():
         training.make_accelerator(quick.replace(precision="bf16"))
+
+
+def test_the_kept_epoch_is_whitened_by_the_train_people_once(quick, splits, tmp_path, monkeypatch):
+    config, out, train = quick.replace(whiten=True, epochs=1), tmp_path / "run", splits.train
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "_whiten", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(config, splits, out, progress=False).fit()
+    Trainer(config, splits, out, progress=False).fit(resume=True)
+    whole, plain = load_run(out), load_run(out, "last")
+    assert torch.equal(plain.whitening.matrix, torch.eye(plain.head.out_dim)) and not plain.whitening.mean.any()
+    seen = lambda model, frame: Feed(model, config, progress=False).embed(frame).of(frame)
+    whitening = Whitening(plain.head.out_dim)
+    whitening.fit(seen(plain, train), torch.from_numpy(train.identity.factorize()[0]))
+    torch.testing.assert_close(seen(whole, splits.test), F.normalize(whitening(seen(plain, splits.test))), rtol=0, atol=1e-5)
+    before = (out / "best" / "checkpoint.safetensors").read_bytes()
+    Trainer(config, splits, out, progress=False).fit(resume=True)
+    assert (out / "best" / "checkpoint.safetensors").read_bytes() == before
+    whole.save_pretrained(tmp_path / "shared")
+    torch.testing.assert_close(seen(PromptSG.from_pretrained(tmp_path / "shared"), splits.test), seen(whole, splits.test))
