@@ -33,6 +33,19 @@ def test_features_equal_open_clip(name):
     assert len(features.states) == 3 and features.patches.shape[1] == backbone.grid[0] * backbone.grid[1]
 
 
+@pytest.mark.parametrize("name", ["hand-vit-tiny", "hand-rn-tiny"])
+def test_states_left_out_are_those_that_no_loss_could_move(name):
+    backbone = load_towers(name).backbone.eval()
+    backbone.unfreeze(1)
+    images = torch.randn(2, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
+    few = backbone(images)
+    backbone.cut = 0  # as if nothing were kept on disk
+    whole = backbone(images)
+    assert [len(features.states) for features in (few, whole)] == [1, 3]
+    assert torch.equal(few.states[0], whole.states[0]) and torch.equal(few.embedding, whole.embedding)
+    assert [state.requires_grad for state in whole.states] == [True, False, False]
+
+
 def test_resize_agrees_with_open_clip():
     model = open_clip.create_model("ViT-B-32", force_image_size=(192, 96))
     embedding = torch.randn(1 + 49, 768)
