@@ -38,13 +38,12 @@ from .versions import version
 
 # %% ../nbs/19_bench.ipynb #cell004
 def side_by_side(functions, rounds=3):
-    """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns after one warm-up round.
-
-    The clock waits for an accelerator to finish."""
+    """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns after one warm-up round; every second
+    round goes backwards. The clock waits for an accelerator to finish."""
     from torch.utils.benchmark import Measurement, TaskSpec, timer  # here: importing it looks for a compiler of CUDA and warns where there is none
     times = {name: [] for name in functions}
     for turn in range(rounds + 1):
-        for name, function in functions.items():
+        for name, function in list(functions.items())[::1 - 2 * (turn % 2)]:
             start = timer()
             function()
             times[name].append(timer() - start)
@@ -85,11 +84,12 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
 
 
 def _row(case, baseline=np.nan, ours=np.nan, amount=np.nan, **more):
-    "One row of the table, with its ratio and whether the target is reached."
-    what, kind, target = GOALS[case]
-    ratio = {"speed": baseline / ours, "time": ours / baseline, "amount": amount}[kind]
-    return {"case": case, "what": what, "baseline_s": baseline, "ours_s": ours, "ratio": ratio, "target": target,
-            "reached": bool(ratio >= target if kind == "speed" else ratio <= target), **more}
+    "One row of the table. `baseline` and `ours`: seconds, or those of each round; the ratio is the median of the rounds' own, `low` and `high` their range."
+    (what, kind, target), baseline, ours = GOALS[case], np.atleast_1d(baseline), np.atleast_1d(ours)
+    rounds = {"speed": baseline / ours, "time": ours / baseline, "amount": np.atleast_1d(amount)}[kind]
+    ratio = float(np.median(rounds))
+    return {"case": case, "what": what, "baseline_s": float(np.median(baseline)), "ours_s": float(np.median(ours)), "ratio": ratio, "low": float(rounds.min()),
+            "high": float(rounds.max()), "target": target, "reached": ratio >= target if kind == "speed" else ratio <= target, **more}
 
 # %% ../nbs/19_bench.ipynb #cell008
 def _config(quick, **changes):
@@ -110,11 +110,11 @@ def bench_embedding(quick=False):
     ways = {"tower": tower, "open_clip": theirs, "composed": model.embed, "simplified": lambda x: model.embed(x, prompt="simplified"),
             "text": lambda x: texts.embed(x, prompt="simplified")}
     with torch.no_grad():
-        took = side_by_side({name: lambda way=way: way(images) for name, way in ways.items()})
+        took = side_by_side({name: lambda way=way: way(images) for name, way in ways.items()}, 2 if quick else 7)
     one = images[:1]  # counted with autograd on: open_clip's inference kernel for attention is one that the counter does not know
     count = {"tower": operations(lambda: tower(one)), "composed": operations(lambda: model(one)),
              "simplified": operations(lambda: model(one, prompt="simplified")), "text": operations(lambda: texts(one, prompt="simplified"))}
-    row = lambda case, base, ours: _row(case, took[base].median, took[ours].median, batch=batch, baseline_flop=batch * count["tower"], ours_flop=batch * count[ours])
+    row = lambda case, base, ours: _row(case, took[base].times, took[ours].times, batch=batch, baseline_flop=batch * count["tower"], ours_flop=batch * count[ours])
     return [row("composed", "tower", "composed"), row("simplified", "tower", "simplified"), row("simplified/text", "tower", "text"),
             row("composed/open_clip", "open_clip", "composed"), row("simplified/open_clip", "open_clip", "simplified")]
 
@@ -138,9 +138,9 @@ def bench_step(quick=False):
     "Row `step`: forward, losses, backward and optimizer of `paper` against its control without language, on the same images."
     batch, small = (8, 8) if quick else (16, 8)
     steps = {name: _stepper(_config(quick, language=language, variant=name), batch) for name, language in (("image_only", False), ("paper", True))}
-    took = side_by_side(steps)
+    took = side_by_side(steps, 2 if quick else 5)
     count = {name: operations(lambda: step(small)) * batch / small for name, step in steps.items()}
-    return [_row("step", took["image_only"].median, took["paper"].median, batch=batch, baseline_flop=count["image_only"], ours_flop=count["paper"])]
+    return [_row("step", took["image_only"].times, took["paper"].times, batch=batch, baseline_flop=count["image_only"], ours_flop=count["paper"])]
 
 # %% ../nbs/19_bench.ipynb #cell010
 def bench_text(quick=False):
@@ -152,7 +152,7 @@ def bench_text(quick=False):
     ways = {"plain": lambda: run(prompt.composed_plain), "composed": lambda: run(prompt.composed)}
     took, count = side_by_side(ways, 5), {name: operations(way) for name, way in ways.items()}
     difference = (ways["plain"]() - ways["composed"]()).abs().max() / ways["plain"]().abs().max()
-    return [_row("text", took["plain"].median, took["composed"].median, batch=batch, baseline_flop=count["plain"], ours_flop=count["composed"],
+    return [_row("text", took["plain"].times, took["composed"].times, batch=batch, baseline_flop=count["plain"], ours_flop=count["composed"],
                  difference=difference.item())]
 
 # %% ../nbs/19_bench.ipynb #cell012
@@ -172,7 +172,7 @@ def bench_splits(quick=False):
         once = lambda: evaluate(embed(ranked_images(splits)), splits).summary["mean"]
         anew = lambda: [_ranked(embed(query, gallery), query, gallery)["mAP"] for query, gallery in zip(splits.queries, splits.galleries)]
         took = side_by_side({"anew": anew, "once": once}, 2)
-    return [_row("splits", took["anew"].median, took["once"].median, batch=len(splits.test))]
+    return [_row("splits", took["anew"].times, took["once"].times, batch=len(splits.test))]
 
 # %% ../nbs/19_bench.ipynb #cell013
 def _people(queries, gallery, noise=2.1, seed=0):
@@ -212,7 +212,7 @@ def _ranking_row(case, noise, size, multiply=False):
         rows, ours = similarity.numpy, lambda: evaluate_ranking(similarity, *labels)
     took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)), "ours": lambda: found.update(ours=ours())}, 3)
     differences = [abs(found["ours"]["mAP"] - found["loop"][0]), *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
-    return _row(case, took["loop"].median, took["ours"].median, difference=float(max(differences)), mAP=found["ours"]["mAP"])
+    return _row(case, took["loop"].times, took["ours"].times, difference=float(max(differences)), mAP=found["ours"]["mAP"])
 
 
 def bench_ranking(quick=False):
@@ -293,7 +293,7 @@ def bench_pixels(quick=False):
         decoded = HandDataset(frame, transform)
         epoch = lambda data: [data[n] for n in range(len(data))]
         took = side_by_side({"decoded": lambda: epoch(decoded), "cached": lambda: epoch(cached)}, 3)
-    return [_row("pixels", took["decoded"].median, took["cached"].median, batch=len(frame))]
+    return [_row("pixels", took["decoded"].times, took["cached"].times, batch=len(frame))]
 
 # %% ../nbs/19_bench.ipynb #0fcfe8a1
 def _edits(folder, frame, backbone):
@@ -316,7 +316,7 @@ def bench_explorer(quick=False):
         frame = read_11k(folder)
         edits = {name: _edits(Path(folder) / name, frame, f"hand-{name}-tiny") for name in ("vit", "rn")}
         took = side_by_side({name: edit for name, (edit, _) in edits.items()}, 2 if quick else 9)
-    return [_row(f"explorer/{name}", ours=took[name].median, amount=took[name].median, batch=images) for name, (_, images) in edits.items()]
+    return [_row(f"explorer/{name}", ours=took[name].times, amount=took[name].times, batch=images) for name, (_, images) in edits.items()]
 
 # %% ../nbs/19_bench.ipynb #cell019
 CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
@@ -341,7 +341,7 @@ def _load():
 def run_bench(cases=None, out=None, quick=False, progress=True):
     """Measure, one after another, the named cases of `CASES` (None: all): a DataFrame with a row per ratio.
 
-    Columns: case, what, baseline_s, ours_s (seconds), ratio, target, reached, peak_flop_per_s, load (processes that wanted to run in the minute before, this one
+    Columns: case, what, baseline_s, ours_s (seconds), ratio, low, high (of its rounds), target, reached, peak_flop_per_s, load (processes that wanted to run in the minute before, this one
     included; NaN on Windows), and where they apply batch, baseline_flop, ours_flop (operations),
     difference (ours from the baseline). `out` is a JSON file for the table and the machine; `quick` takes small shapes, whose ratios say only that the cases run.
     Raises `PromptSGError` for an unknown case."""

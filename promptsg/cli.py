@@ -365,10 +365,12 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
            sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
-    from promptsg.report import differences, make_report, pair_lines, parse_pairs, summary
+    import pandas as pd
+
+    from promptsg.report import make_report, pair_lines, parse_pairs, summary
     pairs = parse_pairs(pair)
     made = make_report(out, backbone, versions, seeds, data, aspect, protocol, parse_sets(sets), published, pairs)
-    gains = differences(made, pairs)
+    gains = pd.read_csv(out / "differences.csv")
     for group in made.groups:
         table = summary(made, group, gains).drop(columns="changed").to_string(index=False)
         typer.echo("\n".join([f"\n{', '.join(group)} (percent)", table, *pair_lines(gains, group)]))
@@ -466,7 +468,7 @@ def bench(cases: Annotated[Optional[list[str]], typer.Argument(help="Which cases
     "Measure what language, evaluation and data cost, each against its baseline in the same run."
     from promptsg.bench import run_bench
     table = run_bench(cases or None, out, quick)
-    typer.echo(table[["case", "baseline_s", "ours_s", "ratio", "target", "reached"]].round(3).to_string(index=False))
+    typer.echo(table[["case", "baseline_s", "ours_s", "ratio", "low", "high", "target", "reached"]].round(3).to_string(index=False))
 
 # %% ../nbs/16_cli.ipynb #cell019
 # newer typers carry a copy of click in themselves, whose exceptions are not click's

@@ -6,7 +6,7 @@
 __all__ = ['parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes', 'first_here', 'all_sum',
            'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective', 'compile_parts',
            'frozen_hash', 'FrozenFeatures', 'Feed', 'save_checkpoint', 'read_checkpoint', 'load_weights', 'load_run',
-           'Trainer', 'make_accelerator', 'splits_of', 'measure']
+           'Trainer', 'make_accelerator', 'splits_of', 'measure', 'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
 import hashlib
@@ -503,6 +503,8 @@ class Trainer:
         if len(self.classes) < 2:
             raise PromptSGError(f"only {len(self.classes)} identity is left to train on, and nothing can be told apart; give more people: of those in the "
                                 "data some are kept for test and validation")
+        if c.whiten and not self.splits.train.identity.duplicated().any():
+            raise PromptSGError("whitening learns from how one person's images differ, and no train person has two; set whiten to false")
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)
@@ -673,3 +675,47 @@ def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
     model = model.to(make_accelerator(model.config).device)
     embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
     return {protocol: evaluate(embeddings, splits, protocol, config=config or model.config) for protocol in protocols}, embeddings
+
+# %% ../nbs/12_training.ipynb #fdbebaac
+_PARTS = {"backbone": "image tower", "inversion": "inversion MLP", "fusion": "fusion", "head": "head"}
+
+
+def _flat(gradients, params):
+    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, params)]).double()  # float32 adds millions of squares up to 4 digits
+
+
+def _pulls(terms, parts):
+    "{part: {term: gradient over the part's weights, flattened}}."
+    params = [p for part in parts.values() for p in part]
+    found = {name: torch.autograd.grad(term, params, retain_graph=True, allow_unused=True) for name, term in terms.items()}
+    starts = dict(zip(parts, np.cumsum([0, *map(len, parts.values())])))
+    return {part: {name: _flat(g[starts[part]:], own) for name, g in found.items()} for part, own in parts.items()}
+
+
+def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=PromptSG):
+    """Where each loss term pulls in a run folder's model: a DataFrame with a row a part of the model, and the weighted terms as columns.
+
+    A value is the norm of the term's gradient over that of the part's weights, mean over `steps` batches of training; `cosine` is that of
+    SupCon's gradient and the other terms' sum, NaN where one of them does not reach the part. `losses` and `build` as in `Trainer`;
+    `PromptSGError` as `load_run` raises it."""
+    run = Path(run)
+    tensors, state = read_checkpoint(run / which)
+    trainer = Trainer(Config.from_yaml(run / "config.yml"), splits, run, progress=False, losses=losses, build=build)
+    trainer._set_up()
+    load_weights(trainer.model, tensors, state, run / which)
+    trainer.prepared.train()
+    parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items() if hasattr(trainer.model, name)}
+    tables = []
+    for _, batch in zip(range(steps), batches(trainer.loader)):
+        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"), state["epoch"] / trainer.config.epochs)
+        tables.append(pd.DataFrame({part: _pull_row(pulls, parts[part]) for part, pulls in _pulls(terms, parts).items()}).T)
+    return sum(tables) / len(tables)
+
+
+def _pull_row(pulls, params):
+    size = _flat(params, params).norm()
+    row = {name: (pull.norm() / size).item() for name, pull in pulls.items()}
+    if {"supcon"} < pulls.keys():
+        rest = sum(pull for name, pull in pulls.items() if name != "supcon")
+        row["cosine"] = (pulls["supcon"] @ rest / (pulls["supcon"].norm() * rest.norm())).item()
+    return row

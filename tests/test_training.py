@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from promptsg import training
 from promptsg.config import Config, PromptSGError
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG
-from promptsg.training import Feed, Trainer, learning_rate, load_run, parameter_groups, read_checkpoint
+from promptsg.training import Feed, Trainer, gradient_table, learning_rate, load_run, loss_terms, parameter_groups, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +390,43 @@ def test_the_kept_epoch_is_whitened_by_the_train_people_once(quick, splits, tmp_
     assert (out / "best" / "checkpoint.safetensors").read_bytes() == before
     whole.save_pretrained(tmp_path / "shared")
     torch.testing.assert_close(seen(PromptSG.from_pretrained(tmp_path / "shared"), splits.test), seen(whole, splits.test))
+
+
+def test_whitening_needs_two_images_of_a_person_and_says_so_before_training(quick, splits, tmp_path):
+    single = replace(splits, train=splits.train.drop_duplicates("identity"))
+    with pytest.raises(PromptSGError, match="set whiten to false"):
+        Trainer(quick.replace(whiten=True), single, tmp_path / "run", progress=False).fit()
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradients_of_terms_are_those_of_a_backward_pass(run, quick, splits):
+    table = gradient_table(run, splits, "last", steps=1)
+    assert list(table) == ["id", "triplet", "supcon", "cosine"] and list(table.index) == ["image tower", "inversion MLP", "fusion", "head"]
+    trainer = Trainer(quick, splits, run, progress=False)
+    trainer._set_up()
+    training.load_weights(trainer.model, *read_checkpoint(run / "last"), run / "last")
+    batch = next(iter(trainer.loader))
+    terms = trainer.prepared(batch["label"], batch["image"], progress=1.0)
+    for name in ("id", "supcon"):
+        trainer.model.zero_grad()
+        terms[name].backward(retain_graph=True)
+        for part, module in (("image tower", trainer.model.backbone), ("inversion MLP", trainer.model.inversion), ("head", trainer.model.head)):
+            params = [p for p in module.parameters() if p.requires_grad]
+            norm = lambda values: sum(v.square().sum() for v in values if v is not None).sqrt() if any(v is not None for v in values) else torch.zeros(())
+            assert table.loc[part, name] == pytest.approx((norm([p.grad for p in params]) / norm(params)).item(), rel=1e-3)
+    assert table.loc["head", "supcon"] == 0 and np.isnan(table.loc["fusion", "cosine"])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_cosine_says_whether_terms_agree(run, splits, sign):
+    def same(output, labels, config, progress):
+        term = loss_terms(output, labels, config.replace(supcon_loss_weight=0.0, loss_id_weight=0.0))["triplet"]
+        return {"triplet": term, "supcon": 2 * sign * term}
+    table = gradient_table(run, splits, "last", steps=1, losses=same)
+    assert table.cosine[["image tower", "fusion"]].tolist() == pytest.approx([sign, sign]) and (table.supcon / table.triplet).dropna().tolist() == pytest.approx([2] * 3)
+
+
+def test_a_detached_term_does_not_reach_the_tower(run, splits):
+    away = lambda output, *rest: loss_terms(replace(output, visual=output.visual.detach()), *rest)
+    own, detached = gradient_table(run, splits, steps=1), gradient_table(run, splits, steps=1, losses=away)
+    assert detached.loc["image tower", "supcon"] < own.loc["image tower", "supcon"] and detached.loc["inversion MLP", "supcon"] == pytest.approx(own.loc["inversion MLP", "supcon"])
