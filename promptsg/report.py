@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job', 'make_jobs',
            'missing_protocols', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs', 'differences',
-           'changed', 'summary', 'pair_lines', 'markdown_table', 'report_page', 'train_table', 'eval_table',
-           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
+           'changed', 'summary', 'results_table', 'pair_lines', 'markdown_table', 'report_page', 'train_table',
+           'eval_table', 'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report',
+           'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -297,11 +298,15 @@ def changed(name, backbone):
 
 def _spread(results, measure):
     row = combine(results).loc[measure]
-    return f"{row['mean']:.2f} ± {row['std']:.2f}"
+    return _plus_minus(row["mean"], row["std"])
+
+
+def _plus_minus(mean, std):
+    return f"{mean:.2f} ± {std:.2f}"
 
 
 def _gain(table, group, a, b, measure):
-    row = table[(table[["backbone", "aspect", "protocol", "a", "b", "measure", "by"]] == [*group, a, b, measure, "query"]).all(axis=1)]
+    row = table[_is(table, group) & (table[["a", "b", "measure", "by"]] == [a, b, measure, "query"]).all(axis=1)]
     return "" if row.empty else "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row.iloc[0])
 
 
@@ -323,9 +328,25 @@ def _summary_row(group, name, results, lost, gains):
             "mAP − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
 
+def _is(table, group):
+    return (table[["backbone", "aspect", "protocol"]] == list(group)).all(axis=1)
+
+
+def results_table(results, gains, groups):
+    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with a row per version, its seeds, and for each of
+    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and seeds) and mAP's difference to image_only (points, 95 % interval by query)."""
+    rows = {}
+    for label, group in groups.items():
+        for name, own in results[_is(results, group)].groupby("version", sort=False):
+            spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std()) for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
+            row = rows.setdefault(name, {"version": name, "seeds": own.seed.nunique() or ""})
+            row |= spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
+    return pd.DataFrame(rows.values()).fillna("")
+
+
 def pair_lines(gains, group):
     "The differences of one table's pairs without `image_only`, a Markdown line each."
-    rows = gains[(gains[["backbone", "aspect", "protocol"]] == list(group)).all(axis=1) & (gains.a != "image_only")]
+    rows = gains[_is(gains, group) & (gains.a != "image_only")]
     return [f"- {b} − {a}: Rank-1 {_gain(gains, group, a, b, 'rank1')}, mAP {_gain(gains, group, a, b, 'mAP')}" for a, b in dict.fromkeys(zip(rows.a, rows.b))]
 
 
@@ -429,7 +450,7 @@ def report_figures(report, gains, published=None):
     for group in report.groups:
         name, found = "-".join(group), report.of(*group)
         yield f"{name}-cmc", plot_cmc({version: np.concatenate([result.cmc for result in results]) for version, results in found.items()})
-        own = gains[(gains[["backbone", "aspect", "protocol"]] == list(group)).all(axis=1) & (gains.by == "query")]
+        own = gains[_is(gains, group) & (gains.by == "query")]
         if len(own):
             yield f"{name}-differences", plot_differences(own)
     for aspect, table in report.results.groupby("aspect", sort=False):

@@ -12,7 +12,7 @@ from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import paired_bootstrap
 from promptsg.report import (LOGGED, Report, Run, compare, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_published, report_figures,
-                             report_page, shipped_reference, summary)
+                             report_page, results_table, shipped_reference, summary)
 from promptsg.versions import VERSIONS, chain_table
 
 FAST = dict(epochs=2, steps_per_epoch=2, batch_size=16, num_splits=2)
@@ -52,6 +52,17 @@ def test_seeds_train_differently_on_the_same_splits(done):
     one, other = (done.evaluations[Run(VIT, "dorsal_r", "v1", seed), "clipfh"] for seed in (0, 1))
     assert list(one.per_query.path) == list(other.per_query.path) and not one.per_query.ap.equals(other.per_query.ap)
     assert one.record["data_hash"] == other.record["data_hash"] and [one.record["config"]["seed"], other.record["config"]["seed"]] == [0, 1]
+
+
+def test_groups_side_by_side_say_what_each_summary_says(done):
+    results, gains = (pd.read_csv(done.folder / f"{name}.csv") for name in ("results", "differences"))
+    groups = {"easy": (VIT, "dorsal_r", "clipfh"), "hard": (VIT, "dorsal_r", "mba")}
+    table = results_table(results, gains, groups).set_index("version")
+    assert table.seeds.to_dict() == {"zero-shot": "", "image_only": 2, "v1": 2}
+    for label, group in groups.items():
+        own = summary(done, group).set_index("version")
+        for column, beside in (("Rank-1", "Rank-1"), ("mAP", "mAP"), ("− image_only", "mAP − image_only")):
+            assert table[f"{label}: {column}"].to_dict() == own[beside].to_dict()
 
 
 def test_page_and_figures(done):
