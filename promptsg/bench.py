@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from .backbone import model_config
 from .config import PromptSGError
 from .data import HandDataset, PixelCache, make_splits, read_11k, train_transform, write_text
-from .evaluation import embed_images, evaluate, ranked_images
+from .evaluation import embed_images, evaluate, processor, ranked_images
 from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
 from .synth import write_hands
@@ -324,14 +324,7 @@ CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "
 
 
 def _machine(quick):
-    return {"processor": _processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(), "quick": quick}
-
-
-def _processor():
-    "The processor's name, where the system tells."
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(), "quick": quick}
 
 
 def _load():

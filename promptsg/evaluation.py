@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images', 'ranked_images',
-           'Result', 'evaluate', 'Difference', 'paired_bootstrap', 'combine', 'rank_gallery']
+           'Result', 'processor', 'evaluate', 'Difference', 'paired_bootstrap', 'combine', 'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
 import os
 import platform
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -142,11 +143,19 @@ def _installed(package):
         return "not installed"
 
 
+@lru_cache
+def processor():
+    "This machine's processor as its system names it, such as `AMD EPYC`."
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _surroundings(device):
     "Versions and machine, for the record."
     packages = {"promptsg": "promptsg", "torch": "torch", "open_clip": "open_clip_torch"}
     return {"versions": {"python": platform.python_version()} | {name: _installed(package) for name, package in packages.items()},
-            "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": str(device)}}
+            "machine": {"platform": platform.platform(), "processor": processor(), "cpus": os.cpu_count(), "device": str(device)}}
 
 
 def _measure(embeddings, query, gallery, protocol):

@@ -113,7 +113,7 @@ def _conditions(result, record):
     versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
     return (f"- `{said['protocol']['name']}`: {said['aspect']}, {said['splits']} splits, {said['queries']} queries against {said['gallery']} gallery images "
             f"(first split), average precision by the {said['protocol']['ap']} rule; images `{said['data_hash']}`; {versions}; "
-            f"{said['machine']['platform']}, {said['machine']['cpus']} CPUs, {said['machine']['device']}."
+            f"{', '.join(f'{name} {value}' for name, value in said['machine'].items())}."
             + (f" Measured with {', '.join(other)}, unlike the training." if other else ""))
 
 # %% ../nbs/20_sharing.ipynb #cell009
