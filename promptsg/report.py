@@ -245,8 +245,8 @@ def load_report(out):
     return Report(out, evaluations, failures, json.loads(about.read_text(encoding="utf-8")) if about.exists() else {})
 
 # %% ../nbs/18_report.ipynb #cell014
-def compare(report, a, b, measure="mAP", by="query", backbone=None, aspect=None, protocol=None):
-    """How much better version b is than a, over all seeds: a `Difference` in percentage points with its 95 % interval.
+def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=None, protocol=None):
+    """How much better version b is than a, over all seeds: a `Difference` in percentage points with its 95 % interval, drawn over people (`by="query"`: images).
 
     Backbone, aspect and protocol need naming where the report has several. `PromptSGError` for what it does not have."""
     wanted = (backbone, aspect, protocol)
@@ -306,13 +306,13 @@ def _plus_minus(mean, std):
 
 
 def _gain(table, group, a, b, measure):
-    row = table[_is(table, group) & (table[["a", "b", "measure", "by"]] == [a, b, measure, "query"]).all(axis=1)]
+    row = table[_is(table, group) & (table[["a", "b", "measure", "by"]] == [a, b, measure, "identity"]).all(axis=1)]
     return "" if row.empty else "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row.iloc[0])
 
 
 def summary(report, group, gains=None):
     """One table in words: version, what changed, seeds, Rank-1, mAP (percent, mean ± sd over splits and seeds), difference to
-    image_only (points, 95 % interval by query). A run that failed is there with its sentence. `gains`: `differences(report)`, if it is at hand."""
+    image_only (points, 95 % interval over people). A run that failed is there with its sentence. `gains`: `differences(report)`, if it is at hand."""
     gains = differences(report) if gains is None else gains
     found = report.of(*group)
     lost = {run: why for run, why in report.failures.items() if (run.backbone, run.aspect) == group[:2]}
@@ -334,7 +334,7 @@ def _is(table, group):
 
 def results_table(results, gains, groups):
     """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with a row per version, its seeds, and for each of
-    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and seeds) and mAP's difference to image_only (points, 95 % interval by query)."""
+    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
     rows = {}
     for label, group in groups.items():
         for name, own in results[_is(results, group)].groupby("version", sort=False):
@@ -374,7 +374,7 @@ def _facts(report):
 
 
 _HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
-bootstrap that draws queries (`differences.csv` has it by identity too, which is wider where a person's images are easy or hard together). The splits are the
+bootstrap that draws people, all images of a hand together (`differences.csv` has it by query too, which is narrower where a person's images are easy or hard together). The splits are the
 same in every row; the seeds are the trainings'. An interval that holds 0 decides nothing."""
 
 
@@ -450,7 +450,7 @@ def report_figures(report, gains, published=None):
     for group in report.groups:
         name, found = "-".join(group), report.of(*group)
         yield f"{name}-cmc", plot_cmc({version: np.concatenate([result.cmc for result in results]) for version, results in found.items()})
-        own = gains[_is(gains, group) & (gains.by == "query")]
+        own = gains[_is(gains, group) & (gains.by == "identity")]
         if len(own):
             yield f"{name}-differences", plot_differences(own)
     for aspect, table in report.results.groupby("aspect", sort=False):

@@ -60,7 +60,7 @@ CHAIN = {
                logged=_EARLY),
     "v5": Step("inversion MLP of 3 layers with batch norm; 1 cross-attention and 2 self blocks (3 layers); new template; composed prompt in evaluation too",
                dict(inversion_layers=3, inversion_norm=True, transformer_layers=3, prompt_template="A photo of a {} {aspect} hand.",
-                    simplified_prompt="A photo of a {aspect} hand.", eval_prompt="composed"), logged=_EARLY),
+                    simplified_prompt="A photo of a {aspect} hand.", eval_prompt="composed"), logged=_EARLY, resnet_logged=dict(_EARLY, classifier="linear")),
     "v6": Step("clip norm 1; both learning rates 1e-6", dict(clip_norm=1.0, lr_clip_visual=1e-6, lr_modules=1e-6), 
                logged=dict(_LATE, loss_id_weight=1.0)),
     "v7": Step("cross-entropy off (weight 0)", dict(loss_id_weight=0.0), logged=_LATE,
@@ -187,5 +187,5 @@ def remark(name, backbone="vitb16"):
     if name.endswith("-logged"):
         step = CHAIN[name.removesuffix("-logged")]
         logged = _is_resnet(BUDGETS[backbone]) and step.resnet_logged or step.logged
-        return "as its log shows: " + ", ".join(f"{field} {value:g}" for field, value in logged.items())
+        return "as its log shows: " + ", ".join(f"{field} {value if isinstance(value, str) else format(value, 'g')}" for field, value in logged.items())
     return CHAIN[name].remark if name in CHAIN else _REMARKS[name]
