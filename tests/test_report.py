@@ -95,13 +95,13 @@ def test_the_summary_is_mean_and_spread_over_splits_and_seeds(done):
     gain = compare(done, "image_only", "v1", protocol="clipfh")
     assert table.loc["v1", "mAP − image_only"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
     found = done.of(VIT, "dorsal_r", "clipfh")
-    assert gain == paired_bootstrap(found["image_only"], found["v1"]) and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
+    assert gain == paired_bootstrap(found["image_only"], found["v1"], by="identity") and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
 
 
 def test_a_pair_is_compared_beside_image_only(done):
     group, pair, = (VIT, "dorsal_r", "clipfh"), *parse_pairs(["zero-shot:v1"])
     table, gain = differences(done, [pair]), compare(done, *pair, protocol="clipfh")
-    row = table.query("a == 'zero-shot' and protocol == 'clipfh' and measure == 'mAP' and by == 'query'")
+    row = table.query("a == 'zero-shot' and protocol == 'clipfh' and measure == 'mAP' and by == 'identity'")
     assert row[["b", "difference", "low", "high"]].values.tolist() == [["v1", *gain]]
     line, = pair_lines(table, group)
     assert line.startswith("- v1 − zero-shot: Rank-1 ") and line.endswith(f"mAP {gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]")
