@@ -41,9 +41,9 @@ def side_by_side(functions, rounds=3):
     """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns after one warm-up round; every second
     round goes backwards. The clock waits for an accelerator to finish."""
     from torch.utils.benchmark import Measurement, TaskSpec, timer  # here: importing it looks for a compiler of CUDA and warns where there is none
-    times = {name: [] for name in functions}
+    times, order = {name: [] for name in functions}, list(functions.items())
     for turn in range(rounds + 1):
-        for name, function in list(functions.items())[::1 - 2 * (turn % 2)]:
+        for name, function in order[::-1] if turn % 2 else order:
             start = timer()
             function()
             times[name].append(timer() - start)

@@ -687,9 +687,8 @@ def _flat(gradients, params):
 def _pulls(terms, parts):
     "{part: {term: gradient over the part's weights, flattened}}."
     params = [p for part in parts.values() for p in part]
-    found = {name: torch.autograd.grad(term, params, retain_graph=True, allow_unused=True) for name, term in terms.items()}
-    starts = dict(zip(parts, np.cumsum([0, *map(len, parts.values())])))
-    return {part: {name: _flat(g[starts[part]:], own) for name, g in found.items()} for part, own in parts.items()}
+    found = {name: dict(zip(params, torch.autograd.grad(term, params, retain_graph=True, allow_unused=True))) for name, term in terms.items()}
+    return {part: {name: _flat([g[p] for p in own], own) for name, g in found.items()} for part, own in parts.items()}
 
 
 def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=PromptSG):
@@ -700,14 +699,15 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     `PromptSGError` as `load_run` raises it."""
     run = Path(run)
     tensors, state = read_checkpoint(run / which)
-    trainer = Trainer(Config.from_yaml(run / "config.yml"), splits, run, progress=False, losses=losses, build=build)
+    config = Config.from_yaml(run / "config.yml").replace(tracker="none")  # nothing is trained, so nothing is written into the run
+    trainer = Trainer(config, splits, run, progress=False, losses=losses, build=build)
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)
     trainer.prepared.train()
     parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items() if hasattr(trainer.model, name)}
     tables = []
     for _, batch in zip(range(steps), batches(trainer.loader)):
-        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"), state["epoch"] / trainer.config.epochs)
+        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"), state["epoch"] / config.epochs)
         tables.append(pd.DataFrame({part: _pull_row(pulls, parts[part]) for part, pulls in _pulls(terms, parts).items()}).T)
     return sum(tables) / len(tables)
 

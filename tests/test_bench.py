@@ -20,6 +20,9 @@ def test_every_case_runs_and_is_written(tmp_path):
     assert (table.ours_s > 0).all() and table.ratio.notna().all()
     timed = table.dropna(subset=["baseline_s"])
     assert ((table.low <= table.ratio) & (table.ratio <= table.high) & (table.low > 0)).all() and len(timed) > 10
+    for row in timed.itertuples():  # what holds in each round holds between medians
+        whole = row.baseline_s / row.ours_s if GOALS[row.case][1] == "speed" else row.ours_s / row.baseline_s
+        assert row.low * (1 - 1e-9) <= whole <= row.high * (1 + 1e-9)
     assert (table.difference.dropna() < 1e-4).all() and table.difference.notna().sum() == 4
     assert json.loads((tmp_path / "bench.json").read_text())["machine"]["quick"] is True
     read = read_bench(tmp_path / "bench.json")
