@@ -210,7 +210,7 @@ def _ranking_row(case, noise, size, multiply=False):
     else:
         similarity = q @ g.T
         rows, ours = similarity.numpy, lambda: evaluate_ranking(similarity, *labels)
-    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)), "ours": lambda: found.update(ours=ours())}, 3)
+    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)), "ours": lambda: found.update(ours=ours())}, 7)
     differences = [abs(found["ours"]["mAP"] - found["loop"][0]), *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
     return _row(case, took["loop"].times, took["ours"].times, difference=float(max(differences)), mAP=found["ours"]["mAP"])
 

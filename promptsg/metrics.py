@@ -21,7 +21,7 @@ from .config import PromptSGError
 
 # %% ../nbs/10_metrics.ipynb #cell004
 class Ranking(NamedTuple):
-    "Where each query's matches are, (Q, M), M the most that any query has; the rest of a row is filled up, with hits False."
+    "Where each query's matches are, (Q, M), the least similar first, M the most that any query has; the rest of a row is filled up, with hits False."
     hits: Tensor          # bool: there is a match
     before: Tensor        # images more similar than this match
     shown: Tensor         # images at least as similar: those up to the end of its tied group
@@ -30,63 +30,69 @@ class Ranking(NamedTuple):
 
 # %% ../nbs/10_metrics.ipynb #cell005
 def _counts(scores, thresholds):
-    "How many of each row's `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
-    ordered = scores.contiguous().sort(dim=1).values
-    return tuple(scores.shape[1] - torch.searchsorted(ordered, thresholds, right=right) for right in (True, False))
+    "How many of each row's sorted `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
+    return tuple(scores.shape[1] - torch.searchsorted(scores, thresholds, right=right) for right in (True, False))
 
 def _check_finite(*ends):
-    "Raises `PromptSGError` if the lowest and highest of some scores are not numbers, which no sort can place."
+    "Raises `PromptSGError` unless the lowest and highest of some scores are finite: numpy's and torch's are NaN if any score is."
     if not all(map(math.isfinite, ends)):
         raise PromptSGError("the similarity holds NaN or infinite values, so there is nothing to rank by; look for them in the embeddings.")
 
-_TOGETHER = 32  # rows compared in one call, few enough for the processor's cache
+_TOGETHER = 2**21  # scores compared in one call: a thread waits for Python's lock between calls, and what it found lies in memory
 
-def _row_places(scores, thresholds, limits, places, sizes):
-    """How many of each row's `scores` reach its lowest threshold, into `sizes` (Q,): only they are sorted; and how many of them are not above
-    each of `limits` (Q, L), into `places` (Q, L). Raises `PromptSGError` as `_check_finite` does, while the rows are in the processor's cache."""
-    lowest, width = thresholds.min(1, keepdims=True), scores.shape[1]
-    for first in range(0, len(scores), _TOGETHER):
-        block = scores[first:first + _TOGETHER]
-        _check_finite(block.min(), block.max())
-        found = np.flatnonzero(block >= lowest[first:first + _TOGETHER])
-        reaching, start = block.ravel().take(found), 0
-        ends = found.searchsorted(width * np.arange(1, len(block) + 1))
-        sizes[first:first + len(block)] = np.diff(ends, prepend=0)
-        for row, end in enumerate(ends.tolist(), first):
+def _row_places(scores, lowest, limits, places, sizes):
+    """How many of each row's `scores` reach its `lowest` (Q, 1), into `sizes` (Q,): only they are sorted; and how many of them are not above
+    each of `limits` (Q, L), into `places` (Q, L). Raises `PromptSGError` for NaN and infinity."""
+    width = scores.shape[1]
+    step = min(len(scores), max(1, _TOGETHER // width))
+    below = np.empty((step, width), bool)  # once: fresh memory is slow to come by
+    for first in range(0, len(scores), step):
+        block, rows = scores[first:first + step], slice(first, first + step)
+        below = np.less(block, lowest[rows], out=below[:len(block)])
+        found = np.flatnonzero(np.logical_not(below, out=below))  # NaN is not below either, so one comparison finds all there is to refuse
+        reaching, start = block.ravel().take(found, mode="clip"), 0  # no index is outside, so none has to be looked at
+        _check_finite(reaching.max(initial=0))
+        ends = found.searchsorted(width * np.arange(1, len(below) + 1))
+        sizes[rows] = np.diff(ends, prepend=0)
+        for limit, place, end in zip(limits[rows], places[rows], ends.tolist()):
             high = reaching[start:end]
             high.sort()
-            places[row] = high.searchsorted(limits[row], "right")
+            place[:] = high.searchsorted(limit, "right")
             start = end
 
 _SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
 
 def _gallery_counts(scores, thresholds):
-    "`_counts` for long rows, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
+    "`_counts` of unsorted scores, thresholds rising, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
     if scores.is_cuda or scores.shape[1] <= _SHORT:
-        _check_finite(*scores.aminmax())
-        return _counts(scores, thresholds)
+        _check_finite(scores.amax())
+        return _counts(scores.contiguous().sort(dim=1).values, thresholds)
     below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))  # above it is what is at or above the threshold
     limits, threads = torch.cat([thresholds, below], 1), torch.get_num_threads()
     places, sizes = torch.empty(limits.shape, dtype=torch.long), torch.empty(len(limits), dtype=torch.long)
-    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds, limits, places, sizes)]
+    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds[:, :1], limits, places, sizes)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_row_places, *shares))
     return (sizes[:, None] - places).chunk(2, 1)
 
 # %% ../nbs/10_metrics.ipynb #cell006
-def rank(similarity: Tensor,        # (Q, G) finite, float32 or float64, higher is nearer
+def rank(similarity: Tensor,        # (Q, G) float32 or float64, higher is nearer; -infinity, of an image that is no match, ranks last
          columns: Tensor,           # (Q, M) gallery images of the query's identity
          hits: Tensor,              # (Q, M) bool: this one is a match
          out: Tensor | None = None  # (Q, M) bool: this one is left out for this query
         ) -> Ranking:
-    "Where the matches are. A column that is neither a hit nor out fills up its row and counts for nothing."
-    scores = similarity.gather(1, columns)
-    only = lambda mask: scores.masked_fill(~mask, -torch.inf)  # what is not meant lies below every threshold
-    thresholds = scores.masked_fill(~hits, torch.inf)
+    """Where the matches are. A column that is neither a hit nor out fills up its row and counts for nothing.
+
+    Raises `PromptSGError` for NaN, for infinity, and for a match at -infinity."""
+    scores, most = similarity.gather(1, columns), lambda mask: max(1, int(mask.sum(1).max()))
+    thresholds = scores.masked_fill(~hits, torch.inf).sort(dim=1).values[:, :most(hits)].contiguous()
+    _check_finite(thresholds[:, 0].clamp(max=0).amin())
+    hits = thresholds < torch.inf
     before, shown = _gallery_counts(similarity, thresholds)
-    found_before, found = _counts(only(hits), thresholds)
+    found_before, found = (count - (~hits).sum(1, keepdim=True) for count in _counts(thresholds, thresholds))
     if out is not None:
-        before, shown = (count - left for count, left in zip((before, shown), _counts(only(out), thresholds)))
+        left = scores.masked_fill(~out, -torch.inf).sort(dim=1).values[:, -most(out):].contiguous()  # what is not meant lies below every threshold
+        before, shown = (count - less for count, less in zip((before, shown), _counts(left, thresholds)))
     return Ranking(hits, before, shown, found_before, found)
 
 # %% ../nbs/10_metrics.ipynb #cell008
@@ -140,7 +146,9 @@ def _codes(query, gallery, name, shape):
                             f"and gallery_{name} {len(gallery)} entries; they must agree.")
     if not len(query) or not len(gallery):
         raise PromptSGError(f"there are {len(query)} queries and {len(gallery)} gallery images; a ranking needs at least one of each.")
-    codes = torch.from_numpy(pd.factorize(np.concatenate([query.astype(object), gallery.astype(object)]))[0])
+    if query.dtype != gallery.dtype:  # as objects, or numpy would round the numbers of one to the type of the other
+        query, gallery = query.astype(object), gallery.astype(object)
+    codes = torch.from_numpy(pd.factorize(np.concatenate([query, gallery]))[0])
     return codes[:len(query)], codes[len(query):]
 
 # %% ../nbs/10_metrics.ipynb #cell020
@@ -226,7 +234,8 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
     queries_without_match (left out of the means). With `per_query`, also per_query: dict of (Q,) arrays ap, inp, first_hit,
     NaN without a match, ready for a DataFrame. Ties: see above; the order of the gallery never matters.
 
-    Raises `PromptSGError` for NaN, unequal lengths, an empty side, missing ids, or no query with a match."""
+    Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match, for NaN and infinity, unequal lengths,
+    an empty side, missing ids, or no query with a match."""
     similarity = _matrix(similarity)
     labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     values = _per_query(lambda rows: _wide(similarity[rows]), similarity.shape, labels, ap, memory_mb, similarity.device, copied=similarity.element_size() < 4)

@@ -102,6 +102,32 @@ def test_camera_filter_equals_deleting_the_columns(ties):
             assert ours["first_hit"][i] == worst_order(scores[i, keep], match).argmax() + 1
 
 
+@pytest.mark.parametrize("width", [40, 400])  # sorted whole; counted by threads
+def test_a_similarity_of_minus_infinity_hides_an_image(width):
+    rng = np.random.default_rng(4)
+    scores, q, g = rng.normal(size=(12, width)), np.arange(12) % 6, np.arange(width) % 7
+    hidden = (g[None] != q[:, None]) & (rng.random(scores.shape) < 0.3)
+    ours = evaluate_ranking(np.where(hidden, -np.inf, scores), q, g, per_query=True)["per_query"]["ap"]
+    expected = [average_precision_score((q[i] == g)[~hidden[i]], scores[i, ~hidden[i]]) for i in range(12)]
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [40, 400])
+@pytest.mark.parametrize("value, identity", [(np.nan, 0), (np.nan, 1), (-np.nan, 1), (np.inf, 0), (np.inf, 1), (-np.inf, 0)])
+@pytest.mark.parametrize("cams", [False, True])
+def test_what_is_no_number_is_refused_wherever_it_stands(width, value, identity, cams):
+    scores, g, cam = np.random.default_rng(4).normal(size=(5, width)), np.arange(width) % 3, np.arange(width) // 3 % 2
+    scores[3, np.flatnonzero((g == identity) & (cam == 1))[-1]] = value
+    with pytest.raises(PromptSGError, match="NaN or infinite"):
+        evaluate_ranking(scores, np.zeros(5), g, *([np.zeros(5), cam] if cams else []))
+
+
+def test_ids_of_two_types_are_equal_only_where_their_values_are():
+    big = 2**53
+    result = evaluate_ranking(np.array([[2.0, 1.0]]), np.array([float(big)]), np.array([big + 1, big]), per_query=True)
+    assert result["per_query"]["first_hit"].tolist() == [2]  # rounded to floats, both would be matches
+
+
 def test_queries_without_a_match_are_counted_and_left_out():
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.4]])
     result = evaluate_ranking(scores, ["a", "b", "x"], ["a", "b"], per_query=True)
