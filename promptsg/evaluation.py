@@ -226,11 +226,11 @@ def _unit_sums(results, measure, by):
     return (sums / len(results)).to_numpy(dtype=float).T
 
 
-def paired_bootstrap(a, b, measure="mAP", n=2000, seed=0, by="query"):
+def paired_bootstrap(a, b, measure="mAP", n=2000, seed=0, by="identity"):
     """How much better b is than a, Eq. (1): a `Difference`. Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13.
 
-    `a`, `b`: a `Result` or a list of them (seeds, averaged). `measure`: mAP, rank1, rank5 or rank10. `by`: what is drawn, "query" or
-    "identity". `n`: how many draws. Raises `PromptSGError` for another measure or unit, and unless all results have the same data, splits and protocol."""
+    `a`, `b`: a `Result` or a list of them (seeds, averaged). `measure`: mAP, rank1, rank5 or rank10. `by`: what is drawn, "identity" or
+    "query". `n`: how many draws. Raises `PromptSGError` for another measure or unit, and unless all results have the same data, splits and protocol."""
     if measure not in _QUERY_VALUES or by not in _UNITS or n < 1:
         raise PromptSGError(f"measure={measure!r}, by={by!r}, n={n} is not possible; measure is one of {', '.join(_QUERY_VALUES)}, by one of "
                             f"{', '.join(_UNITS)}, n at least 1")
