@@ -117,12 +117,14 @@ def average_precision(ranking: Ranking,
 # %% ../nbs/10_metrics.ipynb #cell010
 def first_hit(ranking: Ranking) -> Tensor:
     "(Q,) float64 rank of the first match, 1 is best; in a tie, after the wrong images of its group. NaN without a match."
-    wrong = (ranking.shown - ranking.found).double().masked_fill(~ranking.hits, torch.inf)  # up to the end of each match's group
-    return torch.where(ranking.hits.any(1), wrong.amin(1) + 1, torch.nan)
+    matches = ranking.hits.sum(1)
+    wrong = (ranking.shown - ranking.found).gather(1, (matches - 1).clamp(min=0)[:, None]).squeeze(1)  # up to the end of the nearest one's group
+    return torch.where(matches > 0, wrong.double() + 1, torch.nan)
 
 def inverse_negative_penalty(ranking: Ranking) -> Tensor:
     "(Q,) float64, 0..1: matches over the rank of the last one, Eq. (4); in a tie, the end of its group. NaN without a match."
-    return ranking.hits.sum(1).double() / (ranking.shown * ranking.hits).amax(1)
+    matches = ranking.hits.sum(1)
+    return torch.where(matches > 0, matches.double() / ranking.shown[:, 0], torch.nan)
 
 def cmc(hit_rank: Tensor, top: int = 20) -> Tensor:
     "CMC curve, Eq. (1), from `first_hit` (Q,): (top,) share of queries with a match in the first 1..top. NaN is left out."
@@ -163,15 +165,18 @@ def _same_identity(ids, cams, device) -> tuple[int, Callable]:
     "The most gallery images that any query's identity has, and a function from a slice of queries to (columns, hits, out) of `rank`."
     (query, gallery), cams = (codes.to(device) for codes in ids), cams and [codes.to(device) for codes in cams]
     ordered, order = gallery.sort(stable=True)
-    first, last = torch.searchsorted(ordered, query), torch.searchsorted(ordered, query, right=True)
+    identities = torch.arange(int(query.max()) + 1, device=device)
+    first, last = torch.searchsorted(ordered, identities), torch.searchsorted(ordered, identities, right=True)
+    at = first[:, None] + torch.arange(max(1, int((last - first).max())), device=device)
+    images, there = order[at.clamp(max=len(order) - 1)], at < last[:, None]  # a row for each of the queries' identities
+    places = cams and cams[1][images]
     def matches(rows):
-        at = first[rows, None] + torch.arange(max(1, int((last - first)[rows].max())), device=device)
-        columns, same = order[at.clamp(max=len(order) - 1)], at < last[rows, None]
+        columns, same = images[query[rows]], there[query[rows]]
         if cams is None:
             return columns, same, None
-        own = cams[0][rows, None] == cams[1][columns]
+        own = cams[0][rows, None] == places[query[rows]]
         return columns, same & ~own, same & own
-    return int((last - first).max()), matches
+    return at.shape[1], matches
 
 def _matrix(similarity) -> Tensor:
     "A (Q, G) tensor of floats."
