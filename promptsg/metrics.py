@@ -44,7 +44,7 @@ def _row_places(scores, lowest, limits, places, sizes):
     """How many of each row's `scores` reach its `lowest` (Q, 1), into `sizes` (Q,): only they are sorted; and how many of them are not above
     each of `limits` (Q, L), into `places` (Q, L). Raises `PromptSGError` for NaN and infinity."""
     width = scores.shape[1]
-    step = min(len(scores), max(1, _TOGETHER // width))
+    step = max(1, min(len(scores), _TOGETHER // width))
     below = np.empty((step, width), bool)  # once: fresh memory is slow to come by
     for first in range(0, len(scores), step):
         block, rows = scores[first:first + step], slice(first, first + step)
@@ -165,18 +165,15 @@ def _same_identity(ids, cams, device) -> tuple[int, Callable]:
     "The most gallery images that any query's identity has, and a function from a slice of queries to (columns, hits, out) of `rank`."
     (query, gallery), cams = (codes.to(device) for codes in ids), cams and [codes.to(device) for codes in cams]
     ordered, order = gallery.sort(stable=True)
-    identities = torch.arange(int(query.max()) + 1, device=device)
-    first, last = torch.searchsorted(ordered, identities), torch.searchsorted(ordered, identities, right=True)
-    at = first[:, None] + torch.arange(max(1, int((last - first).max())), device=device)
-    images, there = order[at.clamp(max=len(order) - 1)], at < last[:, None]  # a row for each of the queries' identities
-    places = cams and cams[1][images]
+    first, last = torch.searchsorted(ordered, query), torch.searchsorted(ordered, query, right=True)
     def matches(rows):
-        columns, same = images[query[rows]], there[query[rows]]
+        at = first[rows, None] + torch.arange(max(1, int((last - first)[rows].max())), device=device)
+        columns, same = order[at.clamp(max=len(order) - 1)], at < last[rows, None]
         if cams is None:
             return columns, same, None
-        own = cams[0][rows, None] == places[query[rows]]
+        own = cams[0][rows, None] == cams[1][columns]
         return columns, same & ~own, same & own
-    return at.shape[1], matches
+    return int((last - first).max()), matches
 
 def _matrix(similarity) -> Tensor:
     "A (Q, G) tensor of floats."

@@ -122,6 +122,14 @@ def test_what_is_no_number_is_refused_wherever_it_stands(width, value, identity,
         evaluate_ranking(scores, np.zeros(5), g, *([np.zeros(5), cam] if cams else []))
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+def test_more_threads_than_queries(monkeypatch, queries):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    scores, q, g = np.random.default_rng(5).normal(size=(queries, 400)), np.arange(queries), np.arange(400) % 9
+    ours = evaluate_ranking(scores, q, g, per_query=True)["per_query"]["ap"]
+    np.testing.assert_allclose(ours, [average_precision_score(g == i, scores[i]) for i in range(queries)], atol=1e-12)
+
+
 def test_ids_of_two_types_are_equal_only_where_their_values_are():
     big = 2**53
     result = evaluate_ranking(np.array([[2.0, 1.0]]), np.array([float(big)]), np.array([big + 1, big]), per_query=True)
