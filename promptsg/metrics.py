@@ -47,7 +47,8 @@ def _row_places(scores, lowest, limits, places, sizes):
     step = max(1, min(len(scores), _TOGETHER // width))
     below = np.empty((step, width), bool)  # once: fresh memory is slow to come by
     for first in range(0, len(scores), step):
-        block, rows = scores[first:first + step], slice(first, first + step)
+        rows = slice(first, first + step)
+        block = scores[rows]
         below = np.less(block, lowest[rows], out=below[:len(block)])
         found = np.flatnonzero(np.logical_not(below, out=below))  # NaN is not below either, so one comparison finds all there is to refuse
         reaching, start = block.ravel().take(found, mode="clip"), 0  # no index is outside, so none has to be looked at
@@ -84,16 +85,18 @@ def rank(similarity: Tensor,        # (Q, G) float32 or float64, higher is neare
     """Where the matches are. A column that is neither a hit nor out fills up its row and counts for nothing.
 
     Raises `PromptSGError` for NaN, for infinity, and for a match at -infinity."""
-    scores, most = similarity.gather(1, columns), lambda mask: max(1, int(mask.sum(1).max()))
-    thresholds = scores.masked_fill(~hits, torch.inf).sort(dim=1).values[:, :most(hits)].contiguous()
-    _check_finite(thresholds[:, 0].clamp(max=0).amin())
-    hits = thresholds < torch.inf
+    scores = similarity.gather(1, columns)
+    def only(mask):  # rising; infinity fills the rows up, and those columns that hold nothing else are cut off
+        return scores.masked_fill(~mask, torch.inf).sort(dim=1).values[:, :max(1, int(mask.sum(1).max()))].contiguous()
+    def among(own):
+        return [count - (own == torch.inf).sum(1, keepdim=True) for count in _counts(own, thresholds)]
+    thresholds = only(hits)
+    _check_finite(thresholds[:, 0].clamp(max=0).amin())  # a match at -infinity; the rest is looked at while it is counted
     before, shown = _gallery_counts(similarity, thresholds)
-    found_before, found = (count - (~hits).sum(1, keepdim=True) for count in _counts(thresholds, thresholds))
+    found_before, found = among(thresholds)
     if out is not None:
-        left = scores.masked_fill(~out, -torch.inf).sort(dim=1).values[:, -most(out):].contiguous()  # what is not meant lies below every threshold
-        before, shown = (count - less for count, less in zip((before, shown), _counts(left, thresholds)))
-    return Ranking(hits, before, shown, found_before, found)
+        before, shown = (count - left for count, left in zip((before, shown), among(only(out))))
+    return Ranking(thresholds < torch.inf, before, shown, found_before, found)
 
 # %% ../nbs/10_metrics.ipynb #cell008
 def _precision_after(ranking):
