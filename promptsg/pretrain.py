@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 from open_clip import CustomTextCLIP
 from open_clip.transformer import TextTransformer
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from .backbone import EMBEDDED, WEIGHTS, ViTBackbone, model_config, read_state_dict, tokenizer_for
+from .backbone import EMBEDDED, WEIGHTS, ViTBackbone, model_config, read_state_dict, save_tensors, tokenizer_for
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
@@ -231,10 +230,7 @@ def _look(model, images):
 
 def _save(model, out):
     "Float16 safetensors, whole or not at all."
-    part = Path(out).with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in model.state_dict().items()}, part)
-    os.replace(part, out)
+    save_tensors(out, {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()})
 
 # %% ../nbs/17_pretrain.ipynb #cell018
 _HAND = "A photo of a person's {aspect} hand"
@@ -302,8 +298,7 @@ def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progr
         _set_rate(optimizer, step, steps, lr)
         _align_step(text, tokenizer, optimizer, image, phrases, rng.integers(0, len(frame), batch), rng)
     del text.logit_scale  # its work is done
-    save_file({key: value.contiguous() for key, value in text.state_dict().items()}, out,
-              metadata={"text_cfg": json.dumps(TEXT_TOWER), "tokenizer": "hand_bpe"})
+    save_tensors(out, text.state_dict(), text_cfg=json.dumps(TEXT_TOWER), tokenizer="hand_bpe")
     return text.eval()
 
 
