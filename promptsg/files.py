@@ -10,7 +10,7 @@ __all__ = ['UNFINISHED', 'disk_sentence', 'writing', 'write_text', 'write_json',
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -40,20 +40,20 @@ def writing(path):
     path = Path(path)
     part = path.with_name(f"{UNFINISHED}{uuid4().hex}{path.suffix}")  # libraries choose the format by the suffix
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         rights = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         yield part
         os.chmod(part, rights)
         os.replace(part, path)
-    except OSError as error:
-        raise PromptSGError(disk_sentence(path, error)) from None
-    finally:
-        try:
+    except BaseException as error:
+        with suppress(OSError):  # the folder itself may be gone, or cannot be written
             part.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder itself is gone or cannot be written; the sentence above says so
+        if isinstance(error, OSError):
+            raise PromptSGError(disk_sentence(path, error)) from None
+        raise
 
 
 def write_text(path, text):
@@ -79,10 +79,8 @@ def check_writable(folder):
             opened.write(bytes(1 << 16))
         probe.unlink()
     except OSError as error:
-        try:
+        with suppress(OSError):
             probe.unlink(missing_ok=True)
-        except OSError:
-            pass
         raise PromptSGError(disk_sentence(folder, error)) from None
 
 # %% ../nbs/00a_files.ipynb #held
@@ -94,9 +92,10 @@ def sweep(folder):
 
 @contextmanager
 def held(folder):
-    """The block is the only one of all processes that holds `folder`, which is made. `PromptSGError` when another holds it.
+    """The block is the only one of all processes that holds `folder`, which is made, and taken away again if it stays empty.
 
-    Where the system has no such locks (Windows), nothing is checked."""
+    `PromptSGError` when another holds it. Where the system has no such locks (Windows), nothing is checked."""
+    made = not Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY) if fcntl else None
@@ -114,6 +113,9 @@ def held(folder):
     finally:
         if fcntl:
             os.close(handle)
+        if made:
+            with suppress(OSError):  # it is not empty
+                os.rmdir(folder)
 
 # %% ../nbs/00a_files.ipynb #content
 _hashes = {}  # (path, size, times, number on the disk) -> hash
