@@ -21,7 +21,7 @@ from typing import Annotated, Optional
 import click
 import typer
 
-from .config import Config, PromptSGError
+from .config import Config, PromptSGError, read_yaml, shown
 
 # %% ../nbs/16_cli.ipynb #cell003
 class _Commands(typer.core.TyperGroup):
@@ -46,13 +46,20 @@ Sets = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Change a
 
 # %% ../nbs/16_cli.ipynb #cell005
 def parse_sets(pairs):
-    "`['epochs=3', 'image_size=[224, 128]'] -> {'epochs': 3, 'image_size': [224, 128]}`. `PromptSGError` without an equals sign."
+    """`['epochs=3', 'image_size=[224, 128]', 'variant=mine: 2'] -> {'epochs': 3, 'image_size': [224, 128], 'variant': 'mine: 2'}`.
+
+    A field of text takes what follows the equals sign as it is (null where it may be left out), another is read as YAML.
+    `PromptSGError` without an equals sign, and for what is no YAML."""
     changes = {}
     for pair in pairs or []:
-        key, equals, value = pair.partition("=")
+        key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
-            raise PromptSGError(f"--set {pair!r} has no equals sign; write FIELD=VALUE")
-        changes[key.strip()] = yaml.safe_load(value)
+            raise PromptSGError(f"--set {shown(pair)} has no equals sign; write FIELD=VALUE")
+        try:
+            text = Config.takes_text(key) and not (value == "null" and Config.model_fields[key].default is None)
+            changes[key] = value if text else read_yaml(value)
+        except PromptSGError as error:
+            raise PromptSGError(f"--set {shown(pair)} cannot be read ({error}); write FIELD=VALUE, such as epochs=3") from None
     return changes
 
 
@@ -60,7 +67,7 @@ def read_config(text, sets=None):
     "The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with `--set` changes."
     from promptsg.versions import version
     name, at, backbone = str(text).partition("@")
-    config = version(name, backbone) if at and not Path(text).exists() else Config.from_yaml(text)
+    config = version(name, backbone) if at and not os.path.exists(text) else Config.from_yaml(text)
     return config.replace(**parse_sets(sets))
 
 
