@@ -233,7 +233,23 @@ def save_tensors(path, tensors, **metadata):
     "Writes a safetensors file, whole or not at all, with its numbers' checksum; `metadata` {name: text} goes along."
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as part:
-        save_file(tensors, part, metadata={"format": "pt", **metadata, "sha256": tensor_hash(tensors)})
+        try:
+            save_file(tensors, part, metadata={"format": "pt", **metadata, "sha256": tensor_hash(tensors)})
+        except SafetensorError as error:  # its way to say that the disk refused
+            raise OSError(str(error)) from None
+        _sort_metadata(part)
+
+
+def _sort_metadata(file):
+    "Put the header's metadata, which the library writes in any order, into alphabetical order: equal tensors make equal files."
+    with open(file, "r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) == size:
+            opened.seek(8)
+            opened.write(text)
 
 
 def read_tensors(path):
