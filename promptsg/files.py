@@ -11,7 +11,7 @@ __all__ = ['UNFINISHED', 'disk_sentence', 'writing', 'write_text', 'write_json',
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -51,10 +51,8 @@ def writing(path):
     except OSError as error:
         raise PromptSGError(disk_sentence(path, error)) from None
     finally:
-        try:
+        with suppress(OSError):  # the folder itself is gone or cannot be written; the sentence above says so
             part.unlink(missing_ok=True)
-        except OSError:
-            pass  # the folder itself is gone or cannot be written; the sentence above says so
 
 
 def write_text(path, text):
@@ -80,10 +78,8 @@ def check_writable(folder):
             opened.write(bytes(1 << 16))
         probe.unlink()
     except OSError as error:
-        try:
+        with suppress(OSError):
             probe.unlink(missing_ok=True)
-        except OSError:
-            pass
         raise PromptSGError(disk_sentence(folder, error)) from None
 
 # %% ../nbs/00a_files.ipynb #held
@@ -95,9 +91,10 @@ def sweep(folder):
 
 @contextmanager
 def held(folder):
-    """The block is the only one of all processes that holds `folder`, which is made. `PromptSGError` when another holds it.
+    """The block is the only one of all processes that holds `folder`, which is made, and taken away again if it stays empty.
 
-    Where the system has no such locks (Windows), nothing is checked."""
+    `PromptSGError` when another holds it. Where the system has no such locks (Windows), nothing is checked."""
+    made = not Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY) if fcntl else None
@@ -115,6 +112,9 @@ def held(folder):
     finally:
         if fcntl:
             os.close(handle)
+        if made:
+            with suppress(OSError):  # it is not empty
+                os.rmdir(folder)
 
 # %% ../nbs/00a_files.ipynb #content
 _hashes = {}  # (path, size, times, number on the disk) -> hash
