@@ -9,6 +9,7 @@ __all__ = ['VIEWS', 'find_runs', 'OpenRun', 'State', 'Explorer', 'draw_ranked', 
 import base64
 import html
 import io
+import re
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import HandDataset, Splits, batches, eval_transform, load_image, read_data
+from .data import HandDataset, batches, eval_transform, find_same, load_image, read_data, run_splits
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
 from .training import load_run
@@ -69,7 +70,7 @@ class OpenRun:
         self.protocol = find_protocol(protocol)
         self.model = load_run(folder).to(Accelerator().device)
         self.config, self.progress = self.model.config, progress
-        self.splits = Splits.load(Path(folder) / "splits.json", frame)
+        self.splits = run_splits(folder, frame)
         self.frame = ranked_images(self.splits, (protocol,)).drop_duplicates("path")[["path", "identity", "image"]].reset_index(drop=True)
         self.tower = self._tower(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
@@ -84,12 +85,19 @@ class OpenRun:
         return torch.cat([one.embedding for one in found]), torch.cat([one.patches for one in found])
 
     def add(self, path):
-        "Have a picture of one's own among the images. `PromptSGError` when it cannot be read."
-        if path not in set(self.frame.path):
-            own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
-            self.tower = tuple(torch.cat(both) for both in zip(self.tower, self._tower(own)))
-            self.frame = pd.concat([self.frame, own], ignore_index=True)
-            self.seen.cache_clear()
+        """Have a picture of one's own among the images; returns the path under which it is there.
+
+        A picture that is there already, under whatever name, is that one. `PromptSGError` when it cannot be read."""
+        if path in set(self.frame.path):
+            return path
+        known = self.frame[find_same(path, self.frame)]
+        if len(known):
+            return known.path.iloc[0]
+        own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
+        self.tower = tuple(torch.cat(both) for both in zip(self.tower, self._tower(own)))
+        self.frame = pd.concat([self.frame, own], ignore_index=True)
+        self.seen.cache_clear()
+        return path
 
     def words(self, prompt):
         "The run's own sentence; empty without language."
@@ -111,7 +119,8 @@ class OpenRun:
         self._say(prompt, words)
         seen, attention = self._look(prompt) if self.config.language else (self.tower[0], None)
         features = F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
-        return Embeddings({path: row for row, path in enumerate(self.frame.path)}, features), attention
+        rows = {path: row for row, path in enumerate(self.frame.path)}
+        return Embeddings(rows, features, self.model.trained_on), attention
 
     def _look(self, prompt):
         "What `model` makes of what the tower said: the images seen through the text (N, D), and attention (N, heads, rows, columns)."
@@ -180,7 +189,7 @@ class Explorer:
         "Take a new state once everything that it needs is there."
         state = replace(self.state, **fields)
         run = self._opened(state.run)
-        run.add(state.query)
+        state = replace(state, query=run.add(state.query))
         run.seen(*self._saying(state))
         self.state = state
 
@@ -195,9 +204,13 @@ class Explorer:
 
     def set_upload(self, name, content):
         "A picture of one's own, from the bytes of its file."
-        path = Path(tempfile.mkdtemp(dir=self._kept.name)) / Path(name).name  # a folder each: two files may have one name
+        name = re.sub(r"[^\w.-]+", "_", str(name))[-60:].strip("._") or "picture"  # whatever a browser sends
+        path = Path(tempfile.mkdtemp(dir=self._kept.name)) / name  # a folder each: two files may have one name
         path.write_bytes(content)
-        self.set_query(path)
+        try:
+            self.set_query(path)
+        except PromptSGError as error:  # the temporary folder's name would tell nobody anything
+            raise PromptSGError(str(error).replace(str(path), name)) from None
 
     def random_query(self, seed=None):
         "Another query of the first split."
@@ -254,7 +267,7 @@ class Explorer:
     def ranked(self):
         "The gallery, nearest first, as a DataFrame: image, identity, path, similarity (cosine), right (None for a person nobody knows)."
         gallery = getattr(self.run.splits, self.run.protocol.gallery)[0]
-        gallery = gallery[gallery.path != self.state.query].reset_index(drop=True)
+        gallery = gallery[~find_same(self.state.query, gallery)].reset_index(drop=True)
         query = self.run.frame[self.run.frame.path == self.state.query]
         places, near = rank_gallery(self.run.seen(*self.said)[0], query, gallery, self.state.top)
         found = gallery.iloc[places[0].tolist()][["image", "identity", "path"]].reset_index(drop=True)

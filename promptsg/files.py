@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'disk_sentence', 'writing', 'write_text', 'write_json', 'check_writable', 'sweep', 'held',
-           'content_hash', 'same_file', 'read_json', 'counted', 'write_csv', 'read_csv', 'markdown_cell',
+           'content_hash', 'same_file', 'read_json', 'counted', 'csv_text', 'write_csv', 'read_csv', 'markdown_cell',
            'markdown_code']
 
 # %% ../nbs/00a_files.ipynb #cell002
@@ -180,15 +180,20 @@ def _text_changed(table, change):
     return table
 
 
+def csv_text(table):
+    "What `write_csv` writes."
+    guarded = _text_changed(table, _guarded)
+    returns = any("\r" in cell for name in guarded for cell in guarded[name] if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which leaves \r bare
+    return guarded.to_csv(index=False, lineterminator="\n", quoting=quoting)
+
+
 def write_csv(path, table):
     """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it can be a formula.
 
     File names that are not UTF-8 keep their bytes. `read_csv` gives the same table back."""
-    guarded = _text_changed(table, _guarded)
-    returns = any("\r" in cell for name in guarded for cell in guarded[name] if isinstance(cell, str))
     with writing(path) as part:
-        guarded.to_csv(part, index=False, lineterminator="\n", errors="surrogateescape",
-                       quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)  # which leaves \r bare
+        part.write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
 
 
 _AS_WRITTEN = dict(keep_default_na=False, na_values=[""], encoding_errors="surrogateescape", low_memory=False)

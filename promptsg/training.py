@@ -6,8 +6,8 @@
 __all__ = ['SPLIT_FIELDS', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes',
            'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective',
            'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'save_checkpoint', 'read_checkpoint',
-           'load_weights', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'splits_of', 'left_out',
-           'measure', 'gradient_table']
+           'load_weights', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'left_out', 'splits_of',
+           'weights_hash', 'measure', 'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
 import hashlib
@@ -49,7 +49,8 @@ from .files import disk_sentence, held, read_json, writing
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
-from .splits import check_unchanged, run_splits, train_side
+from .readers import left_out_lines
+from .splits import check_unchanged, train_side
 
 # %% ../nbs/12_training.ipynb #cell004
 def parameter_groups(model, config):
@@ -759,17 +760,23 @@ def make_accelerator(config, out=None):
     return found
 
 # %% ../nbs/12_training.ipynb #around
-def splits_of(config, frame):
-    "The config's splits of a frame; what was left out is said on stderr, by reason and count, by the first of many processes."
-    return left_out(make_splits(frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects))
-
-
-def left_out(splits):
-    "What was left out, on stderr, by reason and count, by the first of many processes; returns the splits."
-    for reason, count in splits.excluded.items():
-        if count and processes()[0] == 0:
-            print(f"left out: {count} ({reason})", file=sys.stderr)
+def left_out(splits, said=()):
+    "What was left out, on stderr, by reason and count, by the first of many processes, but not the reasons in `said`; returns the splits."
+    for line in left_out_lines({reason: count for reason, count in splits.excluded.items() if reason not in said}):
+        if processes()[0] == 0:
+            print(line, file=sys.stderr)
     return splits
+
+
+def splits_of(config, frame, said=()):
+    "The config's splits of a frame; what was left out is printed, but not the reasons in `said`."
+    splits = make_splits(frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects)
+    return left_out(splits, said)
+
+
+def weights_hash(model):
+    "The first 12 hex digits of SHA-256 over all weights of a model, frozen ones included: what a measurement was made with."
+    return _digest(model.state_dict())[:12]
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
