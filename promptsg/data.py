@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'PKSampler', 'eval_transform', 'train_transform', 'cache_folder', 'writable_folder',
-           'save_array', 'PixelCache', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError',
-           'Splits', 'check_images', 'class_index', 'content_hash', 'counted', 'data_hash', 'for_data', 'load_image',
-           'make_splits', 'read_11k', 'read_all', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_picture',
-           'write_text']
+           'save_array', 'PixelCache', 'mixed_seed', 'seeded', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS',
+           'THRESHOLDS', 'ImageError', 'Splits', 'check_images', 'class_index', 'content_hash', 'counted', 'data_hash',
+           'for_data', 'load_image', 'make_splits', 'read_11k', 'read_all', 'read_data', 'read_folders', 'read_hd',
+           'read_images', 'read_picture', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from uuid import uuid4
 
@@ -46,9 +48,12 @@ class PKSampler(Sampler):
     nearly all came twice; one with fewer than K images is drawn from with replacement. An epoch has rows // (P K) batches, at
     least one, unless `batches` says how many. The draw depends on (seed, epoch) alone; call `set_epoch(e)` before epoch e.
     `share` is (i, n): of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
+    `numbered`: batches hold (row, draw), where the row comes for the draw-th time (from 0) in this
+    epoch of all processes; `HandDataset` augments each draw in its own way.
     Raises `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
 
-    def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1)):
+    def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1),
+                 numbered=False):
         self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
         if not 1 <= p <= len(self.groups):
             raise PromptSGError(f"a batch of {p} identities cannot be drawn from the {len(self.groups)} that are trained on; set batch_size to at most "
@@ -58,6 +63,7 @@ class PKSampler(Sampler):
             raise PromptSGError(f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make batch_size a multiple of "
                                 f"instances x {share[1]}")
         self.p, self.k, self.seed, self.epoch, self.share = p, k, seed, 0, share
+        self.numbered = numbered
         self.batches = batches or max(1, sum(map(len, self.groups)) // (p * k))
 
     def set_epoch(self, epoch):
@@ -74,11 +80,14 @@ class PKSampler(Sampler):
             yield from order[: len(order) // self.p * self.p].reshape(-1, self.p)
 
     def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng, draws = np.random.default_rng([self.seed, self.epoch]), defaultdict(count)
+        own = self.p // self.share[1] * self.k
         for chosen in islice(self._deal(rng), self.batches):
-            draws = [rng.choice(self.groups[g], self.k, replace=len(self.groups[g]) < self.k) for g in chosen]
-            own = self.p // self.share[1]
-            yield np.concatenate(draws[self.share[0] * own:][:own]).tolist()
+            groups = [self.groups[g] for g in chosen]
+            rows = [row for group in groups for row in rng.choice(group, self.k, len(group) < self.k).tolist()]
+            if self.numbered:  # before the batch is dealt out, so all processes count the same
+                rows = [(row, next(draws[row])) for row in rows]
+            yield rows[self.share[0] * own:][:own]
 
 # %% ../nbs/01_data.ipynb #cell021
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -164,7 +173,8 @@ def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=
 
     `flip`: probability of a mirror image, 0 for hands. `pad`: pixels added on each side before a random crop back to
     `size`. `jitter`: the largest relative change of brightness, contrast and saturation. `erase`: probability that a
-    rectangle is erased (it becomes the mean colour). The randomness is torch's generator of the process that loads."""
+    rectangle is erased (it becomes the mean colour). The random numbers are
+    torch's, from its generator of the process; `HandDataset` seeds it for each image."""
     steps = _pixels(size)
     if pad:
         steps.append(_RandomShift(pad))
@@ -233,9 +243,27 @@ class PixelCache:
             raise PromptSGError(f"{self.files[path]}, the cached pixels of {path}, cannot be read ({error}); delete that file and start again") from None
 
 # %% ../nbs/01_data.ipynb #cell026
+def mixed_seed(*numbers):
+    """One seed, 0..2^32 - 1, of whole numbers that are not negative; another number, another seed.
+
+    Torch's CPU generator looks at the low 32 bits alone: numbers that are shifted above them are lost."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(*numbers):
+    "Within the block torch's CPU generator starts from `mixed_seed(*numbers)`; after it, it goes on as before."
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(mixed_seed(*numbers))
+        yield
+
+
 @dataclass
 class HandDataset(Dataset):
     """The images of a DataFrame: item i is `dict(image (3, H, W), label, index)`.
+
+    An item is asked for by its row, or by (row, draw) as a `numbered` `PKSampler` does. What a transform
+    draws depends on (seed, epoch, row, draw) alone; call `set_epoch(e)` before epoch e is loaded.
 
     `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels` must have the transform's size. Raises
     `PromptSGError` for an identity that `labels` does not have, and for an image that cannot be read, naming the file."""
@@ -243,6 +271,8 @@ class HandDataset(Dataset):
     transform: Callable              # PIL image, or with `pixels` uint8 (3, H, W) -> tensor
     labels: dict | None = None
     pixels: PixelCache | None = None # take images from this cache, which is filled at once
+    seed: int = 0                    # of the transform's random numbers
+    epoch: int = 0
 
     def __post_init__(self):
         unknown = set(self.frame.identity) - set(self.labels) if self.labels is not None else ()
@@ -257,8 +287,16 @@ class HandDataset(Dataset):
     def __len__(self):
         return len(self.paths)
 
+    def set_epoch(self, epoch):
+        "Choose which epoch's random numbers come next. Workers that run already do not hear of it."
+        self.epoch = epoch
+
     def __getitem__(self, index):
-        return dict(image=self.transform(self.load(self.paths[index])), label=self.numbers[index], index=index)
+        row, draw = index if isinstance(index, tuple) else (index, 0)
+        row = range(len(self))[row]
+        with seeded(self.seed, self.epoch, row, draw):
+            image = self.transform(self.load(self.paths[row]))
+        return dict(image=image, label=self.numbers[row], index=row)
 
 # %% ../nbs/01_data.ipynb #cell028
 def batches(loader):

@@ -17,25 +17,24 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import nn
 
 from .backbone import split_heads
-from .config import PromptSGError
+from .config import PromptSGError, check_places
 
 # %% ../nbs/04_prompt.ipynb #cell004
 @dataclass(frozen=True)
 class PromptTokens:
     "A tokenised prompt: `ids` from start to end token, and the `place` of s* in it (None for a sentence without)."
-    text: str
+    text: str            # as it is read out, "s*" at the place
     ids: tuple           # L token ids, start and end token included
     place: int | None    # 0..L-1
+    template: str        # as it was given, with `{}` and `{aspect}`
 
 
 def fill_aspect(template, aspect=""):
     """`"A photo of a {} person's {aspect} hand."` with the aspect in words ("dorsal right") and `{}` left for s*; an empty aspect leaves single blanks.
 
-    Raises `PromptSGError` for any other field."""
-    try:
-        filled = template.replace("{}", "\0").format(aspect=aspect).replace("\0", "{}")
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:  # what str.format raises
-        raise PromptSGError(f"the prompt {template!r} holds something other than {{}} and {{aspect}} ({error}); remove it") from None
+    Raises `PromptSGError` for anything else in braces."""
+    check_places(template)
+    filled = template.replace("{aspect}", aspect)
     return filled if aspect else re.sub(" +", " ", filled)
 
 
@@ -53,7 +52,7 @@ def tokenize_prompt(template, tokenizer, aspect=""):
     ids = (tokenizer.sot_token_id, *before, *middle, tokenizer.eot_token_id)
     if len(ids) > tokenizer.context_length:
         raise PromptSGError(f"the prompt {template!r} has {len(ids)} tokens but the text encoder reads {tokenizer.context_length}; shorten it")
-    return PromptTokens("s*".join(pieces), ids, place)
+    return PromptTokens("s*".join(pieces), ids, place, template)
 
 # %% ../nbs/04_prompt.ipynb #cell006
 class TextFeatures:

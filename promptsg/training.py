@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits,
+from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits, mixed_seed,
                            train_transform, writable_folder, write_text)
 from .evaluation import PROTOCOLS, Embeddings, embed_images, evaluate, ranked_images
 from .files import disk_sentence, held, read_json, writing
@@ -327,7 +327,11 @@ class _FrozenDataset(Dataset):
     def __len__(self):
         return len(self.places)
 
+    def set_epoch(self, epoch):
+        "Nothing here is random."
+
     def __getitem__(self, index):
+        index = index[0] if isinstance(index, tuple) else index  # (row, draw): every draw is the same
         file, row = self.places[index]
         return dict(frozen=torch.from_numpy(_mapped(file)[row].copy()), label=self.numbers[index], index=index)
 
@@ -360,7 +364,7 @@ class Feed:
 
     def _images(self, frame, transform, labels=None):
         with first_here():
-            return HandDataset(frame, transform, labels, self.pixels)
+            return HandDataset(frame, transform, labels, self.pixels, self.config.seed)
 
     def evaluation(self, frame, labels=None):
         "The images as they are."
@@ -579,9 +583,10 @@ class Trainer:
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
         optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)
-        self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes())
-        self.random = torch.Generator()  # of the loader's workers
-        loader = DataLoader(self._training_data(), batch_sampler=self.sampler, num_workers=c.num_workers, pin_memory=c.pin_memory, generator=self.random)
+        self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
+                                 numbered=True)
+        loader = DataLoader(self._training_data(), batch_sampler=self.sampler, num_workers=c.num_workers, pin_memory=c.pin_memory,
+                            generator=torch.Generator())  # its own, so that it takes no number from the dropout's
         self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
         self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
@@ -594,8 +599,8 @@ class Trainer:
 
     def _train_epoch(self, epoch):
         "One pass; mean of each loss term and the learning rates, for metrics.csv."
-        for generator in (torch, self.random):  # each process draws its own augmentation
-            generator.manual_seed(self.config.seed * 1_000_003 + epoch + (processes()[0] << 40))
+        torch.manual_seed(mixed_seed(self.config.seed, epoch, processes()[0]))  # each process draws its own dropout
+        self.loader.dataset.set_epoch(epoch)  # the augmentation is drawn by epoch and image
         self.loader.set_epoch(epoch)  # accelerate counts passes itself and would start again at 0 after a resume
         self.prepared.train()
         steps, size = len(self.sampler), self.config.batch_size
