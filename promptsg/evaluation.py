@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images',
-           'check_strangers', 'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'notes', 'Difference',
-           'paired_bootstrap', 'combine', 'rank_gallery']
+           'check_strangers', 'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes',
+           'Difference', 'paired_bootstrap', 'combine', 'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -321,22 +321,26 @@ def minp_note(results):
     return _MINP + (f". It equals mAP{where}, {why}" if equal else "")
 
 
-def notes(results):
-    """Lines for below a table of `{name: Result}`, each only where it is so: what mINP is, protocols that differ
-    by the rule alone, queries that were left out, the camera filter, and another data set than the training's."""
-    yield minp_note(results)
+def conditions(results):
+    """Lines that tell what is particular in `{name: Result}`: protocols that differ by the rule alone, queries that
+    were left out, the camera filter, another data set than the training's. None where nothing is."""
     for name, result in results.items():
         said = result.record
         if said["same_galleries_as"]:
             yield (f"{name}: the galleries are those of {said['same_galleries_as']}, as the data has one aspect; only the "
                    f"rule of average precision ({said['protocol']['ap']}) is another")
         if said["queries_without_match"]:
-            yield (f"{name}: {counted(said['queries_without_match'], 'query', 'queries')} in all splits had no right image "
-                   "in the gallery and are left out")
+            count = counted(said["queries_without_match"], "query", "queries")
+            yield f"{name}: {count}, of all splits, without a right image in the gallery: left out"
         if said["camera_filter"]:
             yield f"{name}: images of the query's own camera were no matches"
         if said["cross"]:
             yield f"{name}: measured on another data set than the run was trained on"
+
+
+def notes(results):
+    "The lines for below a table of `{name: Result}`: `minp_note` and `conditions`."
+    return [minp_note(results), *conditions(results)]
 
 # %% ../nbs/11_evaluation.ipynb #cell011
 class Difference(NamedTuple):

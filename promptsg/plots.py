@@ -11,7 +11,6 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'BROWN', 'PINK', 'GREY', 
 
 # %% ../nbs/14_plots.ipynb #cell002
 import functools
-import os
 import re
 import textwrap
 import zlib
