@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .backbone import WEIGHTS
 from .config import Config, PromptSGError
@@ -31,6 +30,7 @@ from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_
                                  ranked_images)
 from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv, read_json, write_csv,
                             write_json, write_text)
+from .images import progress_bar
 from .model import untrained, zero_shot_config
 from .plots import kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
 from .synth import demo_hands
@@ -204,7 +204,7 @@ def do_job(job, tick=lambda: None):
 # %% ../nbs/18_report.ipynb #cell010
 def do_jobs(jobs, progress=True):
     "All jobs, under one progress bar that counts epochs. What fails leaves its sentence in its folder's failed.txt and does not stop the others."
-    with tqdm(total=sum(map(_length, jobs)), desc="report", unit="epoch", disable=not progress) as bar:
+    with progress_bar(show=progress, total=sum(map(_length, jobs)), desc="report", unit="epoch") as bar:
         end = 0
         for job in jobs:
             end += _length(job)
