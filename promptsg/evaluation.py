@@ -241,8 +241,7 @@ def _surroundings(device):
 
 def _measure(embeddings, query, gallery, protocol, cameras):
     "One split: `evaluate_features`' dict, per query included."
-    known = lambda part: part.camera.where(part.camera != "", part.path)  # an unknown camera is nobody else's
-    cams = [known(part) if cameras else None for part in (query, gallery)]
+    cams = [part.camera if cameras else None for part in (query, gallery)]
     return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity, *cams,
                              ap=protocol.ap, per_query=True)
 
@@ -256,7 +255,7 @@ def _query_table(split, query, values):
 
 def _several_cameras(rows):
     "The data says with which camera each image was taken, and there are several."
-    return "camera" in rows and rows.camera[rows.camera != ""].nunique() > 1
+    return "camera" in rows and rows.camera.nunique() > 1
 
 
 def _same_galleries(splits, protocol):
