@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images',
-           'check_strangers', 'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes',
-           'Difference', 'paired_bootstrap', 'combine', 'rank_gallery']
+           'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes', 'Difference',
+           'paired_bootstrap', 'combine', 'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -93,12 +93,6 @@ def embed_images(embed, frame, transform, **loading):
     "`Embeddings` of every distinct image of a frame, each embedded once. `loading`: as in `embed_frame`."
     frame = frame.drop_duplicates("path")
     return Embeddings({path: row for row, path in enumerate(frame.path)}, embed_frame(embed, frame, transform, **loading))
-
-
-def check_strangers(embeddings, splits, galleries):
-    "Nothing, or `PromptSGError` where somebody is to be ranked whom the model was trained on."
-    if embeddings.trained_on is not None:
-        embeddings.trained_on.check(pd.concat([splits.test, *galleries]).drop_duplicates("path"), splits.cross)
 
 
 def ranked_images(splits, protocols=("clipfh",)):
@@ -288,7 +282,8 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
-    check_strangers(embeddings, splits, galleries)
+    if embeddings.trained_on is not None:
+        embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
     cameras = _several_cameras(used)
     measured = [_measure(embeddings, query, gallery, protocol, cameras) for query, gallery in zip(splits.queries, galleries)]

@@ -34,18 +34,17 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .backbone import read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError
 from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits, mixed_seed,
                            train_transform, writable_folder, write_text)
-from .evaluation import PROTOCOLS, Embeddings, embed_images, evaluate, ranked_images
-from .files import disk_sentence, held, read_json, writing
+from .evaluation import Embeddings, embed_images, evaluate, ranked_images
+from .files import held
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
@@ -402,15 +401,6 @@ def _own_tensors(model):
     return {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n not in frozen and not n.startswith("prompt.")}
 
 
-def _digest(tensors):
-    "SHA-256 over names and bytes of tensors."
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
     """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a readable `folder/state.json`.
 
@@ -420,13 +410,7 @@ def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
     for p, values in optimizer.state.items() if optimizer else ():
         tensors |= {f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone() for key, value in values.items()}
     state = state | ({"scaler": scaler} if scaler else {})
-    about = {"state": json.dumps(state | {"sha256": _digest(tensors)})}  # one entry: several would come in any order
-    file = Path(folder) / "checkpoint.safetensors"
-    with writing(file) as part:
-        try:
-            save_file(tensors, part, metadata=about)
-        except SafetensorError as error:  # its way to say that the disk refused
-            raise PromptSGError(disk_sentence(file, error)) from None
+    save_tensors(Path(folder) / "checkpoint.safetensors", tensors, state=json.dumps(state))
     _write_state(folder, state)
 
 
@@ -441,15 +425,11 @@ def read_checkpoint(folder):
     if not file.is_file():
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
-        with safe_open(file, "pt") as opened:
-            state = _checked_state(json.loads((opened.metadata() or {})["state"]))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        if state.pop("sha256", None) not in (None, _digest(tensors)):
-            raise ValueError("its bytes are not those that were written")
-        return tensors, state
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise PromptSGError(f"{file} is not a complete checkpoint ({type(error).__name__}: {error}); it was not changed: "
-                            "use the run's other checkpoint (best or last) or train again") from None
+        tensors, about = read_tensors(file)
+        return tensors, _checked_state(json.loads(about["state"]))
+    except (KeyError, TypeError, ValueError) as error:  # a `PromptSGError` is a ValueError
+        raise PromptSGError(f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's other checkpoint (best "
+                            "or last) or train again") from None
 
 
 _STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "frozen_hash": str}  # what a state must hold
@@ -534,7 +514,8 @@ class Trainer:
 
     def fit(self, resume=False):
         self.out = Path(self.out)
-        with held(self.out) if processes()[0] == 0 else nullcontext():
+        first = os.environ.get("RANK", "0") == "0"  # what torchrun sets; the processes have not met yet
+        with held(self.out) if first else nullcontext():
             try:
                 return self._fit(resume)
             except KeyboardInterrupt:
@@ -663,7 +644,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             self.splits.save(self.out / "splits.json")
-            train_side(self.out / "splits.json").check(ranked_images(self.splits, PROTOCOLS))
+            train_side(self.out / "splits.json").check(self.splits, self.splits.galleries_all)
             write_text(self.out / "config.yml", self.config.to_yaml())  # last: with it the folder is a run
         return 0
 
@@ -781,7 +762,7 @@ def splits_of(config, frame, said=()):
 
 def weights_hash(model):
     "The first 12 hex digits of SHA-256 over all weights of a model, frozen ones included: what a measurement was made with."
-    return _digest(model.state_dict())[:12]
+    return tensor_hash(model.state_dict())[:12]
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
