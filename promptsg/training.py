@@ -43,7 +43,7 @@ from tqdm.auto import tqdm
 from .config import Config, PromptSGError
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
-from .evaluation import PROTOCOLS, Embeddings, embed_images, evaluate, ranked_images
+from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .files import disk_sentence, held, read_json, write_json, writing
 from .images import progress_bar
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
@@ -713,7 +713,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             self.splits.save(self.out / "splits.json")
-            train_side(self.out / "splits.json").check(ranked_images(self.splits, PROTOCOLS))
+            train_side(self.out / "splits.json").check(self.splits, self.splits.galleries_all)
             write_text(self.out / "config.yml", self.config.to_yaml())  # last: with it the folder is a run
         return 0
 
