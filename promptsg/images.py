@@ -107,7 +107,7 @@ def _opened(path):
 def _mend_transparent_colour(image):
     "Pillow spreads or cuts a PNG's 2, 4 or 16 bits to 8, but not those of the colour that is transparent."
     mend = {"L;2": lambda x: x * 85, "L;4": lambda x: x * 17, "RGB;16B": lambda x: tuple(v >> 8 for v in x)}
-    raw = image.tile[0].args if image.format == "PNG" and image.tile else None
+    raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if raw in mend and "transparency" in image.info:
         image.info["transparency"] = mend[raw](image.info["transparency"])
 
