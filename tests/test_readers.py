@@ -323,6 +323,9 @@ def test_mbanets_folders_are_read_as_what_they_are(tmp_path):
     assert pairs["dorsal_r"][1] == (names("0001051/1051_0.jpg", "0001051/1051_2.jpg", "0001200/0001200_0.jpg", "0001200/0001200_2.jpg"),
                                     names("0001051/1051_1.jpg", "0001200/0001200_1.jpg"))
     assert val["dorsal_r"] == names("0000001/1_0.jpg", "0000002/2_0.jpg")
+    splits = make_splits(frame, "dorsal_r", 2, val="images")
+    assert [(list(query.image), list(gallery.image)) for query, gallery in zip(splits.queries, splits.galleries)] == pairs["dorsal_r"]
+    assert list(splits.val.image) == val["dorsal_r"] and len(splits.train) == 4 and len(splits.galleries_all[1]) == 4
     one = read_data(right)
     assert list(one.image) == list(frame.image[frame.aspect == "dorsal_r"]) and one.attrs["pairs"]["dorsal_r"] == pairs["dorsal_r"]
     assert {Path(path).parts[-3] for path in one.path} == {"train_all", "test"}
