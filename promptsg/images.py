@@ -77,19 +77,19 @@ class ImageError(PromptSGError):
 
 
 class _Refused(Exception):
-    "A reason why a picture is not read, to follow `FILE cannot be read:`."
+    "Why a picture is not read and what to do, to follow `FILE cannot be read:`."
 
 
 def _reason(error):
+    "The same for any error."
     if isinstance(error, _Refused):
         return str(error)
-    if isinstance(error, FileNotFoundError):
-        return "it is missing"
-    if isinstance(error, PermissionError):
-        return "this user may not open it"
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels"
-    return "there is too little memory for it" if isinstance(error, MemoryError) else "it is damaged or no image"
+        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; shrink it or take it out of the data"
+    reasons = {FileNotFoundError: "it is missing", PermissionError: "this user may not open it",
+               MemoryError: "there is too little memory for it"}
+    reason = next((said for kind, said in reasons.items() if isinstance(error, kind)), "it is damaged or no image")
+    return f"{reason}; restore the file or take it out of the data"
 
 
 @contextmanager
@@ -97,14 +97,13 @@ def _opened(path):
     "PIL's image, not yet decoded; whatever goes wrong within the block is an `ImageError`."
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _Refused("it is no file")  # a pipe would be waited for without end
+            raise _Refused("it is no file; take it out of the data")  # a pipe would be waited for without end
         # given a name, Pillow maps some files into memory, and then garbles a TIFF that lies on its side
         with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             with _one_large if image.width * image.height > _LARGE else nullcontext():
                 yield image
     except Exception as error:  # decoders raise all kinds
-        sentence = f"{path} cannot be read: {_reason(error)}; restore the file or take it out of the data"
-        raise ImageError(sentence) from None
+        raise ImageError(f"{path} cannot be read: {_reason(error)}") from None
 
 
 def _mend_transparent_colour(image):
