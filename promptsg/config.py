@@ -86,8 +86,10 @@ def _read_text(path):
             text = opened.read(_YAML_BYTES + 1).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise PromptSGError("it is not text in UTF-8") from None
-    except OSError as error:
-        raise PromptSGError(error.strerror or type(error).__name__) from None
+    except PromptSGError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise PromptSGError(getattr(error, "strerror", None) or _first_line(error)) from None
     return text
 
 # %% ../nbs/00_config.ipynb #cell006

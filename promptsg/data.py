@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'PKSampler', 'eval_transform', 'train_transform', 'cache_folder', 'writable_folder',
            'save_array', 'PixelCache', 'mixed_seed', 'seeded', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS',
-           'THRESHOLDS', 'ImageError', 'Splits', 'check_images', 'class_index', 'content_hash', 'counted', 'data_hash',
-           'for_data', 'load_image', 'make_splits', 'read_11k', 'read_all', 'read_data', 'read_folders', 'read_hd',
-           'read_images', 'read_picture', 'write_text']
+           'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images', 'check_writable', 'class_index',
+           'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same', 'for_data', 'left_out_lines',
+           'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all', 'read_data', 'read_folders', 'read_hd',
+           'read_images', 'read_mbanet', 'read_picture', 'reading_summary', 'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -30,15 +31,18 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
 from .config import PromptSGError
-from .files import content_hash, counted, write_text
-from .images import ImageError, check_images, load_image, read_all
-from .readers import (BASE_COLUMNS, READERS, THRESHOLDS, class_index, data_hash, for_data, read_11k, read_data, read_folders, read_hd,
-                              read_images, read_picture)
-from .splits import Splits, make_splits
+from .files import check_writable, content_hash, counted, write_text, writing
+from .images import ImageError, check_images, load_image, progress_bar, read_all, survey
+from .readers import (BASE_COLUMNS, READERS, THRESHOLDS, class_index, data_hash, find_same, for_data, left_out_lines,
+                              read_11k, read_data, read_folders, read_hd, read_images, read_mbanet, read_picture,
+                              reading_summary)
+from .splits import Splits, TrainSide, cross_splits, make_splits, run_splits
 
 # %% ../nbs/01_data.ipynb #all
-_all_ = ["BASE_COLUMNS", "READERS", "THRESHOLDS", "ImageError", "Splits", "check_images", "class_index", "content_hash", "counted", "data_hash", "for_data",
-         "load_image", "make_splits", "read_11k", "read_all", "read_data", "read_folders", "read_hd", "read_images", "read_picture", "write_text"]
+_all_ = ["BASE_COLUMNS", "READERS", "THRESHOLDS", "ImageError", "Splits", "TrainSide", "check_images", "check_writable",
+         "class_index", "content_hash", "counted", "cross_splits", "data_hash", "find_same", "for_data", "left_out_lines",
+         "load_image", "make_splits", "progress_bar", "read_11k", "read_all", "read_data", "read_folders", "read_hd",
+         "read_images", "read_mbanet", "read_picture", "reading_summary", "run_splits", "survey", "write_text"]
 
 # %% ../nbs/01_data.ipynb #cell019
 class PKSampler(Sampler):

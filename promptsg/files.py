@@ -40,18 +40,20 @@ def writing(path):
     path = Path(path)
     part = path.with_name(f"{UNFINISHED}{uuid4().hex}{path.suffix}")  # libraries choose the format by the suffix
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         rights = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         yield part
         os.chmod(part, rights)
         os.replace(part, path)
-    except OSError as error:
-        raise PromptSGError(disk_sentence(path, error)) from None
-    finally:
-        with suppress(OSError):  # the folder itself is gone or cannot be written; the sentence above says so
+    except BaseException as error:
+        with suppress(OSError):  # the folder itself may be gone, or cannot be written
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise PromptSGError(disk_sentence(path, error)) from None
+        raise
 
 
 def write_text(path, text):

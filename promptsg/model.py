@@ -6,25 +6,23 @@
 __all__ = ['RECORD_FILE', 'WEIGHT_FILE', 'PromptSGOutput', 'PromptSG', 'zero_shot_config', 'untrained']
 
 # %% ../nbs/09_model.ipynb #cell002
-import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from open_clip.transformer import TextTransformer
-from safetensors.torch import save_file
+from open_clip import CustomTextCLIP
 from torch import nn
 
-from .backbone import QuickGELU, load_towers, model_config, read_state_dict, tokenizer_for
-from .config import Config, PromptSGError
-from .data import write_text
+from .backbone import (QuickGELU, check_numbers, load_towers, mismatch, model_config, read_state_dict,
+                               save_tensors, text_tower)
+from .config import Config, PromptSGError, shown
+from .files import check_writable, read_json, write_json, write_text
 from .fusion import MultiModalInteraction
 from .heads import HEADS, Whitening
 from .inversion import TextualInversionMLP
-from .prompt import PromptEncoder, fill_aspect
+from .prompt import PromptEncoder
 
 # %% ../nbs/09_model.ipynb #cell003
 @dataclass
@@ -46,12 +44,15 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     `PromptSG(config, num_classes)`; `forward(images (B, 3, H, W), prompt="composed" | "simplified") -> PromptSGOutput`;
     `embed(images) -> (B, D')`, L2-normalised; `save_pretrained(folder)`, `PromptSG.from_pretrained(folder or repository)`.
+    `trained_on` is the `promptsg.splits.TrainSide` of its training, None where that is not known.
     Raises `PromptSGError` when config and weights do not fit together."""
 
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
-        towers = towers or load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained)
+        towers = towers or load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
+                                       config.seed)
         self.config, self.num_classes, self.mean, self.std = config, num_classes, towers.mean, towers.std
+        self.trained_on = None
         self.backbone = towers.backbone
         self.backbone.unfreeze(config.unfreeze_blocks)
         if config.language:
@@ -122,13 +123,22 @@ class PromptSG(nn.Module, ModelHubMixin):
             return self(images, prompt).attention.unflatten(2, self.backbone.grid)
 
     # --- as a folder, and on the hub -----------------------------------------------------------------------------------
+    def save_pretrained(self, save_directory, *, model_card_kwargs=None, **options):
+        """Writes README.md (unless there is one), model.safetensors and config.json, in this order: a folder with the last is whole.
+
+        `options` are those of `huggingface_hub.ModelHubMixin.save_pretrained`. Raises `PromptSGError` where nothing can be
+        written, and for weights that are no numbers."""
+        folder, kwargs = Path(save_directory), model_card_kwargs or {}
+        check_writable(folder)
+        check_numbers(self.state_dict(), "the model")
+        if not (folder / "README.md").exists():
+            write_text(folder / "README.md", str(self.generate_model_card(**kwargs)))
+        return super().save_pretrained(folder, model_card_kwargs=kwargs, **options)
+
     def _save_pretrained(self, save_directory):
-        "What `save_pretrained` writes beside the card: config.json and model.safetensors, all that `embed` needs."
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        part = save_directory / f"{WEIGHT_FILE}.part"
-        save_file(tensors, part, metadata={"format": "pt"})
-        os.replace(part, save_directory / WEIGHT_FILE)
-        write_text(save_directory / RECORD_FILE, json.dumps(_record(self), indent=1))
+        "What `save_pretrained` writes beside the card: model.safetensors and config.json, all that `embed` needs."
+        save_tensors(save_directory / WEIGHT_FILE, self.state_dict())
+        write_json(save_directory / RECORD_FILE, _record(self))
 
     @classmethod
     def from_pretrained(cls, folder_or_repo, *, revision=None, token=None, cache_dir=None, force_download=False, local_files_only=False, **changes):
@@ -143,9 +153,12 @@ class PromptSG(nn.Module, ModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, model_id, config, revision, cache_dir, force_download, local_files_only, token, **changes):
         "A model from a local folder and its record."
-        fields = Config(**config["config"]).replace(**changes)
-        model = cls(fields, config["identities"], _bare_towers(config, fields.image_size))
-        _fill(model, Path(model_id) / WEIGHT_FILE)
+        fields, file = Config(**config["config"]).replace(**changes), Path(model_id) / WEIGHT_FILE
+        tensors = read_state_dict(file)
+        towers = _bare_towers(config, fields.image_size, tensors, Path(model_id) / RECORD_FILE)
+        model = cls(fields, config["identities"], towers)
+        _fill(model, tensors, file)
+        model.trained_on = _train_side(config["trained_on"])
         return model.eval()
 
     def push_to_hub(self, repo_id, **options):
@@ -215,9 +228,8 @@ def _as_spoken(model):
     "The model's config with the sentences that its prompt has now: `set_prompt` may have changed them."
     if not model.config.language:
         return model.config
-    words = lambda tokens: tokens.text if tokens.place is None else tokens.text.replace("s*", "{}", 1)
-    now = dict(prompt_template=words(model.prompt.template), simplified_prompt=words(model.prompt.sentence))
-    return model.config.replace(**{field: text for field, text in now.items() if text != fill_aspect(getattr(model.config, field), model.config.aspect_words)})
+    return model.config.replace(prompt_template=model.prompt.template.template,
+                                simplified_prompt=model.prompt.sentence.template)
 
 
 def _record(model):
@@ -227,7 +239,7 @@ def _record(model):
     text = model.prompt.text if model.config.language and model.config.text_pretrained else None
     sizes = text and {**{name: getattr(text, name) for name in ("context_length", "vocab_size", "width", "heads")}, "layers": len(text.transformer.resblocks)}
     return {"library": "promptsg", "tower": model.config.tower + ("" if named else "-quickgelu"), "text_cfg": sizes,
-            "identities": model.num_classes,
+            "identities": model.num_classes, "trained_on": model.trained_on and sorted(model.trained_on.images),
             "images": {"height_width": list(model.backbone.image_size), "mean": list(model.mean), "std": list(model.std)},
             "config": _as_spoken(model).model_dump(mode="json")}
 
@@ -250,30 +262,57 @@ def _local_folder(source, **options):
 
 def _read_record(folder):
     "config.json, checked."
+    file = folder / RECORD_FILE
+    if not file.is_file():
+        raise PromptSGError(f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or promptsg export")
+    record = read_json(file, "save the model again")
+    record = {key: record.get(key) for key in ("config", "tower", "text_cfg", "identities", "trained_on")}
+    wrong = next((key for key, fits in _RECORD.items() if not fits(record[key])), None)
+    if wrong:
+        raise PromptSGError(f"{file} does not describe a promptsg model ({wrong!r} is {shown(record[wrong])}); save the model again")
     try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         Config(**record["config"])
-        return {key: record[key] for key in ("config", "tower", "text_cfg", "identities")}
-    except OSError:
-        raise PromptSGError(f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or promptsg export") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise PromptSGError(f"{folder / RECORD_FILE} does not describe a promptsg model ({_reason(error)}); save the model again") from None
+    except PromptSGError as error:
+        raise PromptSGError(f"{file} does not describe a promptsg model ({error}); save the model again") from None
+    return record
 
 
-def _bare_towers(record, image_size):
-    "Towers of the recorded make; their weights come next."
+_RECORD = {  # key of config.json -> whether a value can be that
+    "config": lambda value: isinstance(value, dict), "tower": lambda value: isinstance(value, str),
+    "text_cfg": lambda value: value is None or isinstance(value, dict),
+    "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
+    "trained_on": lambda value: value is None or isinstance(value, list) and all(isinstance(one, str) for one in value)}
+
+
+def _train_side(images):
+    "The record's `trained_on` as a `TrainSide`: content hashes of images, and nobody's name."
+    from promptsg.splits import TrainSide
+    return None if images is None else TrainSide(frozenset(), frozenset(images))
+
+
+def _bare_towers(record, image_size, tensors, where):
+    "Towers of the recorded make; their weights, which are at hand, come next. `PromptSGError` where those are of another make."
+    visual = sum(t.numel() for name, t in tensors.items() if name.startswith("backbone."))
+    with torch.device("meta"):  # sizes alone, no memory
+        needed = sum(p.numel() for p in CustomTextCLIP(**model_config(record["tower"])).visual.parameters())
+    classes = [t.shape[0] for name, t in tensors.items() if name.startswith("head.") and t.ndim == 2]
+    if needed > 2 * visual or classes and record["identities"] > max(classes):
+        raise PromptSGError(f"{where} describes another model than {WEIGHT_FILE} holds the weights of; save both together")
     towers = load_towers(record["tower"], "random", image_size)
     if record["text_cfg"]:
-        text = TextTransformer(**record["text_cfg"], output_dim=towers.dim)
-        towers = replace(towers, text=text, tokenizer=tokenizer_for(record["text_cfg"]))
+        prefix = "prompt.text."
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        text, tokenizer = text_tower(record["text_cfg"], own, where)
+        towers = replace(towers, text=text, tokenizer=tokenizer)
     return towers
 
 
-def _fill(model, file):
-    "Every weight from the file, none missing and none left over."
-    try:
-        model.load_state_dict(read_state_dict(file))
-    except RuntimeError as error:  # torch lists all that differ, a line a kind
-        first = str(error).splitlines()[1].strip().split(", ")[0]
-        raise PromptSGError(f"{file} holds the weights of another model than {RECORD_FILE} describes ({first}); save both together, or, where a part "
-                            "was replaced, call from_pretrained on the class that has the part") from None
+def _fill(model, tensors, file):
+    "Every weight from the tensors, none missing and none left over."
+    wrong = mismatch(model.state_dict(), tensors)
+    if "image_size" in wrong:
+        raise PromptSGError(f"{file} cannot be used: {wrong}")
+    if wrong:
+        raise PromptSGError(f"{file} holds the weights of another model than {RECORD_FILE} describes ({wrong}); save both together, or, where a part "
+                            "was replaced, call from_pretrained on the class that has the part")
+    model.load_state_dict(tensors)

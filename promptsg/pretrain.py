@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import nn
 from open_clip import CustomTextCLIP
 from open_clip.transformer import TextTransformer
-from safetensors.torch import save_file
-from tqdm.auto import tqdm
 
-from .backbone import EMBEDDED, WEIGHTS, ViTBackbone, model_config, read_state_dict, tokenizer_for
+from .backbone import EMBEDDED, WEIGHTS, ViTBackbone, model_config, read_state_dict, save_tensors, tokenizer_for
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
+from .images import progress_bar
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
@@ -66,12 +65,12 @@ def draw_set(count, size, seed, workers=1, progress=False):
 
     `workers` processes draw them; the result does not depend on how many."""
     jobs = [(seed, number, size) for number in range(count)]
-    bar = dict(total=count, desc="drawing", unit="image", disable=not progress)
+    bar = dict(show=progress, total=count, desc="drawing", unit="image")
     if workers == 1:
-        drawn = list(tqdm(map(_picture, jobs), **bar))
+        drawn = list(progress_bar(map(_picture, jobs), **bar))
     else:
         with get_context("spawn").Pool(workers) as pool:
-            drawn = list(tqdm(pool.imap(_picture, jobs, chunksize=64), **bar))
+            drawn = list(progress_bar(pool.imap(_picture, jobs, chunksize=64), **bar))
     pictures, phrases, points = zip(*drawn)
     return np.stack(pictures), list(phrases), np.stack(points)
 
@@ -130,13 +129,13 @@ def pretrain(name, out, images=None, steps=None, batch=64, texts=48, lr=1.5e-3, 
     grid = _place_positions(model.visual) if _is_transformer(model) else None
     questions = _Questions(phrases, points, model_config(name)["embed_dim"], grid)
     optimizer = _optimizer(nn.ModuleList([model, questions]), lr)
-    for step in tqdm(range(steps), desc=name, disable=not progress):
+    for step in progress_bar(range(steps), progress, desc=name):
         _set_rate(optimizer, step, steps, lr)
         weight = max(0.0, 1 - step / (0.6 * steps))
         _contrastive_step(model, tokenizer, optimizer, pictures, phrases, rng.integers(0, images, batch), texts, rng, questions, weight)
         if (step + 1) % 100 == 0 or step + 1 == steps:
             _save(model, out)
-            tqdm.write(f"{step + 1} " + zero_shot(model, tokenizer, *others).accuracy.round(3).to_json())
+            print(f"{step + 1} " + zero_shot(model, tokenizer, *others).accuracy.round(3).to_json())
     return Path(out)
 
 
@@ -231,10 +230,7 @@ def _look(model, images):
 
 def _save(model, out):
     "Float16 safetensors, whole or not at all."
-    part = Path(out).with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in model.state_dict().items()}, part)
-    os.replace(part, out)
+    save_tensors(out, {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()})
 
 # %% ../nbs/17_pretrain.ipynb #cell018
 _HAND = "A photo of a person's {aspect} hand"
@@ -298,12 +294,11 @@ def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progr
     image = F.normalize(features.float(), dim=1)
     image = F.normalize(image - image.mean(0), dim=1)
     optimizer = _optimizer(text, lr)
-    for step in tqdm(range(steps), desc="aligning text", disable=not progress):
+    for step in progress_bar(range(steps), progress, desc="aligning text"):
         _set_rate(optimizer, step, steps, lr)
         _align_step(text, tokenizer, optimizer, image, phrases, rng.integers(0, len(frame), batch), rng)
     del text.logit_scale  # its work is done
-    save_file({key: value.contiguous() for key, value in text.state_dict().items()}, out,
-              metadata={"text_cfg": json.dumps(TEXT_TOWER), "tokenizer": "hand_bpe"})
+    save_tensors(out, text.state_dict(), text_cfg=json.dumps(TEXT_TOWER), tokenizer="hand_bpe")
     return text.eval()
 
 

@@ -7,10 +7,10 @@ __all__ = ['TOLERANCE', 'read_record', 'model_card', 'export_onnx', 'export_run'
 
 # %% ../nbs/20_sharing.ipynb #cell002
 import copy
+import html
 import importlib.util
-import json
 import logging
-import os
+import re
 import warnings
 from pathlib import Path
 
@@ -20,36 +20,65 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import Config, PromptSGError
-from .data import content_hash
+from .backbone import check_numbers
+from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
+from .files import check_writable, content_hash, held, read_json, writing
 from .model import RECORD_FILE
 from .training import load_run
 
 # %% ../nbs/20_sharing.ipynb #cell004
-def _read(file, how):
-    "What `how` makes of a file of a run folder; `PromptSGError` naming it when it is missing or damaged."
+_WHOLE_RUN = "the card is written from it, so give a whole run folder made by promptsg train"
+
+
+def _read_epochs(file, best):
+    "metrics.csv by epoch; `PromptSGError` naming it when it is missing, damaged or has no row of the best epoch."
     try:
-        return how(file)
-    except (OSError, ValueError) as error:
-        raise PromptSGError(f"{file} cannot be read ({type(error).__name__}), and the card is written from it; give a whole run folder made by "
-                            "promptsg train") from None
+        epochs = pd.read_csv(file).set_index("epoch")
+        epochs.loc[[best], ["val_mAP", "val_rank1"]].astype(float)
+        return epochs
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PromptSGError(f"{file} cannot be read ({type(error).__name__}); {_WHOLE_RUN}") from None
 
 
-def _json(file):
-    return json.loads(file.read_text(encoding="utf-8"))
+def _checked(file, **kinds):
+    "A JSON object of a run folder whose values have the types that the card needs."
+    found = read_json(file, _WHOLE_RUN)
+    wrong = next((name for name, kind in kinds.items() if not isinstance(found.get(name), kind)), None)
+    if wrong:
+        raise PromptSGError(f"{file} has no {wrong} as promptsg train writes it; {_WHOLE_RUN}")
+    return found
 
 
 def read_record(run):
-    """What a run folder says of itself: `{config: Config, state: dict, splits: dict, splits_hash: str, epochs: DataFrame, results: [Result]}`.
+    """What a run folder says of itself: `{config: Config, state: dict, splits: dict, splits_hash: str, epochs: DataFrame by epoch, results: [Result]}`.
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     run = Path(run)
     if not (run / "config.yml").is_file():
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
-    return dict(config=Config.from_yaml(run / "config.yml"), state=_read(run / "best" / "state.json", _json), splits=_read(run / "splits.json", _json),
-                splits_hash=content_hash(run / "splits.json"), epochs=_read(run / "metrics.csv", pd.read_csv), results=results)
+    state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
+    return dict(config=Config.from_yaml(run / "config.yml"), state=state, splits=_checked(run / "splits.json", train=list, val=list),
+                splits_hash=content_hash(run / "splits.json"), epochs=_read_epochs(run / "metrics.csv", state["best_epoch"]), results=results)
+
+# %% ../nbs/20_sharing.ipynb #escape
+def _code(value):
+    "A value as Markdown code, whatever it holds: within a fence longer than any in it, on one line."
+    text = " ".join(str(value).split()) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
+
+
+def _text(value):
+    "A value as plain Markdown text, on one line: no tag, link, code or table cell begins in it."
+    return re.sub(r"([\\`*\[\]])", r"\\\1", html.escape(" ".join(str(value).split()), quote=False))
+
+
+def _table(head, rows):
+    "A Markdown table."
+    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows])
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 # %% ../nbs/20_sharing.ipynb #cell006
 _WEIGHTS = {  # Config.pretrained -> (the hub's name of the licence, what is known of the starting weights)
@@ -57,7 +86,7 @@ _WEIGHTS = {  # Config.pretrained -> (the hub's name of the licence, what is kno
     "random": ("apache-2.0", "none: the training started from random weights."),
     "openai": ("mit", "OpenAI's CLIP, MIT licence. Its own card puts surveillance and facial recognition out of scope, and untested use in general."),
 }
-_UNKNOWN = ("other", "`{0}`; the run does not record under which licence they came. Ask whoever gave them before handing this model on.")
+_UNKNOWN = ("other", "{0}; the run does not record under which licence they came. Ask whoever gave them before handing this model on.")
 
 _DATA_TERMS = "The terms of the data it was trained on hold as well; they are not in the record."
 
@@ -70,29 +99,37 @@ soon as the people are real. Use it with people's informed consent and a legal b
 surveillance, nor for decisions about people without a legal basis."""
 
 # %% ../nbs/20_sharing.ipynb #cell007
+_LAYOUTS = {"11k": "images in the layout of 11K Hands", "hd": "images in the layout of HD", "folders": "a folder for each identity",
+            "mbanet": "images in MBA-Net's folders", "csv": "a table of images"}  # where splits.json names no source
+
+
 def _what(record):
     config = record["config"]
-    said = (f"The prompt is \"{config.prompt_template}\", `{{}}` being the word made from the image; ranked with the {config.eval_prompt} prompt."
+    said = (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the image; ranked with the {config.eval_prompt} prompt."
             if config.language else "This is the image-only control: no prompt and no text.")
-    return (f"[PromptSG](https://github.com/promptsg/promptsg) (Yang et al., *A Pedestrian is Worth One Prompt*, CVPR 2024), version `{config.variant}` on "
-            f"`{config.tower}`: from an image it makes a vector of length 1, and images of the same identity get vectors that lie near each other. {said}")
+    return (f"[PromptSG](https://github.com/promptsg/promptsg) (Yang et al., *A Pedestrian is Worth One Prompt*, CVPR 2024), version {_code(config.variant)} on "
+            f"{_code(config.tower)}: from an image it makes a vector of length 1, and images of the same identity get vectors that lie near each other. {said}")
 
 
 def _trained(record):
     config, state, splits = record["config"], record["state"], record["splits"]
-    best = record["epochs"].set_index("epoch").loc[state["best_epoch"]]
+    best = record["epochs"].loc[state["best_epoch"]]
     rows = {"identities trained on": len(state["classes"]), "images trained on": len(splits["train"]),
-            "images held out to choose the epoch": len(splits["val"]), "data set, as read": f"`{config.dataset}`",
+            "images held out for validation": len(splits["val"]), "data set": _text(splits.get("source") or _LAYOUTS[config.dataset]),
             "aspect": ", ".join(dict.fromkeys([config.aspect, *config.train_aspects])), "seed": config.seed,
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
             "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
-    return _table(["what", "value"], rows.items()) + "\n\nThe epoch was chosen on images of the train side, never on those of the test side."
+    return _table(["what", "value"], rows.items()) + "\n\n" + _choice(config.select, len(record["epochs"]))
 
 
-def _table(head, rows):
-    "A Markdown table."
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+def _choice(select, epochs):
+    "How the epoch that is kept came to be it."
+    if select == "last":
+        return "The last epoch was kept; none was chosen by what it reached."
+    if epochs == 1:
+        return "One epoch was run, so there was none to choose from."
+    return "The epoch was chosen on images of the train side, never on those of the test side."
 
 # %% ../nbs/20_sharing.ipynb #cell008
 _COLUMNS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
@@ -102,18 +139,19 @@ def _measured(record):
     if not record["results"]:
         return "Not measured yet: `promptsg evaluate --run RUN --data DATA` does it, and the card written after it has the table."
     cells = lambda result: [f"{row['mean']:.2f} ± {row['std']:.2f}" for row in result.summary.loc[list(_COLUMNS)].to_dict("records")]
-    table = _table(["protocol", *_COLUMNS.values()], [[f"`{result.record['protocol']['name']}`", *cells(result)] for result in record["results"]])
+    table = _table(["protocol", *_COLUMNS.values()], [[_code(result.record["protocol"]["name"]), *cells(result)] for result in record["results"]])
     return "\n\n".join([table, "Mean ± standard deviation over the splits, in percent.", *(_conditions(result, record) for result in record["results"])])
 
 
 def _conditions(result, record):
     "On what, how and where one result was measured."
-    said, config = result.record, record["config"].model_dump(mode="json")
-    other = [f"`{key}` = {value!r}" for key, value in (said["config"] or {}).items() if key in config and value != config[key]]
-    versions = ", ".join(f"{name} {number}" for name, number in said["versions"].items())
-    return (f"- `{said['protocol']['name']}`: {said['aspect']}, {said['splits']} splits, {said['queries']} queries against {said['gallery']} gallery images "
-            f"(first split), average precision by the {said['protocol']['ap']} rule; images `{said['data_hash']}`; {versions}; "
-            f"{', '.join(f'{name} {value}' for name, value in said['machine'].items())}."
+    said, config = result.record, record["config"].model_dump(mode="json", exclude=UNMEASURED)
+    other = [f"{_code(key)} = {_code(repr(value))}" for key, value in (said["config"] or {}).items() if key in config and value != config[key]]
+    listed = lambda pairs: ", ".join(_text(f"{name} {value}") for name, value in pairs.items())
+    return (f"- {_code(said['protocol']['name'])}: {_text(said['aspect'])}, {said['splits']} splits, {said['queries']} queries against {said['gallery']} gallery images "
+            f"(first split), average precision by the {_text(said['protocol']['ap'])} rule; images {_code(said['data_hash'])}; {listed(said['versions'])}; "
+            f"{listed(said['machine'])}."
+            + (" Measured across data sets: all its people are strangers to the training." if said.get("cross") else "")
             + (f" Measured with {', '.join(other)}, unlike the training." if other else ""))
 
 # %% ../nbs/20_sharing.ipynb #cell009
@@ -125,12 +163,12 @@ def model_card(run):
     record = read_record(run)
     config = record["config"]
     licence, known = _WEIGHTS.get(config.pretrained, _UNKNOWN)
-    text = f" The text tower came from `{config.text_pretrained}`, whose licence is not recorded." if config.text_pretrained else ""
+    text = f" The text tower came from {_code(config.text_pretrained)}, whose licence is not recorded." if config.text_pretrained else ""
     header = (f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\n"
               "tags: [re-identification, promptsg, biometrics, hands]\n---\n")
     sections = {"What it is": _what(record), "What it was trained on": _trained(record), "How well it ranks": _measured(record),
-                "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(config.pretrained)}{text}\n\n{_DATA_TERMS}"}
-    title = f"# PromptSG `{config.variant}` on {config.tower}\n\n"
+                "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(_code(config.pretrained))}{text}\n\n{_DATA_TERMS}"}
+    title = f"# PromptSG {_code(config.variant)} on {_text(config.tower)}\n\n"
     return header + title + "\n\n".join(f"## {name}\n\n{body}" for name, body in sections.items()) + "\n"
 
 
@@ -230,16 +268,11 @@ def export_onnx(model, file, prompt=None):
     prompt = prompt or model.config.eval_prompt
     if prompt not in ("composed", "simplified"):
         raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
-    file = Path(file)
-    part = file.with_name(file.name + ".part")
-    try:
+    with writing(file) as part:
         _write_onnx(_Embedding(model, prompt), model.backbone.image_size, part)
         difference = _largest_difference(model, part, prompt)
         if not difference < TOLERANCE:
             raise PromptSGError(f"the ONNX file would differ from the model by {difference:.1e} in a component, more than {TOLERANCE}; it was not kept")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
     return difference
 
 # %% ../nbs/20_sharing.ipynb #cell015
@@ -257,12 +290,14 @@ def export_run(run, out, onnx=False, **changes):
 
     `changes` are those of `load_run`. Raises `PromptSGError` for what is no whole run, for a folder that already holds a model, and as `export_onnx` does."""
     out = Path(out)
+    check_writable(out)
     if (out / RECORD_FILE).exists():
         raise PromptSGError(f"{out} already holds a model; choose another folder")
     card, model = model_card(run), load_run(run, **changes)
-    out.mkdir(parents=True, exist_ok=True)
-    if onnx:
-        height, width = model.backbone.image_size
-        card += _ONNX.format(difference=export_onnx(model, out / "model.onnx"), height=height, width=width)
-    model.save_pretrained(out, model_card_kwargs=dict(card=card))
+    check_numbers(model.state_dict(), run)
+    with held(out):
+        if onnx:
+            height, width = model.backbone.image_size
+            card += _ONNX.format(difference=export_onnx(model, out / "model.onnx"), height=height, width=width)
+        model.save_pretrained(out, model_card_kwargs=dict(card=card))
     return out

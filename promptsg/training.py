@@ -44,7 +44,7 @@ from tqdm.auto import tqdm
 from .config import Config, PromptSGError
 from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits, mixed_seed,
                            train_transform, writable_folder, write_text)
-from .evaluation import PROTOCOLS, Embeddings, embed_images, evaluate, ranked_images
+from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .files import disk_sentence, held, read_json, writing
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
@@ -420,7 +420,7 @@ def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
     for p, values in optimizer.state.items() if optimizer else ():
         tensors |= {f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone() for key, value in values.items()}
     state = state | ({"scaler": scaler} if scaler else {})
-    about = {"state": json.dumps(state), "sha256": _digest(tensors)}
+    about = {"state": json.dumps(state | {"sha256": _digest(tensors)})}  # one entry: several would come in any order
     file = Path(folder) / "checkpoint.safetensors"
     with writing(file) as part:
         try:
@@ -442,11 +442,11 @@ def read_checkpoint(folder):
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
         with safe_open(file, "pt") as opened:
-            about = opened.metadata() or {}
-            state, tensors = json.loads(about["state"]), {name: opened.get_tensor(name) for name in opened.keys()}
-        if about.get("sha256", _digest(tensors)) != _digest(tensors):
+            state = _checked_state(json.loads((opened.metadata() or {})["state"]))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        if state.pop("sha256", None) not in (None, _digest(tensors)):
             raise ValueError("its bytes are not those that were written")
-        return tensors, _checked_state(state)
+        return tensors, state
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise PromptSGError(f"{file} is not a complete checkpoint ({type(error).__name__}: {error}); it was not changed: "
                             "use the run's other checkpoint (best or last) or train again") from None
@@ -663,7 +663,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             self.splits.save(self.out / "splits.json")
-            train_side(self.out / "splits.json").check(ranked_images(self.splits, PROTOCOLS))
+            train_side(self.out / "splits.json").check(self.splits, self.splits.galleries_all)
             write_text(self.out / "config.yml", self.config.to_yaml())  # last: with it the folder is a run
         return 0
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .config import Config, PromptSGError
+from .config import Config, PromptSGError, shown
 
 # %% ../nbs/13_versions.ipynb #cell004
 _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size=64, instances=4, epochs=60, lr_clip_visual=5e-6,
@@ -130,7 +130,8 @@ def version(name, backbone="vitb16"):
     plain = name.removesuffix("-logged")
     for given, known, what in ((plain, VERSIONS, "version"), (backbone, BUDGETS, "backbone")):
         if given not in known or (what == "version" and name != plain and plain not in CHAIN):
-            raise PromptSGError(f"{what} {name if what == 'version' else given!r} is not known; choose one of {', '.join(known)}")
+            advice = "" if what == "version" else "; another tower goes with one of them: --backbone vitb16 --set model=NAME"
+            raise PromptSGError(f"{what} {shown(name if what == 'version' else given)} is not known; choose one of {', '.join(known)}{advice}")
     budget = BUDGETS[backbone]
     if plain in OURS:
         return OURS[plain].replace(**budget.fields, **budget.ours)
