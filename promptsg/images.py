@@ -41,8 +41,6 @@ _FORMATS = sorted(set(Image.OPEN) - _LEFT_OUT, key=lambda kind: (kind not in _US
 IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions().items()
                           if kind in (*_FORMATS, "MPO"))            # MPO: JPEGs in a row
 
-_IMAGE_ENDINGS = IMAGE_ENDINGS
-
 _REASONS = {
     "HEIC picture, which pip install pillow-heif makes readable": ".heic .heics .heif .heifs .hif",
     "raw file of a camera, to be exported as JPEG or PNG": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .mrw .nef .nrw "
@@ -203,7 +201,7 @@ def read_all(read, paths, desc, progress=True):
     def attempt(path):
         try:
             return read(path)
-        except PromptSGError as error:
+        except ImageError as error:
             errors[path] = error
     with ThreadPoolExecutor() as pool, progress_bar(total=len(paths), desc=desc, unit="image",
                                                     show=progress and bool(paths)) as bar:
