@@ -335,6 +335,8 @@ def read_hd(root):
 
 # %% ../nbs/01b_readers.ipynb #cell009
 _SIDES = {"train": "train", "val": "train", "validation": "train", "test": "test"}  # folders' names
+# nor do these name anybody: a data set's parts, Market-1501's among them
+_PARTS = {*_SIDES, "query", "gallery", "probe", "bounding_box_train", "bounding_box_test"}
 _TABLE = ("a CSV with the columns path and identity (and, if there are any, side, aspect, camera)")
 
 
@@ -365,11 +367,11 @@ def _refuse_doubt(root, folders, level):
             f"{deep} lies {deep.count('/')} folders below {root}: which of them names the "
             "identity? say so with --identity-level 1 or 2 (in Python identity_level), or give "
             f"{_TABLE}")
-    if level in (None, 1) and sided:
+    if level in (None, 1) and len(tops) > 1 and tops <= _PARTS:
         raise PromptSGError(
-            f"the folders {', '.join(sorted(tops))} of {root} are sides and name no identity; put "
-            "each identity's images into a folder of its own below them and say --identity-level "
-            f"2, or give {_TABLE}")
+            f"the folders {', '.join(sorted(tops))} of {root} are parts of a data set and name no "
+            "identity; put each identity's images into a folder of its own below them and say "
+            f"--identity-level 2, or give {_TABLE}")
     return sided and level == 2
 
 

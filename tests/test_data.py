@@ -132,7 +132,7 @@ def test_hd_published_counts():
         sizes = np.full(count, images // count) + (np.arange(count) < images % count)
         return [(f"{start + n}:hand", f"{start + n}", side, f"{start + n}_{i}.jpg") for n, size in enumerate(sizes) for i in range(size)]
     rows = people(1, 251, 2156 + 251, "train") + people(448, 251, 2243, "test") + people(1502, 213, 1593 - 251, "extra")
-    frame = pd.DataFrame(rows, columns=["identity", "pid", "side", "image"]).assign(aspect="hand", path="")
+    frame = pd.DataFrame(rows, columns=["identity", "pid", "side", "image"]).assign(aspect="hand", path=range(len(rows)))
     counts = make_splits(frame, "hand", n_splits=1, val="images").counts.apply(tuple, axis=1).to_dict()
     assert counts["train"] == (251, 2156) and counts["val"] == (251, 251) and counts["test"] == (251, 2243)
     assert counts["queries"][1] == 1992 and counts["galleries_all"] == (464, 1593)

@@ -62,7 +62,7 @@ def refused(words, read, *arguments):
 
 
 def there(root):
-    "How many entries below `root` are no folders, links to folders included: counted another way than `walk` does."
+    "How many entries below `root` are no folders, links to folders included: not by `walk`."
     return sum(len(files) + sum(os.path.islink(os.path.join(place, name)) for name in folders)
                for place, folders, files in os.walk(root))
 
@@ -73,7 +73,7 @@ def accounted(frame):
                             if not reason.endswith("image file missing"))
 
 
-# --- one person, one id ------------------------------------------------------------------------------------------
+# --- one person, one id ---------------------------------------------------------------------------
 def test_two_spellings_of_an_id_are_one_person_and_the_splits_are_those_of_seven_digits(tmp_path):
     people = [f"{n:07d}" for n in (0, 2, 30, 559, 1049, 1051, 1100, 1120, 20000, 300000)]
     rows = [(pid, f"{pid}_{i}.jpg") for pid in people for i in range(3)]
@@ -140,7 +140,7 @@ def test_a_hand_info_with_a_mark_at_its_begin_reads_the_same(tmp_path):
     assert list(read_11k(root).pid) == ["0000001"]
 
 
-# --- every file counts -------------------------------------------------------------------------------------------
+# --- every file counts ----------------------------------------------------------------------------
 def test_11k_counts_every_file_by_its_reason(tmp_path):
     root = hand_info(tmp_path, [("1", "a.jpg"), ("1", "b.jpg", 1), ("2", "c.jpg")])
     hand_info_with_missing = (root / "HandInfo.csv").read_text() + "".join(
@@ -364,7 +364,7 @@ def scatter(root, junk):
 
 
 def mbanet(root, people=("1", "2"), tests=("7", "8"), splits=2):
-    "MBA-Net's folders: train people with 3 pictures, one to validate on, test people with 3, and a stranger."
+    "MBA-Net's folders: 3 pictures of each person; of the train people one is to validate on."
     for person in people:
         names = [f"{person}_{i}.jpg" for i in range(3)]
         for part, some in (("train_all", names), ("train", names[1:]), ("val", names[:1])):
@@ -410,7 +410,7 @@ def test_files_used_and_files_left_out_are_the_files_there(layout, junk, level):
         shutil.rmtree(root)
 
 
-# --- which layout ------------------------------------------------------------------------------------------------
+# --- which layout ---------------------------------------------------------------------------------
 def test_the_layout_is_seen_and_said(tmp_path):
     for layout, make in LAYOUTS.items():
         frame = read_data(make(tmp_path / layout))
@@ -486,6 +486,8 @@ def test_train_and_test_folders_are_sides_and_no_people(tmp_path):
     }
     put(root, "test/b/9.jpg")
     refused("'b' of ", read_data, root, "11k", 2)
+    market = put(tmp_path / "m", "query/1.jpg", "bounding_box_test/2.jpg", "bounding_box_train/3.jpg")
+    refused("are parts of a data set", read_data, market)
 
 
 @pytest.mark.parametrize(
@@ -513,7 +515,7 @@ def test_ids_of_folders_stay_as_they_are_written(tmp_path):
     ]
 
 
-# --- MBA-Net's folders -------------------------------------------------------------------------------------------
+# --- MBA-Net's folders ----------------------------------------------------------------------------
 def test_mbanets_folders_are_read_as_what_they_are(tmp_path):
     root = tmp_path / "11k"
     for aspect, tests in (("dorsal_r", ("1051", "0001200")), ("palmar_l", ("1051", "1300"))):
@@ -650,7 +652,7 @@ def test_mbanets_folders_that_contradict_each_other_are_refused(tmp_path, break_
     refused(words, read_data, tmp_path)
 
 
-# --- a table of one's own ----------------------------------------------------------------------------------------
+# --- a table of one's own -------------------------------------------------------------------------
 def table(root, text, name="mine.csv"):
     put(root, name, text=text)
     return root / name
@@ -670,7 +672,8 @@ def test_a_table_says_sides_aspects_and_cameras(tmp_path):
     file = table(
         tmp_path,
         "\ufeffpath, identity ,side,aspect,camera,age\n./a/1.jpg,anna,train,dorsal right,1,30\n"
-        "a/2.jpg, anna,Train,dorsal_r,02,30\r\nb/1.jpg,ben,test,palmar_l,1,\nb/gone.jpg,ben,test,palmar_l,1,\n,,,,,\n",
+        "a/2.jpg, anna,Train,dorsal_r,02,30\r\nb/1.jpg,ben,test,palmar_l,1,\n"
+        "b/gone.jpg,ben,test,palmar_l,1,\n,,,,,\n",
     )
     frame = read_data(file)
     assert list(frame.image) == ["a/1.jpg", "a/2.jpg", "b/1.jpg"] and list(frame.camera) == [
@@ -735,7 +738,7 @@ def test_a_table_with_a_fault_is_one_sentence(tmp_path, text, words):
     refused(words, read_data, table(tmp_path, text))
 
 
-# --- words, hashes, the same file --------------------------------------------------------------------------------
+# --- words, hashes, the same file -----------------------------------------------------------------
 def test_the_summary_tells_images_people_aspects_and_reasons(tmp_path):
     root = hand_info(tmp_path, [("1", "a.jpg"), ("2", "b.jpg", 1), ("2", "c.jpg")])
     assert reading_summary(read_11k(root)).split("\n") == [
