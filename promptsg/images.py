@@ -9,11 +9,9 @@ __all__ = ['READING', 'IMAGE_ENDINGS', 'GROUND', 'SMALLEST', 'why_not_read', 'pr
 # %% ../nbs/01a_images.ipynb #cell002
 import os
 import stat
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 

@@ -36,14 +36,13 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from .backbone import read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
-from .files import disk_sentence, held, read_json, write_json, writing
+from .files import held, read_json, write_json, writing
 from .images import progress_bar
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
@@ -599,6 +598,9 @@ class Trainer:
         self.history.append(row)
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         self._save(epoch)
+        if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log, where no bar is drawn
+            print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, validation mAP {100 * row['val_mAP']:.1f} %",
+                  file=sys.stderr, flush=True)
 
     def _set_up(self):
         c = self.config
@@ -636,7 +638,8 @@ class Trainer:
         self.prepared.train()
         steps, size = len(self.sampler), self.config.batch_size
         record = LossRecord(steps, epoch * steps)
-        with tqdm(desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps * size, unit="image", leave=False, disable=not self.progress) as bar:
+        with progress_bar(show=self.progress, desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps * size, unit="image",
+                          leave=False) as bar:
             for step, batch in enumerate(batches(self.loader)):
                 self._set_learning_rates(epoch + step / steps)
                 record.add(self._step(batch, (epoch + step / steps) / self.config.epochs))
@@ -816,12 +819,19 @@ def weights_hash(model):
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
-    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once.
+    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once, in float32.
 
-    `config` goes into the results' record, the model's own for None."""
-    model = model.to(make_accelerator(model.config).device)
+    `config` goes into the results' record, the model's own for None. `PromptSGError` as `evaluate` raises it."""
+    device = make_accelerator(model.config).device
+    model = model.to(device)
     embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
-    return {protocol: evaluate(embeddings, splits, protocol, config=config or model.config) for protocol in protocols}, embeddings
+    about = dict(config=config or model.config, device=_device_name(device), weights=weights_hash(model))
+    return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
+
+
+def _device_name(device):
+    "`cpu`, or the name of the GPU."
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 # %% ../nbs/12_training.ipynb #fdbebaac
 _PARTS = {"backbone": "image tower", "inversion": "inversion MLP", "fusion": "fusion", "head": "head"}
