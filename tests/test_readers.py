@@ -486,7 +486,8 @@ def test_train_and_test_folders_are_sides_and_no_people(tmp_path):
     }
     put(root, "test/b/9.jpg")
     refused("'b' of ", read_data, root, "11k", 2)
-    market = put(tmp_path / "m", "query/1.jpg", "bounding_box_test/2.jpg", "bounding_box_train/3.jpg")
+    names = ("query/1.jpg", "bounding_box_test/2.jpg", "bounding_box_train/3.jpg")
+    market = put(tmp_path / "market", *names)
     refused("are parts of a data set", read_data, market)
 
 
