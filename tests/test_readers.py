@@ -780,6 +780,13 @@ def test_the_same_file_is_found_by_its_bytes_whatever_the_path(tmp_path):
     refused("none.jpg cannot be read", find_same, tmp_path / "none.jpg", frame)
 
 
+def test_only_files_of_the_same_size_are_read_to_find_the_same(tmp_path, monkeypatch):
+    frame, read = read_folders(put(tmp_path / "data", "anna/1.jpg", "a/1.jpg")), []
+    monkeypatch.setattr("promptsg.readers.content_hash", lambda path: read.append(Path(path)))
+    find_same(tmp_path / "data/anna/1.jpg", frame)
+    assert read == [tmp_path / "data/anna/1.jpg"] * 2
+
+
 def test_paths_are_absolute_and_not_resolved(tmp_path, monkeypatch):
     put(tmp_path / "real", "anna/1.jpg")
     os.symlink(tmp_path / "real", tmp_path / "link")
