@@ -7,12 +7,14 @@ __all__ = ['READING', 'IMAGE_ENDINGS', 'GROUND', 'SMALLEST', 'why_not_read', 'pr
            'read_all', 'Finding', 'check_images', 'survey']
 
 # %% ../nbs/01a_images.ipynb #cell002
+import logging
 import os
 import stat
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -63,11 +65,12 @@ def progress_bar(iterable=None, show=True, **options):
 
 # %% ../nbs/01a_images.ipynb #cell023
 GROUND = "white"             # what lies under transparent pixels
-_LARGE, _one_large = 1 << 25, Lock()
+_LARGE, _one_large = 1 << 24, Lock()  # pixels
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}  # EXIF orientation -> what makes the picture upright
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture is read or refused, with nothing in between
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(PromptSGError):
@@ -121,27 +124,27 @@ def _orientation(image):
     return found if isinstance(found, int) and found in _TURNS else None
 
 
-def _largest(image):
-    "The value that is white in an image of mode I;16, I or F."
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    return 1 if image.mode == "F" else 4095 if tags.get(258) == (12,) else 65535
-
-
 def _is_deep(image):
     return image.mode.startswith(("I", "F"))
 
 
-def _from_deep(image):
-    "An image of mode I;16, I or F as RGB, its full range on 0..255."
-    values, white = np.asarray(image), _largest(image)
+def _from_deep(white, reverse, image):
+    "An image of mode I;16, I or F as RGB, 0..white on 0..255, or on 255..0."
+    values = np.asarray(image)
     if not (values.min() >= 0 and values.max() <= white):  # NaN is neither
         kind = "numbers outside 0..1" if white == 1 else f"values outside 0..{white}"
         raise _Refused(f"it holds {kind}, and which of them is white is not said; save it with 8 or 16 bits")
-    grey = np.rint(values.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose 0 is white; Pillow turns those of 8 bits only
-        grey = 255 - grey
+    grey = np.rint(values * np.float32(255 / white)).astype(np.uint8)
+    grey = 255 - grey if reverse else grey
     grey[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def _from_clear(image):
+    "A transparent image as RGB on the ground."
+    image, ground = image.convert("RGBA"), Image.new("RGB", image.size, GROUND)
+    ground.paste(image, mask=image)
+    return ground
 
 
 def _from_lab(image):
@@ -149,17 +152,27 @@ def _from_lab(image):
     return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
 
 
-def _shown(image):
-    "A decoded image of any mode as RGB, 8 bits, on the ground."
+def _way(image):
+    "The function that makes RGB of 8 bits of such an image."
     if _is_deep(image):
-        return _from_deep(image)
+        tags = getattr(image, "tag_v2", {})  # a TIFF may have 12 bits, and a zero that is white; Pillow knows that of 8 bits only
+        white = 1 if image.mode == "F" else 4095 if tags.get(258) == (12,) else 65535
+        return partial(_from_deep, white, tags.get(262) == 0)
     if image.mode == "LAB":
-        return _from_lab(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image, ground = image.convert("RGBA"), Image.new("RGB", image.size, GROUND)
-    ground.paste(image, mask=image)
-    return ground
+        return _from_lab
+    return _from_clear if image.has_transparency_data else lambda image: image.convert("RGB")
+
+
+def _shown(image):
+    "A decoded image of any mode as RGB, 8 bits, on the ground; a large one a few rows at a time, for the memory's sake."
+    show, rows = _way(image), max(1, _LARGE // image.width)
+    if image.height <= rows:
+        return show(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(show(part), (0, top))
+    return whole
 
 
 def _decoded(path):
@@ -230,7 +243,7 @@ def _glance(path):
         image.draft("RGB", tuple(max(1, side // 8) for side in image.size))
         image.load()
         if _is_deep(image):
-            _from_deep(image)
+            _shown(image)
         return found
 
 
