@@ -23,7 +23,7 @@ from torch import nn
 from .backbone import check_numbers
 from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
-from .files import check_writable, content_hash, held, read_json, writing
+from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
 from .training import load_run
 
@@ -34,7 +34,7 @@ _WHOLE_RUN = "the card is written from it, so give a whole run folder made by pr
 def _read_epochs(file, best):
     "metrics.csv by epoch; `PromptSGError` naming it when it is missing, damaged or has no row of the best epoch."
     try:
-        epochs = pd.read_csv(file).set_index("epoch")
+        epochs = pd.read_csv(regular(file)).set_index("epoch")
         epochs.loc[[best], ["val_mAP", "val_rank1"]].astype(float)
         return epochs
     except (OSError, ValueError, KeyError, TypeError) as error:
