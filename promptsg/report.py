@@ -613,7 +613,7 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols,
                        pair=list(map(":".join, pairs)))
     with held(out):
-        frame = read_data(data or demo_hands(out / "hands", people, progress), changes.get("dataset", "11k"))
+        frame = read_data(data or demo_hands(out / "hands", people, progress), changes.get("dataset", "11k"), changes.get("identity_level"))
         if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
             runs = plan_runs(backbones, versions, seeds, ("hand",))
         jobs = make_jobs(out, runs, frame, protocols, changes)
