@@ -35,7 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .config import PromptSGError, shown, tower_name
-from .files import writing
+from .files import disk_sentence, writing
 
 # %% ../nbs/03_backbone.ipynb #cell004
 @dataclass
@@ -230,10 +230,15 @@ def tensor_hash(tensors):
 
 
 def save_tensors(path, tensors, **metadata):
-    "Writes a safetensors file, whole or not at all, with its numbers' checksum; `metadata` {name: text} goes along."
+    """Writes a safetensors file, whole or not at all, with its numbers' checksum; `metadata` {name: text} goes along.
+
+    Raises `PromptSGError` where the disk refuses. Without `metadata`, equal tensors give equal files."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as part:
-        save_file(tensors, part, metadata={"format": "pt", **metadata, "sha256": tensor_hash(tensors)})
+        try:
+            save_file(tensors, part, metadata={**metadata, "sha256": tensor_hash(tensors)})
+        except SafetensorError as error:  # its way to say that the disk refused
+            raise PromptSGError(disk_sentence(path, error)) from None
 
 
 def read_tensors(path):
@@ -425,11 +430,11 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     name = tower_name(model)
     config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
+    path = None if tag or pretrained == "random" else _weight_file(name, pretrained)  # before anything is built
     with _quiet(), _drawn_from(seed if pretrained == "random" else None):
         clip = _lighten(_from_hub(name, pretrained) if tag else open_clip.CustomTextCLIP(**config))
     has_text = True
-    if not tag and pretrained != "random":
-        path = _weight_file(name, pretrained)
+    if path:
         visual, text = _parts(read_state_dict(path), path)
         _load(clip.visual, visual, path, f"the image tower of {name}", image="")
         has_text = bool(text)
