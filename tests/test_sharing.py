@@ -30,8 +30,7 @@ def test_a_saved_model_embeds_exactly_as_before(quick, changes, tmp_path):
 
 
 def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
-    import onnxruntime
-    from promptsg.sharing import export_onnx
+    from promptsg.sharing import _Embedding
     template = "The s* sign of a {} person's {aspect} hand."
     model = made(quick)
     model.prompt.set_prompt(template, "The s* sign.")
@@ -41,9 +40,8 @@ def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
     assert again.prompt.sentence.text == again.config.simplified_prompt == "The s* sign."
     built = made(quick, prompt_template=template)
     assert built.prompt.template.place == model.prompt.template.place
-    export_onnx(again, tmp_path / "m.onnx", "composed")
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(None, {"images": noise(model).numpy()})[0])
+    with torch.no_grad():
+        found = _Embedding(again, "composed")(noise(model))  # what the ONNX file is made of
     assert torch.equal(again.embed(noise(model), "composed"), model.embed(noise(model), "composed"))
     assert (found - model.embed(noise(model), "composed")).abs().max() < 1e-4
 
