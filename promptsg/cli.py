@@ -550,30 +550,47 @@ def check_weights():
            "" if isinstance(cached, str) else "fetched from the hub at first use; without a network give pretrained the path of a weight file")
 
 
-def check_data(root):
-    "What a data folder holds, read the way train reads it, each image to its end."
+def check_data(root, level=None):
+    "What a data folder holds, read the way train reads it, each image to its end: people, sides, what is left out, what is odd about the pictures."
     if root is None:
         yield "data", "not given", "promptsg doctor --data FOLDER looks into it; promptsg synth --out FOLDER draws hands"
         return
-    from promptsg.data import check_images, counted, read_data
+    from promptsg.data import counted, read_data, reading_summary, survey
     try:
-        frame = read_data(root)
-        people, aspects = counted(frame.pid.nunique(), "person", "people"), counted(frame.aspect.nunique(), "aspect")
-        yield "data", f"{counted(len(frame), 'image')} of {people} in {aspects}", ""
-        yield from (("data, left out", f"{count} ({reason})", "") for reason, count in frame.attrs["excluded"].items() if count)
-        check_images(frame.path)
+        frame = read_data(root, identity_level=level)
+        first, *left = reading_summary(frame).splitlines()
+        yield "data", first, ""
+        sides = frame[frame.side != ""].groupby(["aspect", "side"]).pid.agg(["nunique", "size"])
+        for (aspect, side), (people, images) in sides.iterrows():
+            yield f"data, {aspect}", f"{side}: {counted(people, 'person', 'people')}, {counted(images, 'image')}", ""
+        yield from (("data, left out", line, "") for line in left)
+        yield from map(_finding, survey(frame))
     except PromptSGError as error:
         yield "data", "cannot be read", str(error)
 
 
+_ADVICE = {"cannot be read": "restore these files or take them out of the data", "turned": "",
+           "smaller": "larger pictures of them rank better", "the same": "each is right for one of them at most; correct the data"}
+
+
+def _finding(found):
+    "One `Finding` of a survey as a row of the doctor's."
+    if not found.count:
+        return "pictures", f"0 {found.what}", ""
+    advice = next((text for start, text in _ADVICE.items() if found.what.startswith(start)), "")
+    names = ", ".join(found.examples)
+    failed = "cannot be read" if found.what == "cannot be read" else f"{found.count} {found.what}"
+    return "pictures", failed, f"{found.count}: {names}" + (f"; {advice}" if advice else "")
+
+
 @app.command()
-def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data folder to look into.")] = None):
+def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data folder to look into.")] = None, level: Level = None):
     "Say what is installed, which weights and data are found, and what to do about what is not. Exit code 2 when a check failed."
     import platform
     import torch
     from promptsg.data import counted
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    rows = [("python", platform.python_version(), ""), ("device", device, ""), *check_packages(), *check_weights(), *check_data(data)]
+    rows = [("python", platform.python_version(), ""), ("device", device, ""), *check_packages(), *check_weights(), *check_data(data, level)]
     for name, found, advice in rows:
         typer.echo(f"{name:26s}{found}" + (f"\n{'':26s}-> {advice}" if advice else ""))
     failed = [name for name, found, _ in rows if found in _FAILED]
@@ -592,14 +609,17 @@ def pretrain_command(name: Annotated[str, typer.Argument(help="hand-vit-tiny or 
 
 @app.command("align-text")
 def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
-                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], sets: Sets = None):
+                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], level: Level = None,
+                       sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
-    from promptsg.data import counted, read_data
+    from promptsg.files import check_writable, counted
+    chosen = read_config(config, sets)
+    check_writable(out.parent)
+    frame = read_frame(data, chosen, level)
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
     from promptsg.training import Feed
-    chosen = read_config(config, sets)
-    model, frame = untrained(chosen), read_data(data, chosen.dataset)
+    model = untrained(chosen)
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Feed(model, chosen).embed(people).of(people)

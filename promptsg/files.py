@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNFINISHED', 'disk_sentence', 'writing', 'write_text', 'write_json', 'check_writable', 'sweep', 'held',
-           'content_hash', 'same_file', 'read_json', 'counted']
+           'content_hash', 'same_file', 'read_json', 'counted', 'csv_text', 'write_csv', 'read_csv', 'markdown_cell',
+           'markdown_code']
 
 # %% ../nbs/00a_files.ipynb #cell002
 import hashlib
@@ -153,3 +154,74 @@ def read_json(path, advice="make it again"):
 def counted(number, one, many=None):
     "`1 image`, `2 images`; `many` where an s does not do."
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+# %% ../nbs/00a_files.ipynb #csv-imports
+import csv
+import re
+from html import escape
+
+# %% ../nbs/00a_files.ipynb #csv
+_FORMULA = re.compile(r"'*(?:\Z|[=+\-@\t\r\n＝＋－＠])")  # text that gets one apostrophe more
+
+
+def _guarded(cell):
+    return "'" + cell if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _bare(cell):
+    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and _FORMULA.match(cell[1:]) else cell
+
+
+def _text_changed(table, change):
+    "A copy of the table with `change` done to each cell of the columns that are not numbers."
+    from pandas.api.types import is_numeric_dtype
+    table = table.copy()
+    for name in table:
+        if not is_numeric_dtype(table[name]):
+            table[name] = table[name].astype(object).map(change)
+    return table
+
+
+def csv_text(table):
+    "What `write_csv` writes."
+    guarded = _text_changed(table, _guarded)
+    returns = any("\r" in cell for name in guarded for cell in guarded[name] if isinstance(cell, str))
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which leaves \r bare
+    return guarded.to_csv(index=False, lineterminator="\n", quoting=quoting)
+
+
+def write_csv(path, table):
+    """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it can be a formula.
+
+    File names that are not UTF-8 keep their bytes. `read_csv` gives the same table back."""
+    with writing(path) as part:
+        part.write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
+
+
+_AS_WRITTEN = dict(keep_default_na=False, na_values=[""], encoding_errors="surrogateescape", low_memory=False)
+
+
+def read_csv(path, **options):
+    """The DataFrame that `write_csv` wrote. Only an empty cell is a missing value: a person may be called NA.
+
+    `options` go to `pandas.read_csv`; `dtype={name: str}` keeps text whose every cell looks like a number.
+    `PromptSGError` when the file is missing or is no table."""
+    import pandas as pd
+    try:
+        return _text_changed(pd.read_csv(path, **{**_AS_WRITTEN, **options}), _bare)
+    except (OSError, ValueError, TypeError, OverflowError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PromptSGError(f"{path} cannot be read as a table ({reason}); make it again") from None
+
+# %% ../nbs/00a_files.ipynb #markdown
+def markdown_cell(text):
+    "Text as it reads, for a cell or a line of Markdown: no bar, backtick, link, tag or line's end in it acts."
+    plain = escape(" ".join(str(text).split()), quote=False)
+    return re.sub(r"([\\`|]|(?<=\])\()", r"\\\1", plain)
+
+
+def markdown_code(text):
+    "Text as a code span of Markdown, whatever backticks it holds."
+    text = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"

@@ -41,8 +41,6 @@ _FORMATS = sorted(set(Image.OPEN) - _LEFT_OUT, key=lambda kind: (kind not in _US
 IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions().items()
                           if kind in (*_FORMATS, "MPO"))            # MPO: JPEGs in a row
 
-_IMAGE_ENDINGS = IMAGE_ENDINGS
-
 _REASONS = {
     "HEIC picture, which pip install pillow-heif makes readable": ".heic .heics .heif .heifs .hif",
     "raw file of a camera, to be exported as JPEG or PNG": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .mrw .nef .nrw "
@@ -109,7 +107,7 @@ def _opened(path):
 def _mend_transparent_colour(image):
     "Pillow spreads or cuts a PNG's 2, 4 or 16 bits to 8, but not those of the colour that is transparent."
     mend = {"L;2": lambda x: x * 85, "L;4": lambda x: x * 17, "RGB;16B": lambda x: tuple(v >> 8 for v in x)}
-    raw = image.tile[0].args if image.format == "PNG" and image.tile else None
+    raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if raw in mend and "transparency" in image.info:
         image.info["transparency"] = mend[raw](image.info["transparency"])
 
@@ -203,7 +201,7 @@ def read_all(read, paths, desc, progress=True):
     def attempt(path):
         try:
             return read(path)
-        except PromptSGError as error:
+        except ImageError as error:
             errors[path] = error
     with ThreadPoolExecutor() as pool, progress_bar(total=len(paths), desc=desc, unit="image",
                                                     show=progress and bool(paths)) as bar:

@@ -9,6 +9,7 @@ __all__ = ['AP_RULES', 'Ranking', 'rank', 'average_precision', 'first_hit', 'inv
 # %% ../nbs/10_metrics.ipynb #cell002
 import math
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Number
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -143,6 +144,14 @@ def _array(values, name):
                             f"{int(pd.isna(values).sum())} missing.")
     return values
 
+_KINDS = {"U": {"text"}, "b": {"numbers"}, "i": {"numbers"}, "u": {"numbers"}, "f": {"numbers"}}
+
+def _kinds(values):
+    "The kinds of value in an array: values of two kinds are never equal."
+    named = lambda kind: ("text" if issubclass(kind, str) else "numbers" if issubclass(kind, (Number, np.number, np.bool_))
+                          else kind.__name__)
+    return _KINDS.get(values.dtype.kind) or set(map(named, set(map(type, values))))
+
 def _codes(query, gallery, name, shape):
     "Ids or cameras of both sides as integers, equal exactly where the values are equal: (Q,), (G,)."
     query, gallery = _array(query, f"query_{name}"), _array(gallery, f"gallery_{name}")
@@ -151,6 +160,10 @@ def _codes(query, gallery, name, shape):
                             f"and gallery_{name} {len(gallery)} entries; they must agree.")
     if not len(query) or not len(gallery):
         raise PromptSGError(f"there are {len(query)} queries and {len(gallery)} gallery images; a ranking needs at least one of each.")
+    if len(_kinds(query) | _kinds(gallery)) > 1:
+        sides = (" and ".join(sorted(_kinds(side))) for side in (query, gallery))
+        raise PromptSGError("query_{0} are {1} and gallery_{0} are {2}, which are never equal; write both sides the same way, "
+                            "such as all as text.".format(name, *sides))
     if query.dtype != gallery.dtype:  # as objects, or numpy would round the numbers of one to the type of the other
         query, gallery = query.astype(object), gallery.astype(object)
     codes = torch.from_numpy(pd.factorize(np.concatenate([query, gallery]))[0])
@@ -202,7 +215,7 @@ def _fit(memory_mb, each, fixed=0):
 
 # %% ../nbs/10_metrics.ipynb #cell021
 def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0, copied: bool = True) -> dict:
-    "Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory. Arrays (Q,): ap, inp, first_hit."
+    "Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory. Arrays (Q,): ap, inp, first_hit, matches."
     most, matches = _same_identity(*labels, device)
     sorted_whole = torch.device(device).type == "cuda" or shape[1] <= _SHORT
     each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most  # bytes a query; a sort keeps the order too
@@ -210,15 +223,27 @@ def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device
     for first in range(0, shape[0], step):
         rows = slice(first, first + step)
         ranking = rank(block(rows), *matches(rows))
-        parts.append(torch.stack([average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking)]).cpu())
-    return dict(zip(("ap", "inp", "first_hit"), torch.cat(parts, 1).numpy()))
+        found = average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking), ranking.hits.sum(1).double()
+        parts.append(torch.stack(found).cpu())
+    values = dict(zip(("ap", "inp", "first_hit", "matches"), torch.cat(parts, 1).numpy()))
+    return values | {"matches": values["matches"].astype(int)}
 
-def _summary(values: dict, per_query: bool) -> dict:
+def _check_matched(matched, labels):
+    "Raises `PromptSGError`, which says why, when no query has a match."
+    if matched.any():
+        return
+    (query, gallery), cams = labels
+    there = int(torch.isin(query, gallery).sum())
+    if cams is not None and there:
+        raise PromptSGError(f"the camera filter leaves no query a match: {there} of {len(matched)} queries have images of their identity in the "
+                            "gallery, but all from the query's own camera; give images of other cameras, or no cameras, which switches the filter off.")
+    raise PromptSGError(f"none of the {len(matched)} queries has an image of its identity in the gallery; check that both sides "
+                        "write identities the same way.")
+
+def _summary(values: dict, labels, per_query: bool) -> dict:
     "Means over the queries that have a match."
-    matched = ~np.isnan(values["ap"])
-    if not matched.any():
-        raise PromptSGError(f"none of the {len(matched)} queries has an image of its identity in the gallery; check that both sides "
-                            "write identities the same way.")
+    matched = values["matches"] > 0
+    _check_matched(matched, labels)
     curve = cmc(torch.from_numpy(values["first_hit"])).tolist()
     result = {f"rank{k}": curve[k - 1] for k in (1, 5, 10)}
     result |= {"mAP": float(values["ap"][matched].mean()), "mINP": float(values["inp"][matched].mean()), "cmc_curve": curve,
@@ -237,14 +262,14 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
                     ) -> dict:
     """Retrieval measures, each 0..1: rank1, rank5, rank10, mAP, mINP, cmc_curve (list, ranks 1..20); and the counts queries,
     queries_without_match (left out of the means). With `per_query`, also per_query: dict of (Q,) arrays ap, inp, first_hit,
-    NaN without a match, ready for a DataFrame. Ties: see above; the order of the gallery never matters.
+    NaN without a match, and matches, how many images are right; ready for a DataFrame. Ties: see above; the order of the gallery never matters.
 
     Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match, for NaN and infinity, unequal lengths,
-    an empty side, missing ids, or no query with a match."""
+    an empty side, missing ids, ids or cameras that are text on one side and numbers on the other, or no query with a match."""
     similarity = _matrix(similarity)
     labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     values = _per_query(lambda rows: _wide(similarity[rows]), similarity.shape, labels, ap, memory_mb, similarity.device, copied=similarity.element_size() < 4)
-    return _summary(values, per_query)
+    return _summary(values, labels, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell025
 _PIECE = 4096  # gallery rows that are normalised at a time, so that no second copy of the gallery is made
@@ -294,7 +319,7 @@ def evaluate_features(query_features: Tensor,   # (Q, D) any length, compared by
     piece = min(_PIECE, len(gallery))
     values = _per_query(_cosines(query, gallery, device), (len(query), len(gallery)), labels, ap, memory_mb, device,
                         fixed=8 * piece * query.shape[1])
-    return _summary(values, per_query)
+    return _summary(values, labels, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell035
 def _best(scores, k):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'BROWN', 'PINK', 'GREY', 'DARK', 'CYCLE', 'MARKERS', 'STYLE',
            'VERSION_LOOKS', 'set_style', 'version_style', 'save_figure', 'plot_cmc', 'plot_ranked_lists',
-           'plot_attention', 'plot_attention_grid', 'plot_steps', 'plot_training', 'plot_curves', 'plot_loss_terms',
-           'plot_versions', 'plot_differences', 'plot_published', 'plot_roc', 'plot_scores', 'plot_embedding_map']
+           'plot_attention', 'plot_attention_grid', 'plot_steps', 'kept_epoch', 'plot_training', 'plot_curves',
+           'plot_loss_terms', 'plot_versions', 'plot_differences', 'plot_published', 'plot_roc', 'plot_scores',
+           'plot_embedding_map']
 
 # %% ../nbs/14_plots.ipynb #cell002
 import functools
-import os
 import re
 import textwrap
 import zlib
@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .config import PromptSGError
-from .data import load_image
+from .files import writing
+from .images import load_image
 from .metrics import eer, roc
 
 # %% ../nbs/14_plots.ipynb #cell004
@@ -114,15 +115,13 @@ def _in_order(names) -> list:
 def save_figure(figure: Figure, path, dpi: int = 150) -> Path:
     """Write a figure to `path`, whole or not at all, making the folder; the suffix is the format (.png, .svg, .pdf, ...).
 
-    Raises `PromptSGError` for a suffix matplotlib cannot write."""
+    Raises `PromptSGError` for a suffix matplotlib cannot write, and where the disk refuses."""
     path = Path(path)
     kind = path.suffix[1:].lower()
     if kind not in figure.canvas.get_supported_filetypes():
         raise PromptSGError(f"{path} has no suffix of a figure format; name it .png, .svg or .pdf.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format=kind, dpi=dpi, facecolor="white")
-    os.replace(part, path)
+    with writing(path) as part:
+        figure.savefig(part, format=kind, dpi=dpi, facecolor="white")
     return path
 
 # %% ../nbs/14_plots.ipynb #cell015
@@ -436,9 +435,30 @@ def _lines(ax, metrics, columns, scale=1.0) -> None:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len("".join(ax.get_legend_handles_labels()[1])) < 40 else 1)
 
 # %% ../nbs/14_plots.ipynb #cell037
+def kept_epoch(metrics, select="best"):
+    """The row (a Series) of the epoch whose weights are kept, as the training chooses it; None without validation.
+
+    `select`: "best", the highest validation mAP, of equal ones the last; "last", the last epoch."""
+    if select == "last":
+        return metrics.iloc[-1]
+    values = metrics.get("val_mAP", pd.Series(dtype=float))
+    return metrics[values == values.max()].iloc[-1] if values.notna().any() else None
+
+def _mark_kept(ax, metrics, select) -> None:
+    "A line at the epoch that is kept, and in the title which one it is."
+    kept = kept_epoch(metrics, select)
+    if kept is None:
+        return
+    ax.axvline(kept.epoch, color=GREY, linestyle=":", zorder=0)
+    value = kept.get("val_mAP", np.nan)
+    reached = "" if np.isnan(value) else f", mAP {100 * value:.1f} %"
+    ax.set_title(f"kept: epoch {kept.epoch:.0f}, the {select}{reached}")
+
 @_styled
-def plot_training(metrics: pd.DataFrame) -> Figure:
-    """Losses, validation (percent) and learning rates by epoch, from the columns epoch, loss*, val_* (fractions 0..1) and lr_*.
+def plot_training(metrics: pd.DataFrame, # epoch, loss*, val_* (fractions 0..1) and lr_*: a run's metrics.csv
+                  select: str = "best"   # `Config.select` of the run: which epoch was kept
+                 ) -> Figure:
+    """Losses, validation (percent) and learning rates by epoch; a line marks the epoch that was kept.
 
     Raises `PromptSGError` without an epoch column or without rows."""
     if "epoch" not in metrics or metrics.empty:
@@ -449,10 +469,7 @@ def plot_training(metrics: pd.DataFrame) -> Figure:
     _lines(losses, metrics, starting("loss"))
     _lines(validation, metrics, starting("val_"), scale=100)
     _lines(rates, metrics, starting("lr_"))
-    if "val_mAP" in metrics and metrics.val_mAP.notna().any():
-        best = metrics.loc[metrics.val_mAP.idxmax()]
-        validation.axvline(best.epoch, color=GREY, linestyle=":", zorder=0)
-        validation.set_title(f"best mAP {100 * best.val_mAP:.1f} % in epoch {best.epoch:.0f}")
+    _mark_kept(validation, metrics, select)
     losses.set(xlabel="epoch", ylabel="loss")
     validation.set(xlabel="epoch", ylabel="held-out people (%)")
     rates.set(xlabel="epoch", ylabel="learning rate", yscale="log")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'THRESHOLDS', 'BASE_COLUMNS', 'READERS', 'walk', 'person_number', 'read_11k', 'read_hd', 'read_folders',
-           'Drawn', 'read_mbanet', 'read_csv', 'read_data', 'read_picture', 'read_images', 'for_data', 'left_out_lines',
+           'read_mbanet', 'read_csv', 'read_data', 'read_picture', 'read_images', 'for_data', 'left_out_lines',
            'reading_summary', 'data_hash', 'find_same', 'class_index']
 
 # %% ../nbs/01b_readers.ipynb #cell002
@@ -29,7 +29,7 @@ from .images import IMAGE_ENDINGS, why_not_read
 # %% ../nbs/01b_readers.ipynb #walk
 DRAWN = "drawn.json"  # the file by which drawn hands are told from photographs
 _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini"}  # what file managers and archives leave behind
-# control characters, line breaks and bytes that are not UTF-8: no table, file or terminal takes them
+# control characters, line breaks, bytes that are not UTF-8: no table or terminal takes them
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -71,54 +71,65 @@ def _place(folder):
     return found.st_dev, found.st_ino
 
 
-def walk(root, deep=True):
-    """`{path below root: reason}` of every file below the folder `root`, sorted; reason None: a picture.
+def _places_above(root):
+    "The places of the folders that `root` lies in: a link to one of them leads back to `root`."
+    return {_place(folder) for folder in Path(os.path.realpath(root)).parents
+            if os.access(folder, os.F_OK)}
 
-    Links to folders are followed when the folders themselves are done, each real folder once: a link
-    that leads back is an entry of its own, as is a folder that cannot be opened. Not `deep`: the files
-    in `root` itself alone.
+
+def walk(root, deep=True):
+    """`{path below root: reason}` of every file below the folder `root`, sorted.
+
+    The reason says why a reader cannot use the file; None: a picture. Links to folders are followed
+    when the folders themselves are done, each real folder once: a link that leads back is an entry
+    of its own, as is a folder that cannot be opened. Not `deep`: only the files in `root` itself.
     Raises `PromptSGError` when `root` itself cannot be opened."""
-    real = Path(os.path.realpath(root))
-    seen = {_place(folder) for folder in real.parents}  # a link up there would lead back to `root`
-    found, folders, links = {}, [("", None)], []
+    found, seen, folders, links = {}, _places_above(root), [("", None)], []
     while folders or links:
         below, reason = folders.pop() if folders else links.pop()
         try:
-            place, entries = _place(os.path.join(root, below)), []
-            if place not in seen:
-                with os.scandir(os.path.join(root, below)) as opened:
-                    entries = list(opened)
-            elif below:
-                found[below] = reason or "folder that is read already"
-            seen.add(place)
+            entries = _open_once(os.path.join(root, below), seen)
         except OSError as error:
             if not below:
                 raise PromptSGError(f"the folder {root} cannot be opened ({error.strerror}); "
                                     "ask for the right to read it") from None
             found[below] = reason or "folder that cannot be opened"
             continue
-        _sort_entries(entries, below, reason, found, folders, links)
-        links.sort(reverse=True)
+        if entries is None:
+            found[below] = reason or "folder that is read already"
+        for entry in entries or ():
+            _sort_entry(entry, below, reason, found, folders, links)
         if not deep:
             break
+        links.sort(reverse=True)
     return {path: found[path] for path in sorted(found, key=lambda path: path.split("/"))}
 
 
-def _sort_entries(entries, below, reason, found, folders, links):
-    "Puts each entry of the folder `below` into `found`, or among the folders or links still to open."
-    for entry in entries:
-        path = f"{below}/{entry.name}" if below else entry.name
-        why, kind = reason or _reason_of_name(entry.name), _kind(entry)
-        if kind == "folder":
-            folders.append((path, why))
-        elif kind == "link" and not why:
-            links.append((path, why))
-        else:
-            found[path] = why or (_reason_of_file(entry.name) if kind == "file" else kind)
+def _open_once(folder, seen):
+    "The entries of a folder, or None when its place is among `seen`, where it is added."
+    place = _place(folder)
+    if place in seen:
+        return None
+    with os.scandir(folder) as opened:
+        entries = list(opened)
+    seen.add(place)
+    return entries
+
+
+def _sort_entry(entry, below, reason, found, folders, links):
+    "Puts an entry of the folder `below` into `found`, or among the folders or links to open."
+    path = f"{below}/{entry.name}" if below else entry.name
+    why, kind = reason or _reason_of_name(entry.name), _kind(entry)
+    if kind == "folder":
+        folders.append((path, why))
+    elif kind == "link" and not why:
+        links.append((path, why))
+    else:
+        found[path] = why or (_reason_of_file(entry.name) if kind == "file" else kind)
 
 
 def _excluded(files, rows=()):
-    "`{reason: number}` of the files that have a reason, and of table rows left out, sorted by reason."
+    "`{reason: number}`, sorted, of the files that have a reason and of table rows left out."
     counts = Counter(reason for reason in files.values() if reason) + Counter(rows)
     return dict(sorted(counts.items()))
 
@@ -136,6 +147,8 @@ def _read_csv(file, needed, advice):
 
     `PromptSGError` when it cannot be read, lacks a column, has no row, or a row has more or fewer
     cells than the first line."""
+    if os.path.exists(file) and not os.path.isfile(file):  # opening a pipe could wait for ever
+        raise PromptSGError(f"{file} cannot be read (it is no file); {advice}")
     try:
         with open(file, encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
@@ -160,15 +173,15 @@ def _read_csv(file, needed, advice):
 
 
 def person_number(text):
-    "The seven digits of a person's number: 559 and 0000559 are one person. None if it is no such number."
+    "The seven digits of 11K's person numbers: 559 is 0000559. None where it is no such number."
     return f"{int(text):07d}" if re.fullmatch("[0-9]{1,7}", text) else None
 
 
 def _integers(table, column, file):
-    "Column `column` of the CSV as integers; the first value that is none is an error naming its image."
+    "A column of HandInfo.csv as integers; a value that is none is an error naming its image."
     bad = table[~table[column].str.fullmatch(r"[+-]?[0-9]{1,9}(\.0*)?")]
     if len(bad):
-        raise PromptSGError(f"{file}: {column} of {bad.imageName.iloc[0]} is "
+        raise PromptSGError(f"{file}: {column} of {_short(bad.imageName.iloc[0])[1:-1]} is "
                             f"{_short(bad[column].iloc[0])}, not a whole number; correct that row")
     return table[column].astype(float).astype(int)
 
@@ -179,14 +192,15 @@ def _short(text):
 
 
 def _read_hand_info(file):
-    "HandInfo.csv checked: every column there, ids and whole numbers, known aspects, each image once."
+    "HandInfo.csv checked: all columns, ids and whole numbers, known aspects, each image once."
     table = _read_csv(file, _CSV_COLUMNS, "give the folder that holds HandInfo.csv and Hands/")
     table = table[list(_CSV_COLUMNS)]
     ids = table.id.map(person_number)
     if ids.isna().any():
         bad = table[ids.isna()].iloc[0]
-        raise PromptSGError(f"{file}: id of {bad.imageName} is {_short(bad.id)}, not a whole number "
-                            "of at most seven digits (559 or 0000559); correct that row")
+        raise PromptSGError(f"{file}: id of {_short(bad.imageName)[1:-1]} is {_short(bad.id)}, not "
+                            "a whole number of at most seven digits (559 or 0000559); "
+                            "correct that row")
     numbers = {name: _integers(table, name, file)
                for name in ("age", "accessories", "nailPolish", "irregularities")}
     codes = {words: code for code, words in ASPECTS.items()}
@@ -195,7 +209,8 @@ def _read_hand_info(file):
             ("imageName", table.imageName.duplicated(), "lists an image twice"),
             ("imageName", table.imageName.str.contains(_UNPRINTABLE), "names an impossible file")):
         if bad.any():
-            raise PromptSGError(f"{file} {what}: {_short(table[name][bad].iloc[0])}; correct that row")
+            one = _short(table[name][bad].iloc[0])
+            raise PromptSGError(f"{file} {what}: {one}; correct that row")
     aspects = table.aspectOfHand.map(codes)
     return table.assign(id=ids, aspectOfHand=aspects, **numbers).rename(columns=_CSV_COLUMNS)
 
@@ -238,15 +253,17 @@ def _described(table, dataset, excluded, source, **more):
 
 
 def _look_into_hands(table, worn, folder, missing):
-    "(which rows have a bare hand's picture, what is left out): each file of the root has a row or a reason."
+    "(which rows have a bare hand's picture, what is left out): every file has a row or a reason."
     files = walk(folder.parent)
     names = "Hands/" + table.image
-    rows = dict(zip(names, worn))
+    worn_by = dict(zip(names, worn))
     there = names.isin(set(files))
     for path, reason in files.items():
-        if reason is None and not (path in rows and not rows[path]):
-            files[path] = ("accessories worn" if path in rows else "not named in HandInfo.csv"
-                           if path.startswith("Hands/") else "not in Hands/")
+        if reason is None and path not in worn_by:
+            named = "not named in HandInfo.csv"
+            files[path] = named if path.startswith("Hands/") else "not in Hands/"
+        elif reason is None and worn_by[path]:
+            files[path] = "accessories worn"
     usable = names.map(lambda name: name in files and files[name] is None)
     if not usable.any():
         raise PromptSGError(f"none of the images of HandInfo.csv is in {folder}; "
@@ -255,12 +272,13 @@ def _look_into_hands(table, worn, folder, missing):
     if missing == "error" and absent.any():
         raise PromptSGError(f"{folder} lacks {counted(absent.sum(), 'image')}, "
                             f"{table.image[absent].iloc[0]} first; add them or use missing='drop'")
-    return usable, _excluded(files, {"image file missing": int(absent.sum()),
-                                     "accessories worn, image file missing": int((~there & worn).sum())})
+    rows = {"image file missing": int(absent.sum()),
+            "accessories worn, image file missing": int((~there & worn).sum())}
+    return usable, _excluded(files, rows)
 
 # %% ../nbs/01b_readers.ipynb #cell007
 def _file_table(root, images, pids, sides, aspects="hand", names=None):
-    "The table for data that says little of its files: `images` are paths below `root`, and their names."
+    "The table for data that says little: `images` are paths below `root`, and names unless given."
     root = Path(root).absolute()
     table = pd.DataFrame({"path": [str(root / image) for image in images], "pid": list(pids),
                           "aspect": aspects, "side": sides, "image": list(names or images)})
@@ -306,20 +324,24 @@ def read_hd(root):
             files[path] = f"not in {' or '.join(_HD_PARTS)}"
     for part, images in parts.items():
         if not images:
-            raise PromptSGError(f"no image in {Path(root) / (base or 'Original Images') / part}; give the "
-                                "folder that holds 'Original Images/1-501' and 'Original Images/502-712'")
+            place = Path(root) / ("Original Images" if base is None else base) / part
+            raise PromptSGError(f"no image in {place}; give the folder that holds "
+                                "'Original Images/1-501' and 'Original Images/502-712'")
     rows = [(image, *_hd_row(root, image, part)) for part in parts for image in parts[part]]
     images, pids, sides = zip(*rows)
     names = [image[len(base):] for image in images]
-    return _described(_file_table(root, images, pids, sides, names=names), "hd", _excluded(files), "HD")
+    table = _file_table(root, images, pids, sides, names=names)
+    return _described(table, "hd", _excluded(files), "HD")
 
 # %% ../nbs/01b_readers.ipynb #cell009
 _SIDES = {"train": "train", "val": "train", "validation": "train", "test": "test"}  # folders' names
+# nor do these name anybody: a data set's parts, Market-1501's among them
+_PARTS = {*_SIDES, "query", "gallery", "probe", "bounding_box_train", "bounding_box_test"}
 _TABLE = ("a CSV with the columns path and identity (and, if there are any, side, aspect, camera)")
 
 
 def _alike(name):
-    "What is the same for two names that look the same: blanks, invisible signs and Unicode's forms set aside."
+    "The same for names that look the same: blanks, invisible signs, Unicode's forms set aside."
     seen = (c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
     return " ".join("".join(seen).split())
 
@@ -330,29 +352,31 @@ def _refuse_look_alikes(names, where, what="folders"):
     for name in sorted(set(names)):
         other = first.setdefault(_alike(name), name)
         if other != name:
-            raise PromptSGError(f"the {what} {ascii(other)} and {ascii(name)} of {where} look the same; is "
-                                "that one identity? rename one, or put all images under one name")
+            raise PromptSGError(f"the {what} {ascii(other)} and {ascii(name)} of {where} look the "
+                                "same; is that one identity? rename one, or put all images under "
+                                "one name")
 
 
-def _identities(root, pictures, level):
-    "`{picture: folders above it}` of the pictures that have at least `level` folders, checked for doubt."
-    folders = {path: path.split("/")[:-1] for path in pictures if path.count("/") >= (level or 1)}
+def _refuse_doubt(root, folders, level):
+    "`PromptSGError` when `{picture: folders above it}` is in doubt; else whether they tell sides."
     tops = {parts[0] for parts in folders.values()}
     sided = tops <= set(_SIDES) and bool(tops & {"train", "test"})
     deep = next((path for path, parts in folders.items() if len(parts) > 1), None)
     if level is None and deep:
         raise PromptSGError(
-            f"{deep} lies {deep.count('/')} folders below {root}: which of them names the identity? say so "
-            f"with --identity-level 1 or 2 (in Python identity_level), or give {_TABLE}")
-    if level in (None, 1) and sided:
+            f"{deep} lies {deep.count('/')} folders below {root}: which of them names the "
+            "identity? say so with --identity-level 1 or 2 (in Python identity_level), or give "
+            f"{_TABLE}")
+    if level in (None, 1) and len(tops) > 1 and tops <= _PARTS:
         raise PromptSGError(
-            f"the folders {', '.join(sorted(tops))} of {root} are sides and name no identity; put each "
-            f"identity's images into a folder of its own below them and say --identity-level 2, or give {_TABLE}")
-    return folders, sided and level == 2
+            f"the folders {', '.join(sorted(tops))} of {root} are parts of a data set and name no "
+            "identity; put each identity's images into a folder of its own below them and say "
+            f"--identity-level 2, or give {_TABLE}")
+    return sided and level == 2
 
 
 def _refuse_two_parents(root, folders, level, sided):
-    "`PromptSGError` when one name stands below several folders, unless those are train and validation."
+    "`PromptSGError` when a name stands below several folders, unless they are train and val."
     parents = defaultdict(set)
     for parts in folders.values():
         above = parts[:level - 1]
@@ -360,27 +384,34 @@ def _refuse_two_parents(root, folders, level, sided):
     for name, places in parents.items():
         if len(places) > 1:
             one, other = sorted(places)[:2]
-            what = ("is on the train and on the test side; put all of a person's images on one side" if sided
-                    else f"lies below {one!r} and below {other!r}: is it one identity or two? give {_TABLE}")
-            raise PromptSGError(f"{name!r} of {root} {what}")
+            doubt = (f"lies below {one!r} and below {other!r}: is it one identity or two? "
+                     f"give {_TABLE}")
+            if sided:
+                doubt = ("is on the train and on the test side; "
+                         "put all of a person's images on one side")
+            raise PromptSGError(f"{name!r} of {root} {doubt}")
 
 
 def read_folders(root, identity_level=None):
-    """A folder with one sub-folder per identity as one DataFrame; person ids are the folders' names.
+    """A folder with one sub-folder per identity as one DataFrame; the folders' names are the ids.
 
-    `identity_level` n: the n-th folder below `root` names the identity (None: there is only one level).
-    `side` is empty, so `make_splits` halves the people; with level 2 and first folders that are called
-    train, test and perhaps val or validation, it is train or test.
+    `identity_level` n: the n-th folder below `root` names the identity; None: there is one level.
+    `side` is empty, so `make_splits` halves the people; with level 2 and first folders called
+    train, test and perhaps val or validation (which is train), it is train or test.
     Raises `PromptSGError` when no image lies in a sub-folder, or when it is in doubt who is who."""
+    if identity_level is not None and identity_level < 1:
+        raise PromptSGError(f"identity_level={identity_level} names no folder; "
+                            f"the first below {root} is 1")
     files, level = walk(root), identity_level or 1
     pictures = [path for path, reason in files.items() if reason is None]
-    folders, sided = _identities(root, pictures, identity_level)
-    for path in set(pictures) - set(folders):
-        files[path] = "not in a folder of an identity"
+    folders = {path: path.split("/")[:-1] for path in pictures if path.count("/") >= level}
     if not folders:
         deeper = f" {level} folders deep" if level > 1 else ""
-        raise PromptSGError(f"no image in the sub-folders of {root}{deeper}; put each identity's images into "
-                            "a folder of its own")
+        raise PromptSGError(f"no image in the sub-folders of {root}{deeper}; put each identity's "
+                            "images into a folder of its own")
+    for path in set(pictures) - set(folders):
+        files[path] = "not in a folder of an identity"
+    sided = _refuse_doubt(root, folders, identity_level)
     pids = [parts[level - 1] for parts in folders.values()]
     _refuse_look_alikes(pids, root)
     _refuse_two_parents(root, folders, level, sided)
@@ -390,14 +421,14 @@ def read_folders(root, identity_level=None):
 
 # %% ../nbs/01b_readers.ipynb #mba
 _SPLIT = "train_val_test_split"  # what MBA-Net's folders are called, with _dorsal_r and so on
-_PART = re.compile("train_all|train|val|test|(?:query|gallery)[0-9]{1,4}")
+_PART = re.compile("train_all|train|val|test|(?:query|gallery)([0-9]{1,4})")
 _SIDE_PARTS = ("train_all", "train", "val", "test")  # where a picture's path is taken from, in turn
 _ALL = re.compile("gallery[0-9]*_all")
 _CERTAIN = re.compile("train_all|(?:query|gallery)[0-9]{1,4}")  # nobody else calls a folder so
 
 
-class Drawn(dict):
-    "What a data set's authors have drawn, by aspect. A frame's attributes are copied often; this is not."
+class _Drawn(dict):
+    "What the authors have drawn, by aspect. A frame's attributes are copied often; this is not."
 
     def __deepcopy__(self, memo):
         return self
@@ -442,7 +473,8 @@ class _Split:
         return known
 
     def refuse(self, what):
-        raise PromptSGError(f"MBA-Net's folder {self.where} {what}; make the folders again with its script")
+        raise PromptSGError(f"MBA-Net's folder {self.where} {what}; "
+                            "make the folders again with its script")
 
     def names(self, *parts):
         "The pictures of these parts."
@@ -468,11 +500,12 @@ class _Split:
         own = {key for key in gallery if key[0] in people}
         for name, some in (("query", queries), ("gallery", gallery)):
             if not some:
-                self.refuse(f"has no picture in {name}{number}, though the other of the two is there")
+                self.refuse(f"has no picture in {name}{number}, but in the other of the two")
         if twice := queries & own:
             self.refuse(f"has {'/'.join(min(twice))} in query{number} and in gallery{number}")
         if wrong := (queries | own) ^ test:
-            self.refuse(f"has {'/'.join(min(wrong))} in only one of test and query{number} with gallery{number}")
+            self.refuse(f"has {'/'.join(min(wrong))} in only one of test and "
+                        f"query{number} with gallery{number}")
         if lost := people - {person for person, _ in own}:
             self.refuse(f"has no picture of {min(lost)} in gallery{number}")
         return queries, own, gallery - own
@@ -484,9 +517,11 @@ class _Split:
             self.refuse("has no picture in test")
         if both := {person for person, _ in train} & {person for person, _ in test}:
             self.refuse(f"has {min(both)} on the train and on the test side")
-        numbers = {int(part.lstrip("querygal")) for part in self.parts if _PART.fullmatch(part) and part[0] in "qg"}
+        found = filter(None, map(_PART.fullmatch, self.parts))
+        numbers = {int(part[1]) for part in found if part[1]}
         if numbers != set(range(len(numbers))):
-            self.refuse(f"numbers its splits {', '.join(map(str, sorted(numbers)))}, not from 0 without a gap")
+            has = ", ".join(map(str, sorted(numbers)))
+            self.refuse(f"numbers its splits {has}, not from 0 without a gap")
         for number in sorted(numbers):
             queries, own, others = self.check_pair(number, test)
             if others != (others if strangers is None else strangers):
@@ -511,7 +546,7 @@ class _Split:
         return ["/".join((self.aspect, *key)) for key in sorted(keys)]
 
     def read(self, root):
-        "(table, {path: used or the reason why not}, [(query images, gallery images)]) of the checked folder."
+        "(table, {path: None or why it is not used}, [(query images, gallery images)]), checked."
         sides, drawn = self.check()
         self.check_copies(root)
         _refuse_look_alikes([person for person, _ in sides], self.where)
@@ -519,8 +554,8 @@ class _Split:
         for part in sorted(self.parts, key=lambda part: (*_SIDE_PARTS, part).index(part)):
             for key, path in self.parts[part].items():
                 first = used.setdefault(key, path) if key in sides else None
-                reasons[path] = (None if first == path else "copy of a picture that is used" if first
-                                 else "gallery of another aspect")
+                why = "copy of a picture that is used" if first else "gallery of another aspect"
+                reasons[path] = None if first == path else why
         keys = sorted(sides)
         table = _file_table(root, [used[key] for key in keys], [person for person, _ in keys],
                             [sides[key] for key in keys], self.aspect, self.images(keys))
@@ -528,7 +563,7 @@ class _Split:
 
 
 def _sort_into_splits(root, files):
-    "The `_Split`s of the pictures among `files`; every picture gets a reason there, until it is used."
+    "The `_Split`s of the pictures among `files`, where each gets a reason until it is used."
     splits = {prefix: _Split(Path(root) / prefix, aspect)
               for prefix, aspect in _split_folders(root).items()}
     for path in [path for path, reason in files.items() if reason is None]:
@@ -548,7 +583,7 @@ def read_mbanet(root):
     `attrs["val"]` {aspect: images to validate on}. `side` is "extra" for people who are only in
     galleries; an image's name is aspect/person/file.
     Raises `PromptSGError` for folders that lack a part or contradict each other."""
-    files, tables, pairs, val = walk(root), {}, Drawn(), Drawn()
+    files, tables, pairs, val = walk(root), {}, _Drawn(), _Drawn()
     for split in _sort_into_splits(root, files):
         if split.aspect in tables:
             split.refuse(f"is the second of the aspect {split.aspect}")
@@ -565,8 +600,8 @@ def read_mbanet(root):
     return _described(table, "mbanet", _excluded(files), "MBA-Net's folders", pairs=pairs, val=val)
 
 # %% ../nbs/01b_readers.ipynb #csv
-_ASPECT_WORDS = {**{code: code for code in ASPECTS}, **{words: code for code, words in ASPECTS.items()},
-                 "hand": "hand"}
+_ASPECT_WORDS = {"hand": "hand", **{code: code for code in ASPECTS},
+                 **{words: code for code, words in ASPECTS.items()}}
 _SIDE_WORDS = {word: word for word in ("train", "test", "extra", "")}
 _CSV_ADVICE = "give a CSV (UTF-8) with the columns path and identity"
 
@@ -589,25 +624,29 @@ def _refuse_cells(table, bad, column, what, file):
 
 
 def _read_own_table(file):
-    "The CSV's columns path, identity, image, side, aspect and perhaps camera, checked; blanks filled."
+    "The CSV's path, identity, image, side, aspect and perhaps camera, checked; blanks filled."
     table = _read_csv(file, ("path", "identity"), _CSV_ADVICE)
     table = table.loc[:, ~table.columns.duplicated()]
-    table = table.assign(path=[os.path.normpath(path) if path else "" for path in table.path])
-    for name, default in (("image", table.path.str.replace(os.sep, "/")), ("side", ""), ("aspect", "hand")):
-        table[name] = table[name] if name in table else default
+    paths = [os.path.normpath(path) if path else "" for path in table.path]
+    names = [path.replace(os.sep, "/") for path in paths]
+    defaults = {"image": names, "side": "", "aspect": "hand"}
+    table = table.assign(path=paths, **{name: default for name, default in defaults.items()
+                                        if name not in table})
     columns = ["path", "identity", "image", "aspect"] + (["camera"] if "camera" in table else [])
     for name in columns:
-        _refuse_cells(table, table[name] == "", name, "is empty", file)
-        _refuse_cells(table, table[name].str.contains(_UNPRINTABLE), name, "holds a line break or worse", file)
+        cells = table[name]
+        _refuse_cells(table, cells == "", name, "is empty", file)
+        broken = cells.str.contains(_UNPRINTABLE)
+        _refuse_cells(table, broken, name, "holds a line break or another control character", file)
     for name in ("path", "image"):
         _refuse_cells(table, table[name].duplicated(), name, "is listed twice", file)
     _refuse_look_alikes(table.identity, file, "identities")
-    sides, aspects = _words(table, "side", _SIDE_WORDS, file), _words(table, "aspect", _ASPECT_WORDS, file)
-    return table[columns].assign(side=sides, aspect=aspects)
+    return table[columns].assign(side=_words(table, "side", _SIDE_WORDS, file),
+                                 aspect=_words(table, "aspect", _ASPECT_WORDS, file))
 
 
-def _files_beside(folder, paths):
-    "`{absolute path: reason}` of the files in the folders of `paths`, without what lies below those."
+def _files_beside(paths):
+    "`{absolute path: reason}` of the files in the folders of `paths`, not of those below them."
     found = {}
     for place in sorted({os.path.dirname(path) for path in paths}):
         for name, reason in walk(place, deep=False).items() if os.path.isdir(place) else ():
@@ -618,24 +657,26 @@ def _files_beside(folder, paths):
 def read_csv(file):
     """A table of one's own, a CSV with the columns path and identity, as a DataFrame.
 
-    Further columns that are read: side (train, test, extra or empty), aspect (dorsal_r or "dorsal right",
-    ...; else `hand`), camera, image (the name; else the path as written). Paths begin at the CSV's folder.
-    A file in the same folder as a named one that is not named is counted, as are rows whose file is missing.
-    Raises `PromptSGError` naming the line for an empty cell, an unknown side or aspect, or a path or image
-    that is listed twice, and when no file is there at all."""
+    Further columns that are read: side (train, test, extra or empty), aspect (dorsal_r or "dorsal
+    right", ...; else `hand`), camera, image (the name; else the path as written). Paths begin at
+    the CSV's folder. Files that lie beside the named ones and are not named are counted, as are
+    rows whose file is missing ("image file missing").
+    Raises `PromptSGError` naming the line for an empty cell, an unknown side or aspect, or a path
+    or image that is listed twice, and when no file is there at all."""
     table, folder = _read_own_table(file), Path(file).absolute().parent
     paths = table.path.map(lambda path: os.path.join(folder, path))
-    files = _files_beside(folder, paths)
+    files = _files_beside(paths)
     here = paths.map(lambda path: path in files and files[path] is None)
     if not here.any():
         raise PromptSGError(f"{file}: no picture that it names is there, {paths.iloc[0]} first; "
                             "paths begin at the folder of the CSV")
-    absent = int((~paths.isin(set(files))).sum())
-    for path in set(path for path, reason in files.items() if reason is None) - set(paths[here]):
-        files[path] = f"not named in {Path(file).name}"
-    table = table.assign(path=paths, pid=table.identity, identity=table.identity + ":" + table.aspect)[here]
+    missing, unnamed = int((~paths.isin(set(files))).sum()), f"not named in {Path(file).name}"
+    for path in {path for path, reason in files.items() if reason is None} - set(paths):
+        files[path] = unnamed
+    table = table.assign(path=paths, pid=table.identity,
+                         identity=table.identity + ":" + table.aspect)[here]
     table = table[BASE_COLUMNS + (["camera"] if "camera" in table else [])]
-    excluded = _excluded(files, {"image file missing": absent})
+    excluded = _excluded(files, {"image file missing": missing})
     return _described(table, "csv", excluded, f"table {Path(file).name}")
 
 # %% ../nbs/01b_readers.ipynb #readers
@@ -646,8 +687,8 @@ READERS = {"11k": read_11k, "hd": read_hd, "folders": read_folders, "mbanet": re
 def _checked_name(path, what):
     "The path as text. `PromptSGError` for one that no table or terminal takes."
     if _UNPRINTABLE.search(os.path.abspath(path)):
-        raise PromptSGError(f"{what} {ascii(str(path))} has a name that is not UTF-8 or has a line break; "
-                            "rename it")
+        raise PromptSGError(f"{what} {ascii(str(path))} has a name that is not UTF-8 or has a line "
+                            "break; rename it")
     return str(path)
 
 
@@ -661,36 +702,40 @@ def _layout(root):
 
 
 def read_data(root, dataset="11k", identity_level=None):
-    """The DataFrame of a data folder, or of a CSV (`read_csv`); its layout says which reader reads it.
+    """The DataFrame of a data folder, or of a CSV (`read_csv`); the layout says who reads it.
 
-    HandInfo.csv: 11K Hands; `Original Images`: HD; query0, gallery0 or train_all: MBA-Net's folders; else
-    one folder per identity, the `identity_level`-th below `root`. A `dataset` of "hd" or "mbanet" insists:
-    another layout is then an error. `PromptSGError` when `root` does not exist, or as the reader raises it."""
+    HandInfo.csv: 11K Hands; `Original Images`: HD; query0, gallery0 or train_all: MBA-Net's
+    folders; else one folder per identity, the `identity_level`-th below `root`. A `dataset` of
+    "hd" or "mbanet" insists: another layout is then an error.
+    Raises `PromptSGError` when `root` does not exist, and what the reader raises."""
     name = _checked_name(root, "the data folder")
     if os.path.isfile(name) and name.lower().endswith(".csv"):
         return read_csv(root)
     if not os.path.isdir(name):
-        what = ("is a file" if os.path.lexists(name) else
-                f"does not exist (looked for {os.path.abspath(name)})")
-        raise PromptSGError(f"the data folder {name} {what}; give the folder that holds the images, or {_TABLE}")
-    found = _layout(name)
-    reader = READERS[dataset if dataset in ("hd", "mbanet") else found]
+        what = f"does not exist (looked for {os.path.abspath(name)})"
+        what = "is a file" if os.path.lexists(name) else what
+        raise PromptSGError(f"the data folder {name} {what}; give the folder that holds the "
+                            f"images, or {_TABLE}")
+    reader = READERS[dataset if dataset in ("hd", "mbanet") else _layout(name)]
     return read_folders(root, identity_level) if reader is read_folders else reader(root)
 
 
 def read_picture(path):
-    "One image file as a table of one row, its identity `?`. `PromptSGError` when there is no such file."
+    """One image file as a table of one row, its identity `?`.
+
+    Raises `PromptSGError` when there is no such file."""
     name = _checked_name(path, "the picture")
     if not os.path.isfile(name):
-        what = "is no file" if os.path.exists(name) else f"does not exist (looked for {os.path.abspath(name)})"
+        what = f"does not exist (looked for {os.path.abspath(name)})"
+        what = "is no file" if os.path.exists(name) else what
         raise PromptSGError(f"the picture {name} {what}; give the path of an image file")
-    table = dict(path=[str(Path(path).absolute())], image=[Path(path).name], identity=["?"], pid=["?"],
-                 aspect=["?"], side=[""])
-    return _described(pd.DataFrame(table), "picture", {}, "one picture")
+    row = dict(path=str(Path(path).absolute()), image=Path(path).name, identity="?", pid="?",
+               aspect="?", side="")
+    return pd.DataFrame([row])
 
 
 def read_images(path, dataset="11k", identity_level=None):
-    "A DataFrame of one image file (`read_picture`), or of all images of a data folder (`read_data`)."
+    "The DataFrame of one image file (`read_picture`), or of a data folder or CSV (`read_data`)."
     suffix = os.path.splitext(path)[1].lower()
     one = not os.path.isdir(path) and suffix in IMAGE_ENDINGS
     one = one or (os.path.isfile(path) and suffix != ".csv")
@@ -698,12 +743,15 @@ def read_images(path, dataset="11k", identity_level=None):
 
 
 def for_data(config, frame):
-    """The config with the dataset and the identity level of what was read, and with aspect `hand` where
-    the data does not tell aspects apart, so that the prompt names none."""
-    names = {name: frame.attrs.get(name) for name in ("dataset", "identity_level") if "dataset" in frame.attrs}
+    """The config with the dataset and the identity level of what was read.
+
+    Where the data does not tell aspects apart, it also has the aspect `hand`, so that the prompt
+    names none."""
+    told = ("dataset", "identity_level") if "dataset" in frame.attrs else ()
+    changes = {name: frame.attrs.get(name) for name in told}
     if set(frame.aspect) == {"hand"}:
-        names = {"dataset": "folders", **names, "aspect": "hand", "train_aspects": ()}
-    return config.replace(**names)
+        changes = {"dataset": "folders", **changes, "aspect": "hand", "train_aspects": ()}
+    return config.replace(**changes)
 
 # %% ../nbs/01b_readers.ipynb #summary
 def left_out_lines(excluded):
@@ -720,16 +768,18 @@ def reading_summary(frame):
 
 # %% ../nbs/01b_readers.ipynb #cell011
 def data_hash(frame):
-    """The first 12 hex digits of SHA-256 over each row's identity, image name and `content_hash` (if the
-    file is there), sorted. `PromptSGError` naming a file that cannot be read."""
+    """The first 12 hex digits of SHA-256 over each row's identity, image name and `content_hash`.
+
+    Rows are sorted; a file that is not there counts as empty. `PromptSGError` naming a file that
+    cannot be read."""
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        hashes = pool.map(lambda path: content_hash(path) if os.path.isfile(path) else "", frame.path)
-        rows = sorted(zip(frame.identity, frame.image, hashes))
+        digest = lambda path: content_hash(path) if os.path.isfile(path) else ""
+        rows = sorted(zip(frame.identity, frame.image, pool.map(digest, frame.path)))
     return sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
 def find_same(path, frame):
-    """Which rows of the frame are the file at `path`: a boolean Series, true where the bytes are equal.
+    """Which rows of the frame are the file at `path`: a boolean Series, by the files' bytes.
 
     Only files of the same size are read. `PromptSGError` when `path` cannot be read."""
     wanted, size = content_hash(path), os.path.getsize(path)

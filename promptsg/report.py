@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job', 'make_jobs',
-           'missing_protocols', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs', 'differences',
-           'changed', 'summary', 'results_table', 'pair_lines', 'markdown_table', 'report_page', 'train_table',
-           'eval_table', 'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report',
-           'make_report']
+           'missing_protocols', 'read_metrics', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs',
+           'differences', 'changed', 'summary', 'results_table', 'pair_lines', 'markdown_table', 'report_page',
+           'train_table', 'eval_table', 'reference_tables', 'shipped_reference', 'read_published', 'report_figures',
+           'write_report', 'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +22,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .backbone import WEIGHTS
 from .config import Config, PromptSGError
-from .data import check_images, content_hash, data_hash, for_data, read_data, write_text
-from .evaluation import MEASURES, Result, combine, find_protocol, paired_bootstrap, ranked_images
+from .data import check_images, data_hash, for_data, read_data
+from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol, paired_bootstrap,
+                                 ranked_images)
+from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv, read_json, write_csv,
+                            write_json, write_text)
+from .images import progress_bar
 from .model import untrained, zero_shot_config
-from .plots import plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
+from .plots import kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
 from .synth import demo_hands
 from .training import Trainer, load_run, measure, splits_of
-from .versions import CHAIN, VERSIONS, difference, remark, version
+from .versions import CHAIN, VERSIONS, remark, version
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -103,6 +107,11 @@ class Job(NamedTuple):
     config: Config
     splits: object
     protocols: tuple
+    images: dict  # protocol -> hash of what it ranks
+
+
+def _image_hashes(splits, protocols):
+    return {name: data_hash(ranked_images(splits, (name,)).drop_duplicates("path")) for name in protocols}
 
 
 def make_jobs(out, runs, frame, protocols, changes=None):
@@ -111,18 +120,21 @@ def make_jobs(out, runs, frame, protocols, changes=None):
     for run in runs:
         shared = shared_config(run, frame, changes)
         key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
-        made[key] = made.get(key) or splits_of(shared, frame)
-        jobs.append(Job(run, Path(out) / run.folder, run_config(shared, run), made[key], tuple(protocols)))
+        if key not in made:
+            splits = splits_of(shared, frame)
+            made[key] = splits, tuple(protocols), _image_hashes(splits, protocols)
+        jobs.append(Job(run, Path(out) / run.folder, run_config(shared, run), *made[key]))
         _check_same_config(jobs[-1])
     return jobs
 
 
 def _check_same_config(job):
     file = job.folder / "config.yml"
-    changed = file.exists() and difference(Config.from_yaml(file), job.config)
-    if changed:
-        name, (old, new) = next(iter(changed.items()))
-        raise PromptSGError(f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another folder with --out, or give the same settings")
+    other = file.exists() and Config.from_yaml(file).changed(job.config)
+    if other:
+        name, (old, new) = next(iter(other.items()))
+        raise PromptSGError(f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another folder with --out, "
+                            "or give the same settings")
 
 
 def missing_protocols(job):
@@ -135,8 +147,30 @@ def _is_measured(job, protocol):
         record = Result.load(job.folder / f"evaluation-{protocol}").record
     except PromptSGError:
         return False
-    images = ranked_images(job.splits, (protocol,)).drop_duplicates("path")
-    return (record["config_hash"], record["data_hash"]) == (job.config.hash, data_hash(images))
+    return (record["config_hash"], record["data_hash"]) == (job.config.hash, job.images[protocol])
+
+
+_METRICS = ("epoch", "loss", "val_rank1", "val_mAP")
+
+
+def read_metrics(run):
+    "The table of a run folder's metrics.csv. `PromptSGError` when it is missing or not a row of numbers for each epoch."
+    file = Path(run) / "metrics.csv"
+    table = read_csv(file)
+    lost = [name for name in _METRICS if name not in table]
+    numbers = not lost and all(map(pd.api.types.is_numeric_dtype, table.dtypes))
+    if lost or not numbers or table.epoch.tolist() != [*range(1, len(table) + 1)] or not len(table):
+        raise PromptSGError(f"{file} has {f'no column {lost[0]}' if lost else 'no row of numbers for each epoch from 1 on'}; "
+                            "promptsg train --resume makes it again")
+    return table
+
+
+def _is_whole(job):
+    "The files that the training wrote for the report are there."
+    try:
+        return job.run.seed is None or len(read_metrics(job.folder)) > 0
+    except PromptSGError:
+        return False
 
 
 @dataclass
@@ -151,21 +185,26 @@ class _Ticking(Trainer):
 
 
 def do_job(job, tick=lambda: None):
-    "Train what is not trained, measure what is not measured. `tick` is called after each epoch."
+    """Train what is not trained, measure what is not measured. `tick` is called after each epoch.
+
+    A training's files that are missing or damaged are made again by resuming it, which trains nothing that is saved."""
     missing = missing_protocols(job)
-    if not missing:
+    if not missing and _is_whole(job):
         return
     if job.run.seed is not None:
-        _Ticking(job.config, job.splits, job.folder, progress=False, tick=tick).fit(resume=(job.folder / "config.yml").exists())
-    model = untrained(job.config) if job.run.seed is None else load_run(job.folder)
-    results, _ = measure(model, job.splits, missing, progress=False)
-    for protocol, result in results.items():
-        result.save(job.folder / f"evaluation-{protocol}")
+        trainer = _Ticking(job.config, job.splits, job.folder, progress=False, tick=tick)
+        trainer.fit(resume=(job.folder / "config.yml").exists())
+        read_metrics(job.folder)
+    if missing:
+        model = untrained(job.config) if job.run.seed is None else load_run(job.folder)
+        results, _ = measure(model, job.splits, missing, progress=False)
+        for protocol, result in results.items():
+            result.save(job.folder / f"evaluation-{protocol}")
 
 # %% ../nbs/18_report.ipynb #cell010
 def do_jobs(jobs, progress=True):
     "All jobs, under one progress bar that counts epochs. What fails leaves its sentence in its folder's failed.txt and does not stop the others."
-    with tqdm(total=sum(map(_length, jobs)), desc="report", unit="epoch", disable=not progress) as bar:
+    with progress_bar(show=progress, total=sum(map(_length, jobs)), desc="report", unit="epoch") as bar:
         end = 0
         for job in jobs:
             end += _length(job)
@@ -180,8 +219,8 @@ def _length(job):
 
 def _try_job(job, tick):
     note = job.folder / "failed.txt"
-    note.unlink(missing_ok=True)
     try:
+        note.unlink(missing_ok=True)
         do_job(job, tick)
     except (PromptSGError, RuntimeError) as error:  # torch's own errors are RuntimeErrors, out of memory among them
         write_text(note, (str(error).strip().splitlines() or [type(error).__name__])[0])
@@ -216,12 +255,18 @@ class Report:
         return found
 
     def metrics(self, backbone, aspect):
-        "{version: {seed: its training's metrics table}}."
+        "{version: {seed: its training's metrics table}}; without those that cannot be read, which are among the failures."
         found = {}
         for run in dict.fromkeys(run for run, _ in self.evaluations):
             if run.seed is not None and (run.backbone, run.aspect) == (backbone, aspect):
-                found.setdefault(run.version, {})[run.seed] = pd.read_csv(self.folder / run.folder / "metrics.csv")
-        return found
+                with suppress(PromptSGError):
+                    found.setdefault(run.version, {})[run.seed] = read_metrics(self.folder / run.folder)
+        return {version: seeds for version, seeds in found.items() if seeds}
+
+    def select(self, run):
+        "Which epoch a run kept: `Config.select`."
+        records = (result.record for (one, _), result in self.evaluations.items() if one == run)
+        return next(((record["config"] or {}).get("select", "best") for record in records), "best")
 
 
 def _place(run):
@@ -230,19 +275,50 @@ def _place(run):
     return run.backbone, run.aspect, order, run.version, -1 if run.seed is None else run.seed
 
 
+def _read_about(out):
+    "What report.json says: {command, data_hash}; empty where there is none yet."
+    file, advice = out / "report.json", "delete it and start the report again: what is measured is kept"
+    about = read_json(file, advice) if file.exists() else {}
+    wrong = [name for name in ("command", "data_hash") if about and not isinstance(about.get(name), str)]
+    if wrong:
+        raise PromptSGError(f"{file} has no text as its {wrong[0]}; {advice}")
+    return about
+
+
+def _read_note(file):
+    "The first line of a failed.txt, whatever bytes it holds."
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[0] if lines else "failed without a word"
+
+
+def _read_evaluations(out, folders):
+    "({(Run, protocol): Result} of the known protocols, {Run: sentence} of what cannot be read)."
+    evaluations, failures = {}, {}
+    for run in sorted(map(Run.of, folders), key=_place):
+        for protocol in PROTOCOLS:
+            folder = out / run.folder / f"evaluation-{protocol}"
+            try:
+                if (folder / "result.json").exists():
+                    evaluations[run, protocol] = Result.load(folder)
+                if protocol == [*PROTOCOLS][-1] and run.seed is not None and any(run == one for one, _ in evaluations):
+                    read_metrics(out / run.folder)
+            except PromptSGError as error:
+                failures[run] = str(error)
+    return evaluations, failures
+
+
 def load_report(out):
-    "The `Report` of a folder. `PromptSGError` if it holds no evaluation, or a damaged one."
+    """The `Report` of a folder. Damaged evaluations and training tables are among its failures.
+
+    `PromptSGError` if there is no evaluation that can be read, or report.json cannot be."""
     out = Path(out)
-    files = [*out.glob("*/*/*/evaluation-*/result.json")]
-    runs = sorted({Run.of(file.parents[1]) for file in files}, key=_place)
-    evaluations = {(run, file.parent.name.removeprefix("evaluation-")): Result.load(file.parent)
-                   for run in runs for file in sorted((out / run.folder).glob("evaluation-*/result.json"))}
-    failed = sorted(out.glob("*/*/*/failed.txt"), key=lambda file: _place(Run.of(file.parent)))
-    failures = {Run.of(file.parent): file.read_text(encoding="utf-8") for file in failed}
+    folders = {file.parents[1] for name in PROTOCOLS for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
+    evaluations, failures = _read_evaluations(out, folders)
+    noted = {Run.of(file.parent): _read_note(file) for file in out.glob("*/*/*/failed.txt")}
+    failures = dict(sorted({**failures, **noted}.items(), key=lambda item: _place(item[0])))
     if not evaluations:
         raise PromptSGError(next(iter(failures.values()), f"{out} holds no report; make one with promptsg report --out {out}"))
-    about = out / "report.json"
-    return Report(out, evaluations, failures, json.loads(about.read_text(encoding="utf-8")) if about.exists() else {})
+    return Report(out, evaluations, failures, _read_about(out))
 
 # %% ../nbs/18_report.ipynb #cell014
 def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=None, protocol=None):
@@ -351,13 +427,15 @@ def pair_lines(gains, group):
 
 
 def markdown_table(table):
-    "A DataFrame as a Markdown table; a bar within a cell is escaped."
-    line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    "A DataFrame as a Markdown table; nothing in a cell breaks out of it."
+    line = lambda cells: "| " + " | ".join(map(markdown_cell, cells)) + " |"
     return "\n".join([line(table.columns), line(["---"] * table.shape[1]), *map(line, table.itertuples(index=False))])
 
 
 def _weights(config):
     "Where a config's weights come from; files by their name and hash."
+    if config is None:
+        return "not recorded"
     named = lambda value: f"{Path(value).name} (SHA-256 {content_hash(value)})" if Path(value).is_file() else value
     text = f", text tower {named(config['text_pretrained'])}" if config["text_pretrained"] else ""
     return f"{config['model']}: {named(config['pretrained'])}{text}"
@@ -366,11 +444,16 @@ def _weights(config):
 def _facts(report):
     "Machine, packages, data and weights of all evaluations, each said once."
     records = [result.record for result in report.evaluations.values()]
-    said = lambda name, values: f"- {name}: {'; '.join(dict.fromkeys(values))}"
+    said = lambda name, values: f"- {name}: {markdown_cell('; '.join(dict.fromkeys(filter(None, values))))}"
     words = lambda entries: ", ".join(f"{key} {value}" for key, value in entries.items())
-    hashes = [f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, {r['queries']} queries, gallery of {r['gallery']})" for r in records]
-    return [f"- command: `{report.about.get('command', '')}`", said("machine", (words(r["machine"]) for r in records)),
-            said("packages", (words(r["versions"]) for r in records)), said("data hash", hashes), said("weights", (_weights(r["config"]) for r in records))]
+    hashes = [f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, {r['queries']} queries, "
+              f"gallery of {r['gallery']})" for r in records]
+    left = [f"{r['aspect']}: {count} ({reason})" for r in records for reason, count in r["left_out"].items() if count]
+    return [f"- command: {markdown_code(report.about.get('command', ''))}",
+            said("machine", (words(r["machine"]) for r in records)), said("packages", (words(r["versions"]) for r in records)),
+            *([said("data", (r.get("source") for r in records))] if any(r.get("source") for r in records) else []),
+            said("data hash", hashes), *([said("images left out", left)] if left else []),
+            said("weights", (_weights(r["config"]) for r in records))]
 
 
 _HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
@@ -378,10 +461,17 @@ bootstrap that draws people, all images of a hand together (`differences.csv` ha
 same in every row; the seeds are the trainings'. An interval that holds 0 decides nothing."""
 
 
+def _section(report, group, gains):
+    "One table of the page, what is particular about its measuring, and its pairs."
+    first = next(iter(report.of(*group).values()))[0]
+    lines = [f"- {markdown_cell(line)}" for line in conditions({group[2]: first})]
+    table = markdown_table(summary(report, group, gains))
+    return "\n".join([f"## {', '.join(group)}\n", table, "", *lines, *pair_lines(gains, group), ""])
+
+
 def report_page(report, gains):
     "The report as Markdown: how it was made, a table per backbone, aspect and protocol."
-    tables = ["\n".join([f"## {', '.join(group)}\n", markdown_table(summary(report, group, gains)), "", *pair_lines(gains, group), ""]) for group in report.groups]
-    return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *tables])
+    return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *(_section(report, group, gains) for group in report.groups)])
 
 # %% ../nbs/18_report.ipynb #cell018
 _TRAIN_COLUMNS = {"train_loss": ("loss", 1), "loss_id": ("loss_id", 1), "loss_triplet": ("loss_triplet", 1), "loss_center": ("loss_centre", 1),
@@ -392,16 +482,19 @@ _trained_name = lambda name: name if name == "zero-shot" else f"stage3-{name}"
 
 
 def train_table(report, backbone, aspect):
-    "A row per version, seed and epoch in the reference's columns, percent; `model` is the checkpoint's folder."
-    return pd.concat([_train_rows(Run(backbone, aspect, name, seed), metrics) for name, seeds in report.metrics(backbone, aspect).items()
-                      for seed, metrics in seeds.items()], ignore_index=True)
+    """A row per version, seed and epoch in the reference's columns, percent; `model` is the checkpoint's folder, and
+    `is_best` the epoch that is kept there, with `select: last` the last one."""
+    runs = {Run(backbone, aspect, name, seed): metrics for name, seeds in report.metrics(backbone, aspect).items()
+            for seed, metrics in seeds.items()}
+    return pd.concat([_train_rows(run, metrics, report.select(run)) for run, metrics in runs.items()], ignore_index=True)
 
 
-def _train_rows(run, metrics):
+def _train_rows(run, metrics, select):
     empty = pd.Series(np.nan, metrics.index)
     values = {name: (scale * metrics.get(column, empty)).round(4) for name, (column, scale) in _TRAIN_COLUMNS.items()}
-    best = (metrics.val_mAP == metrics.val_mAP.max())[::-1].idxmax()  # of equal ones the last, as training keeps it
-    return pd.DataFrame({"version": _trained_name(run.version), "epoch": metrics.epoch, **values, "is_best": metrics.index == best,
+    kept = kept_epoch(metrics, select)
+    return pd.DataFrame({"version": _trained_name(run.version), "epoch": metrics.epoch, **values,
+                         "is_best": metrics.epoch == (0 if kept is None else kept.epoch),
                          "model": (run.folder / "best").as_posix()})
 
 
@@ -480,7 +573,7 @@ def write_report(report, published=None, pairs=()):
     theirs = read_published(file) if file else None
     tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report)}
     for name, table in tables.items():
-        write_text(report.folder / name, table.to_csv(index=False))
+        write_csv(report.folder / name, table)
     write_text(report.folder / "report.md", report_page(report, gains))
     for name, figure in report_figures(report, gains, theirs):
         save_figure(figure, report.folder / "figures" / f"{name}.png")
@@ -495,11 +588,12 @@ def _command(data, changes, **options):
 
 def _begin(out, frame, command):
     "Note down command and data. `PromptSGError` if the folder's report was made with other data."
-    file, data = out / "report.json", data_hash(frame)
-    before = json.loads(file.read_text(encoding="utf-8"))["data_hash"] if file.exists() else data
+    data = data_hash(frame)
+    before = _read_about(out).get("data_hash", data)
     if before != data:
-        raise PromptSGError(f"{out} holds a report on other data (hash {before}, not {data}); choose another folder with --out")
-    write_text(file, json.dumps({"command": command, "data_hash": data}, indent=1))
+        raise PromptSGError(f"{out} holds a report on other data (hash {before}, not {data}); restore the data, or choose another "
+                            "folder with --out")
+    write_json(out / "report.json", {"command": command, "data_hash": data})
 
 
 def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
@@ -508,20 +602,30 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
     all runs. `pairs`: versions (a, b) to compare besides. What `out` has already is not done again. A failed run is in `Report.failures`;
-    `PromptSGError` for bad input, for a folder with runs of another config or other data, and where every run failed."""
+    `PromptSGError` for bad input, for a folder that cannot be written, that another process holds, or that has runs of another config
+    or other data, and where every run failed."""
     out, changes = Path(out), changes or {}
     runs = plan_runs(backbones, versions, seeds, aspects)
     _check_pairs(pairs, runs)
     for protocol in protocols:
         find_protocol(protocol)
-    frame = read_data(data or demo_hands(out / "hands", people, progress), changes.get("dataset", "11k"))
-    if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
-        runs = plan_runs(backbones, versions, seeds, ("hand",))
-    jobs = make_jobs(out, runs, frame, protocols, changes)
-    check_images([path for job in jobs if missing_protocols(job) for path in ranked_images(job.splits, job.protocols).path], progress)
-    _begin(out, frame, _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols,
-                                pair=list(map(":".join, pairs))))
-    do_jobs(jobs, progress)
-    report = load_report(out)
-    write_report(report, published, pairs)
+    check_writable(out)
+    command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols,
+                       pair=list(map(":".join, pairs)))
+    with held(out):
+        frame = read_data(data or demo_hands(out / "hands", people, progress), changes.get("dataset", "11k"))
+        if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
+            runs = plan_runs(backbones, versions, seeds, ("hand",))
+        jobs = make_jobs(out, runs, frame, protocols, changes)
+        _prepare(out, jobs, frame, command, progress)
+        do_jobs(jobs, progress)
+        report = load_report(out)
+        write_report(report, published, pairs)
     return report
+
+
+def _prepare(out, jobs, frame, command, progress):
+    "Everything that can be refused before the first run starts."
+    _begin(out, frame, command)
+    open_jobs = [job for job in jobs if missing_protocols(job)]
+    check_images([path for job in open_jobs for path in ranked_images(job.splits, job.protocols).path], progress)

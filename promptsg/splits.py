@@ -170,23 +170,25 @@ def check_unchanged(path, splits):
 @dataclass(frozen=True)
 class TrainSide:
     "Who a model was trained or validated on; nobody of them may be ranked as a test person."
-    people: frozenset = frozenset()  # pids, of the run's own data set
-    images: frozenset = frozenset()  # content hashes of their images
+    people: frozenset = frozenset()      # pids, of the run's own data set
+    images: frozenset = frozenset()      # content hashes of their images
+    identities: frozenset = frozenset()  # of the run's own data set
 
-    def check(self, ranked, cross=False):
-        """Nothing, or `PromptSGError` naming a person of the train side among the rows `ranked`.
+    def check(self, splits, galleries):
+        """Nothing, or `PromptSGError` naming who of the train side would be ranked: as a test person, or in the `galleries` as an
+        identity that was trained on, or by an image that was."""
+        ranked = pd.concat([splits.test, *galleries]).drop_duplicates("path")
+        if not splits.cross:
+            self._refuse(splits.test.pid[splits.test.pid.isin(self.people)], "person", "people")
+            self._refuse(ranked.identity[ranked.identity.isin(self.identities)], "identity", "identities")
+        seen = [path for path in ranked.path if self.images and content_hash(path) in self.images]
+        self._refuse(pd.Series(seen, dtype=object), "image", "images")
 
-        `cross`: another data set, whose names of people mean nothing here."""
-        known = ranked[ranked.pid.isin([] if cross else list(self.people))]
-        if len(known):
-            raise PromptSGError(f"{counted(known.pid.nunique(), 'person', 'people')} of those to be ranked "
-                                f"({known.pid.iloc[0]} first) belong to the people that this model was trained on, so the "
-                                "result would say nothing; measure a run on its own splits (run_splits), and another data "
-                                "set with cross_splits (on the command line: --cross)")
-        seen = [path for path in dict.fromkeys(ranked.path) if self.images and content_hash(path) in self.images]
-        if seen:
-            raise PromptSGError(f"{counted(len(seen), 'image')} of those to be ranked ({seen[0]} first) are images that this "
-                                "model was trained on, so the result would say nothing; take them out of the data")
+    def _refuse(self, found, *words):
+        if len(found):
+            raise PromptSGError(f"{counted(found.nunique(), *words)} of those to be ranked ({found.iloc[0]} first) belong to what this model was "
+                                "trained on, so the result would say nothing; measure a run on its own splits (run_splits), and another "
+                                "data set with cross_splits (on the command line: --cross)")
 
 
 def train_side(path):
@@ -194,8 +196,9 @@ def train_side(path):
     stored = read_stored(path)
     known = {place for name in ("train", "val", "val_query", "val_gallery") for place in stored[name]}
     rows = [stored["images"][place] for place in known]
-    return TrainSide(frozenset(who.rsplit(":", 1)[0] for _, who, _ in rows if who),
-                     frozenset(digest for _, _, digest in rows if digest))
+    identities = frozenset(who for _, who, _ in rows if who)
+    return TrainSide(frozenset(who.rsplit(":", 1)[0] for who in identities),
+                     frozenset(digest for _, _, digest in rows if digest), identities)
 
 
 def run_splits(run, frame):
@@ -403,8 +406,9 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
     if not test.identity.duplicated().any():
         raise PromptSGError(f"no identity of {aspect} has two images, so there is no query with a match; give more images")
-    if trained_on is not None:
-        trained_on.check(frame, cross=True)
     nobody = frame.iloc[:0]
-    return Splits(aspect, nobody, nobody, nobody, nobody, cross=True,
-                  **_tested(frame, test, aspect, n_splits, seed, about))
+    splits = Splits(aspect, nobody, nobody, nobody, nobody, cross=True,
+                    **_tested(frame, test, aspect, n_splits, seed, about))
+    if trained_on is not None:
+        trained_on.check(splits, splits.galleries_all)
+    return splits

@@ -14,9 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .config import ASPECTS, PromptSGError
+from .files import check_writable, write_json, writing
+from .images import progress_bar
+from .readers import DRAWN
 
 # %% ../nbs/02_synth.ipynb #cell004
 SKIN = {"very fair": (0.0, 0.22), "fair": (0.22, 0.5), "medium": (0.5, 0.78), "dark": (0.78, 1.0)}  # ranges of the tone, 0..1
@@ -405,21 +407,30 @@ def sentence(phrases, rng, keep=0.5):
 _COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
 
 
-def write_hands(root, n_train=80, n_test=40, images_per_aspect=10, seed=0, ring=0.1, polish=0.1, size=(192, 192), progress=True):
-    """Draws people into `root`: `Hands/*.jpg`, `HandInfo.csv` and `captions.csv`; returns the HandInfo table with `caption`.
+def write_hands(root, n_train=80, n_test=40, images_per_aspect=10, seed=0, ring=0.1, polish=0.1,
+                size=(192, 192), progress=True):
+    """Draws people into `root`: `Hands/*.jpg`, `captions.csv`, `drawn.json` and, last, `HandInfo.csv`.
 
-    The same arguments write the same bytes. At most 900 train people (`PromptSGError`)."""
+    Returns the HandInfo table with `caption`. The same arguments write the same bytes. `PromptSGError`
+    for more than 900 train people, and where the disk refuses."""
     root = Path(root)
     if not 0 <= n_train <= 900 or n_test < 0:
-        raise PromptSGError(f"n_train={n_train}, n_test={n_test} cannot be numbered; ask for at most 900 train people and no negative number")
-    (root / "Hands").mkdir(parents=True, exist_ok=True)
+        raise PromptSGError(f"n_train={n_train}, n_test={n_test} cannot be numbered; "
+                            "ask for at most 900 train people and no negative number")
+    check_writable(root / "Hands")
     numbers = [*range(1, n_train + 1), *range(1100, 1100 + n_test)]
-    jobs = [(number, aspect, image) for number in numbers for aspect in ASPECTS for image in range(images_per_aspect)]
-    rows = [_write_one(root, seed, count, *job, ring, polish, size)
-            for count, job in enumerate(tqdm(jobs, desc="drawing hands", unit="image", disable=not progress), 1)]
-    table = pd.DataFrame(rows)
-    table[_COLUMNS].to_csv(root / "HandInfo.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
-    table[["imageName", "caption"]].to_csv(root / "captions.csv", index=False)
+    jobs = [(number, aspect, image) for number in numbers for aspect in ASPECTS
+            for image in range(images_per_aspect)]
+    bar = progress_bar(jobs, show=progress, desc="drawing hands", unit="image")
+    rows = [_write_one(root, seed, count, *job, ring, polish, size) for count, job in enumerate(bar, 1)]
+    table = pd.DataFrame(rows, columns=[*_COLUMNS, "caption"])
+    said = dict(n_train=n_train, n_test=n_test, images_per_aspect=images_per_aspect, seed=seed, ring=ring,
+                polish=polish, size=list(size))
+    write_json(root / DRAWN, {"drawn by": "promptsg synth", **said})
+    for name, columns, quoting in (("captions.csv", ["imageName", "caption"], csv.QUOTE_MINIMAL),
+                                   ("HandInfo.csv", _COLUMNS, csv.QUOTE_NONNUMERIC)):
+        with writing(root / name) as part:
+            table[columns].to_csv(part, index=False, quoting=quoting)
     return table
 
 
@@ -442,7 +453,9 @@ def _write_one(root, seed, count, number, aspect, image, ring, polish, size):
     nuisance = Nuisance.sample(rng, ring, polish)
     name = f"Hand_{count:07d}.jpg"
     picture = cv2.cvtColor(draw_hand(person, nuisance, aspect, size), cv2.COLOR_RGB2BGR)
-    cv2.imwrite(str(root / "Hands" / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    with writing(root / "Hands" / name) as part:
+        part.write_bytes(jpeg)
     return dict(id=f"{number:07d}", age=person.age, gender=person.gender, skinColor=person.skin_color, accessories=int(nuisance.ring is not None),
                 nailPolish=int(nuisance.polish is not None), aspectOfHand=ASPECTS[aspect], imageName=name, irregularities=0,
                 caption=sentence(attributes(person, nuisance, aspect), rng)[0])

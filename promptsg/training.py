@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,18 +33,18 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from .backbone import read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError
-from .data import (HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, eval_transform, load_image, make_splits, mixed_seed,
-                           train_transform, writable_folder, write_text)
-from .evaluation import PROTOCOLS, Embeddings, embed_images, evaluate, ranked_images
-from .files import disk_sentence, held, read_json, writing
+from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
+                           say_damaged, seal, train_transform, writable_folder, write_text)
+from .evaluation import Embeddings, embed_images, evaluate, ranked_images
+from .files import disk_sentence, held, read_json, write_json, writing
+from .images import progress_bar
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG
@@ -258,82 +257,132 @@ def frozen_hash(module):
 
 
 class FrozenFeatures:
-    """Outputs of the frozen blocks for the images of a frame, float16 in memory-mapped files, in a folder for each kind of weights and transform.
+    """Outputs of the frozen blocks for the images of a frame, float16, in a folder for each kind of weights and transform.
 
-    What is missing is made with a progress bar and becomes one file more, with an index of the images' hashes beside it; two frames share the
-    images they have in common. `places` is path -> (file, row). Raises `PromptSGError` for an image that cannot be read and a full disk."""
+    What is missing is made with a progress bar and becomes one .npy file more, with an index beside it: each image's
+    content hash, its row and the row's seal. Two frames share the images they have in common. Rows are held against
+    their seals here, once; one that is not as written is dropped, said and made again. `load(path)` is an image's row.
+    Raises `PromptSGError` for an image that cannot be read and a full disk."""
 
     def __init__(self, model, frame, transform, folder, batch_size=16, progress=True):
-        kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform}"
+        kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform} {DECODING}"
         self.folder = writable_folder(Path(folder) / hashlib.sha256(kind.encode()).hexdigest()[:16])
         paths = list(dict.fromkeys(frame.path))
         with ThreadPoolExecutor() as pool:
             digests = dict(zip(paths, pool.map(content_hash, paths)))
         with first_here():
-            there = self._index()
+            there = self._checked(set(digests.values()))
             missing = {digest: path for path, digest in digests.items() if digest not in there}
             if missing:
                 check_images(missing.values(), progress)
-                self._make(model, missing, transform, batch_size, progress)
-                there = self._index()
+                there |= self._make(model, missing, transform, batch_size, progress)
         self.places = {path: there[digest] for path, digest in digests.items()}
 
-    def _index(self):
-        "hash -> (file, row) of all that lies in the folder."
-        return {digest: (str(file.with_suffix(".npy")), row) for file in sorted(self.folder.glob("*.json"))
-                for row, digest in enumerate(json.loads(file.read_text()))}
+    def _checked(self, wanted):
+        "hash -> (file, first byte, shape) of the rows in the folder that are wanted and as written."
+        there, damaged = {}, 0
+        delete_old(file for file in self.folder.glob("*.npy") if not file.with_suffix(".json").exists())
+        for index in sorted(self.folder.glob("*.json")):
+            rows, place = _pack(index)
+            asked = [digest for digest in rows if digest in wanted and digest not in there]
+            with ThreadPoolExecutor() as pool:
+                good = list(pool.map(lambda digest: _is_whole(place(rows[digest][0]), digest, rows[digest][1]), asked))
+            there |= {digest: place(rows[digest][0]) for digest, fine in zip(asked, good) if fine}
+            bad = {digest for digest, fine in zip(asked, good) if not fine}
+            if bad or not rows:
+                _keep(index, {digest: entry for digest, entry in rows.items() if digest not in bad})
+            damaged += len(bad) or not rows
+        say_damaged(damaged, self.folder)
+        return there
 
     @torch.inference_mode()
     def _make(self, model, missing, transform, batch_size, progress):
-        "The index is written when its file is whole: what is found there can be read."
-        device, paths, name = next(model.parameters()).device, list(missing.values()), uuid4().hex
-        part = self.folder / f"{name}.part"
-        try:
-            with tqdm(total=len(paths), desc="frozen blocks", unit="image", disable=not progress) as bar, open(part, "wb") as opened:
-                for start in range(0, len(paths), batch_size):
-                    images = torch.stack([transform(load_image(path)) for path in paths[start:start + batch_size]]).to(device)
-                    x = model.backbone.features_before(images).half().cpu().numpy()
-                    if not start:
-                        header = dict(descr="<f2", fortran_order=False, shape=(len(paths), *x.shape[1:]))
-                        np.lib.format.write_array_header_1_0(opened, header)
-                    opened.write(x.tobytes())
-                    bar.update(len(x))
-            os.replace(part, self.folder / f"{name}.npy")
-            write_text(self.folder / f"{name}.json", json.dumps(list(missing)))
-        except OSError as error:
-            raise PromptSGError(f"{part} cannot be written ({error.strerror}); free space, or set PROMPTSG_CACHE to another folder") from None
-        finally:
-            part.unlink(missing_ok=True)
+        "hash -> (file, first byte, shape). The index is written when its file is whole."
+        paths, file = list(missing.values()), self.folder / f"{uuid4().hex}.npy"
+        device, digests, seals = next(model.parameters()).device, list(missing), []
+        with (writing(file) as part, open(part, "wb") as opened,
+              progress_bar(total=len(paths), desc="frozen blocks", unit="image", show=progress) as bar):
+            for start in range(0, len(paths), batch_size):
+                images = torch.stack([transform(load_image(path)) for path in paths[start:start + batch_size]])
+                x = model.backbone.features_before(images.to(device)).half().cpu().numpy()  # (B, ...)
+                if not start:
+                    header = dict(descr="<f2", fortran_order=False, shape=(len(paths), *x.shape[1:]))
+                    np.lib.format.write_array_header_1_0(opened, header)
+                opened.write(x.tobytes())
+                seals += [seal(row.tobytes(), f"{digest} {row.shape}").hex() for row, digest in zip(x, digests[start:])]
+                bar.update(len(x))
+        rows = {digest: [row, mark] for row, (digest, mark) in enumerate(zip(missing, seals))}
+        write_json(file.with_suffix(".json"), {"rows": rows})
+        rows, place = _pack(file.with_suffix(".json"))
+        return {digest: place(row) for digest, (row, _) in rows.items()}
+
+    def load(self, path):
+        "The outputs for an image, float16, in the shape that `features_before` gives one."
+        file, first, shape = self.places[path]
+        data = _read(file, first, 2 * math.prod(shape))
+        if len(data) < 2 * math.prod(shape):
+            raise PromptSGError(f"{file}, cached outputs of frozen blocks, was deleted or cut off while it was used; start again")
+        return torch.frombuffer(data, dtype=torch.float16).view(shape)
 
     def dataset(self, frame, labels=None):
         "A dataset like `HandDataset` with `frozen`, float16, in place of `image`."
         return _FrozenDataset(self, frame, labels)
 
 
-@lru_cache(maxsize=64)
-def _mapped(file):
-    "A packed file of features, opened once a process; its name is never given to other content."
+def _read(file, first, count):
+    "Bytes of a file, fewer where it ends. Not by a memory map: that of a file which is cut off kills the process."
     try:
-        return np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise PromptSGError(f"{file}, cached outputs of frozen blocks, cannot be read ({error}); delete it and the .json beside it and start again") from None
+        with open(file, "rb", buffering=0) as opened:
+            opened.seek(first)
+            return bytearray(opened.read(count))
+    except OSError:
+        return bytearray()
+
+
+def _pack(index):
+    """({hash: [row, seal]}, row -> (file, first byte, shape)) of an index and the file beside it.
+
+    There are no rows when one of the two is damaged: nobody knows what was in it."""
+    file = index.with_suffix(".npy")
+    try:
+        rows, array = read_json(index)["rows"], np.load(file, mmap_mode="r")
+        fits = all(type(row) is int and 0 <= row < len(array) for row, mark in rows.values())
+        if fits and array.dtype == np.float16 and array.flags.c_contiguous:
+            size, shape, first = array[0].nbytes, array.shape[1:], array.offset
+            return rows, lambda row: (str(file), first + row * size, shape)
+    except Exception:  # whatever damaged files lead to
+        pass
+    return {}, None
+
+
+def _is_whole(place, digest, mark):
+    "The row is there and as it was written for this image."
+    file, first, shape = place
+    return seal(_read(file, first, 2 * math.prod(shape)), f"{digest} {shape}").hex() == mark
+
+
+def _keep(index, rows):
+    "An index holds these rows alone; without any it goes, and so does the file beside it."
+    if rows:
+        return write_json(index, {"rows": rows})
+    index.unlink(missing_ok=True)
+    index.with_suffix(".npy").unlink(missing_ok=True)
 
 
 class _FrozenDataset(Dataset):
     def __init__(self, cache, frame, labels):
-        self.places = [cache.places[path] for path in frame.path]
+        self.cache, self.paths = cache, list(frame.path)
         self.numbers = [-1 if labels is None else labels[identity] for identity in frame.identity]
 
     def __len__(self):
-        return len(self.places)
+        return len(self.paths)
 
     def set_epoch(self, epoch):
         "Nothing here is random."
 
     def __getitem__(self, index):
         index = index[0] if isinstance(index, tuple) else index  # (row, draw): every draw is the same
-        file, row = self.places[index]
-        return dict(frozen=torch.from_numpy(_mapped(file)[row].copy()), label=self.numbers[index], index=index)
+        return dict(frozen=self.cache.load(self.paths[index]), label=self.numbers[index], index=index)
 
 # %% ../nbs/12_training.ipynb #cell011
 class Feed:
@@ -402,15 +451,6 @@ def _own_tensors(model):
     return {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n not in frozen and not n.startswith("prompt.")}
 
 
-def _digest(tensors):
-    "SHA-256 over names and bytes of tensors."
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy() if tensor.ndim else tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
     """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a readable `folder/state.json`.
 
@@ -420,13 +460,7 @@ def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
     for p, values in optimizer.state.items() if optimizer else ():
         tensors |= {f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone() for key, value in values.items()}
     state = state | ({"scaler": scaler} if scaler else {})
-    about = {"state": json.dumps(state | {"sha256": _digest(tensors)})}  # one entry: several would come in any order
-    file = Path(folder) / "checkpoint.safetensors"
-    with writing(file) as part:
-        try:
-            save_file(tensors, part, metadata=about)
-        except SafetensorError as error:  # its way to say that the disk refused
-            raise PromptSGError(disk_sentence(file, error)) from None
+    save_tensors(Path(folder) / "checkpoint.safetensors", tensors, state=json.dumps(state))
     _write_state(folder, state)
 
 
@@ -441,15 +475,11 @@ def read_checkpoint(folder):
     if not file.is_file():
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
-        with safe_open(file, "pt") as opened:
-            state = _checked_state(json.loads((opened.metadata() or {})["state"]))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        if state.pop("sha256", None) not in (None, _digest(tensors)):
-            raise ValueError("its bytes are not those that were written")
-        return tensors, state
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise PromptSGError(f"{file} is not a complete checkpoint ({type(error).__name__}: {error}); it was not changed: "
-                            "use the run's other checkpoint (best or last) or train again") from None
+        tensors, about = read_tensors(file)
+        return tensors, _checked_state(json.loads(about["state"]))
+    except (KeyError, TypeError, ValueError) as error:  # a `PromptSGError` is a ValueError
+        raise PromptSGError(f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's other checkpoint (best "
+                            "or last) or train again") from None
 
 
 _STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "frozen_hash": str}  # what a state must hold
@@ -534,7 +564,8 @@ class Trainer:
 
     def fit(self, resume=False):
         self.out = Path(self.out)
-        with held(self.out) if processes()[0] == 0 else nullcontext():
+        first = os.environ.get("RANK", "0") == "0"  # what torchrun sets; the processes have not met yet
+        with held(self.out) if first else nullcontext():
             try:
                 return self._fit(resume)
             except KeyboardInterrupt:
@@ -663,7 +694,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             self.splits.save(self.out / "splits.json")
-            train_side(self.out / "splits.json").check(ranked_images(self.splits, PROTOCOLS))
+            train_side(self.out / "splits.json").check(self.splits, self.splits.galleries_all)
             write_text(self.out / "config.yml", self.config.to_yaml())  # last: with it the folder is a run
         return 0
 
@@ -781,7 +812,7 @@ def splits_of(config, frame, said=()):
 
 def weights_hash(model):
     "The first 12 hex digits of SHA-256 over all weights of a model, frozen ones included: what a measurement was made with."
-    return _digest(model.state_dict())[:12]
+    return tensor_hash(model.state_dict())[:12]
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):

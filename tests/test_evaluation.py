@@ -1,5 +1,7 @@
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +13,8 @@ from PIL import Image
 
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
-from promptsg.evaluation import (PROTOCOLS, Embeddings, Result, combine, embed_frame, embed_images, evaluate, paired_bootstrap, rank_gallery,
-                                 ranked_images)
+from promptsg.evaluation import (MEASURES, PROTOCOLS, Embeddings, Result, combine, embed_frame, embed_images, evaluate, minp_note,
+                                 notes, paired_bootstrap, rank_gallery, ranked_images)
 from promptsg.metrics import evaluate_ranking
 
 
@@ -220,3 +222,211 @@ def test_only_the_same_measurement_is_compared(frame, splits, versions):
                        (lambda: paired_bootstrap(a, a, n=0), "n=0"), (lambda: combine([]), "at least one")):
         with pytest.raises(PromptSGError, match=word):
             call()
+
+
+# --- queries without a match ---------------------------------------------------------------------------------------
+def without(splits, identity):
+    "The splits with an identity gone from every gallery: its queries have no match."
+    left = lambda galleries: [gallery[gallery.identity != identity].reset_index(drop=True) for gallery in galleries]
+    return replace(splits, galleries=left(splits.galleries), galleries_all=left(splits.galleries_all))
+
+
+def by_hand(first_hits, record=None):
+    "A result of one split whose queries, one image each of people a, b, c, ..., found their one match at these places (None: no match)."
+    first = pd.Series(first_hits, dtype="Int64")
+    ap = 1 / first.astype("Float64").to_numpy(float, na_value=np.nan)
+    per_query = pd.DataFrame({"split": 0, "path": [f"{n}.png" for n in range(len(first))], "identity": list("abcdef"[:len(first)]),
+                              "ap": ap, "first_hit": first})
+    values = dict(rank1=(first == 1).mean(), rank5=(first <= 5).mean(), rank10=(first <= 10).mean(), mAP=np.nanmean(ap), mINP=np.nanmean(ap))
+    known = {"protocol": {"name": "clipfh", "gallery": "galleries", "ap": "mean"}, "data_hash": "x"}
+    return Result(pd.DataFrame([{"split": 0, **values}]), per_query, np.ones((1, 20)), known | (record or {}))
+
+
+@pytest.mark.parametrize("by", ["query", "identity"])
+def test_a_query_without_a_match_counts_for_nothing_in_interval_and_table(by):
+    """Three of four queries have a match. a finds one of three first, b two: 33.3 points more, where counting the fourth as a hit or as a miss
+    would say 25. It is never drawn either: with b right everywhere and a nowhere, every draw gives 100."""
+    a, b = by_hand([1, 2, 4, None]), by_hand([1, 1, 2, None])
+    assert paired_bootstrap(a, b, "rank1", by=by).difference == pytest.approx(100 / 3)
+    assert paired_bootstrap(a, b, "mAP", by=by).difference == pytest.approx(100 * ((1 + 1 + 1 / 2) - (1 + 1 / 2 + 1 / 4)) / 3)
+    for side, share in ((a, 100 / 3), (b, 200 / 3)):
+        assert combine(side).loc["rank1", "mean"] == pytest.approx(share)
+    assert paired_bootstrap(by_hand([2, 2, 3, None]), by_hand([1, 1, 1, None]), "rank1", by=by) == pytest.approx((100, 100, 100))
+    with pytest.raises(PromptSGError, match="other splits"):  # another query without a match: not the same measurement
+        paired_bootstrap(a, by_hand([1, None, 4, 2]))
+
+
+def test_the_record_counts_queries_without_a_match_and_the_means_leave_them_out(frame, splits, tmp_path):
+    embeddings, fewer = invented(frame, "identity", noise=1.5), without(splits, "7:dorsal_r")
+    whole, result = evaluate(embeddings, splits), evaluate(embeddings, fewer)
+    lost = result.per_query.identity == "7:dorsal_r"
+    assert result.record["queries_without_match"] == lost.sum() == 20 and whole.record["queries_without_match"] == 0  # 10 splits, 2 images
+    assert result.per_query[lost][["ap", "first_hit"]].isna().all(axis=None) and result.per_query[~lost].notna().all(axis=None)
+    assert result.per_split.rank1.tolist() == pytest.approx(list((result.per_query[~lost].first_hit == 1).groupby(result.per_query.split).mean()))
+    result.save(tmp_path)
+    loaded = Result.load(tmp_path)
+    assert loaded.per_query.first_hit.dtype == "Int64" and loaded.per_query.first_hit.equals(result.per_query.first_hit)
+    other = evaluate(invented(frame, "identity", noise=1.0), fewer)
+    matched = [one.per_query[~lost] for one in (loaded, other)]
+    expected = 100 * ((matched[1].first_hit == 1).mean() - (matched[0].first_hit == 1).mean())
+    assert paired_bootstrap(loaded, other, "rank1").difference == pytest.approx(expected)
+    assert any("20 queries in all splits had no right image" in line for line in notes({"x": result}))
+    with pytest.raises(PromptSGError, match="none of the 2 queries"):
+        only = lambda frames: [rows[rows.identity == "7:dorsal_r"] for rows in frames]
+        evaluate(embeddings, replace(fewer, queries=only(fewer.queries)))
+
+
+# --- what the record says -------------------------------------------------------------------------------------------
+def test_what_the_caller_says_is_in_the_record(frame, splits):
+    result = evaluate(invented(frame, "identity"), splits, config=Config(), device="cuda:0", precision="bf16", weights="best 12ab",
+                      left_out={"a film": 2}).record
+    assert result["machine"]["device"] == "cuda:0" and result["precision"] == "bf16" and result["weights"] == "best 12ab"
+    assert result["left_out"] == {**splits.excluded, "a film": 2} and result["cross"] is False
+    silent = evaluate(invented(frame, "identity"), replace(splits, cross=True)).record
+    assert silent["machine"]["device"] == "not recorded" and silent["cross"] is True and silent["weights"] is None
+
+
+def test_minp_is_called_map_only_where_it_is(frame, splits):
+    "One right image and the mean of precisions: always equal. Another rule, or two right images: not."
+    embeddings = invented(frame, "identity", noise=1.5)
+    results = {name: evaluate(embeddings, splits, name) for name in PROTOCOLS}
+    two = [rows[rows.side == "test"].reset_index(drop=True) for rows in [frame[(frame.aspect == "dorsal_r") & (frame.n > 0)]]] * 10
+    results["two"] = evaluate(embeddings, replace(splits, queries=[rows[rows.n == 0] for rows in splits.queries], galleries=two))
+    results["by mean"] = evaluate(embeddings, splits, "mba", ap="mean")
+    assert [result.record["right_images"] for result in results.values()] == [[1, 1], [1, 1], [2, 2], [1, 1]]
+    for name, result in results.items():
+        said = "equals mAP" in minp_note({name: result})
+        assert said == np.allclose(result.per_split.mAP, result.per_split.mINP) == (name in ("clipfh", "by mean"))
+    assert minp_note({"clipfh": results["clipfh"]}).endswith("It equals mAP, as each query has one right image and average precision is the mean of precisions")
+    assert "It equals mAP in clipfh; by mean, as" in minp_note(results)
+
+
+def test_mba_on_one_aspect_says_that_only_the_rule_differs(frame, splits):
+    one = frame[frame.aspect == "dorsal_r"]
+    alone, embeddings = make_splits(one, "dorsal_r"), invented(frame, "identity", noise=1.5)
+    results = {name: evaluate(embeddings, alone, name) for name in PROTOCOLS}
+    assert [result.record["same_galleries_as"] for result in results.values()] == [None, "clipfh"]
+    assert results["mba"].per_split.rank1.equals(results["clipfh"].per_split.rank1)
+    assert [line for line in notes(results) if line.startswith("mba: the galleries are those of clipfh")]
+    assert evaluate(embeddings, splits, "mba").record["same_galleries_as"] is None
+
+
+def test_images_of_the_querys_own_camera_are_no_matches(frame, splits):
+    "Each person's image n was taken by camera n % 2; a query whose gallery image is of its own camera has no match left."
+    cameras = lambda parts: [rows.assign(camera=(rows.n % 2).astype(str)) for rows in parts]
+    told = replace(splits, test=cameras([splits.test])[0], queries=cameras(splits.queries), galleries=cameras(splits.galleries),
+                   galleries_all=cameras(splits.galleries_all))
+    embeddings = invented(frame, "identity", noise=1.5)
+    result, plain = evaluate(embeddings, told), evaluate(embeddings, splits)
+    camera = {row.path: row.n % 2 for row in frame.itertuples()}
+    own = [{row.identity: camera[row.path] for row in gallery.itertuples()} for gallery in splits.galleries]
+    lost = [camera[row.path] == own[row.split][row.identity] for row in plain.per_query.itertuples()]
+    assert 0 < sum(lost) == result.record["queries_without_match"] and result.per_query.ap.isna().tolist() == lost
+    assert result.record["camera_filter"] and not plain.record["camera_filter"]
+    one = replace(told, **{name: [rows.assign(camera="0") for rows in getattr(told, name)] for name in ("queries", "galleries")},
+                  test=told.test.assign(camera="0"))
+    assert evaluate(embeddings, one).per_split.equals(plain.per_split)  # one camera for all: nothing to tell apart
+
+
+# --- the folder of a result ------------------------------------------------------------------------------------------
+def bytes_of(folder):
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("change, word", [(dict(protocol="mba"), "protocol"), (dict(config=Config(epochs=9)), "config_hash"),
+                                          (dict(weights="last"), "weights"), (dict(fewer=True), "data_hash"), (dict(cross=True), "cross")])
+def test_a_folder_keeps_the_result_of_another_measurement(frame, splits, tmp_path, change, word):
+    embeddings = invented(frame, "identity")
+    evaluate(embeddings, splits, config=Config()).save(tmp_path)
+    before, change = bytes_of(tmp_path), dict(change)
+    other = make_splits(frame[frame.pid != "11"], "dorsal_r") if change.pop("fewer", False) else splits
+    other = replace(other, cross=change.pop("cross", False))
+    with pytest.raises(PromptSGError, match=f"holds a result of another {word} .*choose another folder"):
+        evaluate(embeddings, other, **{"config": Config(), **change}).save(tmp_path)
+    assert bytes_of(tmp_path) == before
+
+
+def test_the_same_measurement_is_replaced_whole(frame, splits, tmp_path):
+    old, new = (evaluate(invented(frame, "identity", noise), splits) for noise in (1.0, 2.0))
+    old.save(tmp_path)
+    new.save(tmp_path)
+    assert Result.load(tmp_path).per_query.ap.equals(new.per_query.ap) and len(bytes_of(tmp_path)) == 4
+    (tmp_path / "result.json").write_bytes(b"\xff{")
+    old.save(tmp_path)  # what nobody can read is no result
+    assert Result.load(tmp_path).per_query.ap.equals(old.per_query.ap)
+
+
+@pytest.mark.parametrize("file", range(4))
+def test_a_full_disk_at_any_file_leaves_the_old_result(frame, splits, tmp_path, monkeypatch, file):
+    old, new = (evaluate(invented(frame, "identity", noise), splits) for noise in (1.0, 2.0))
+    old.save(tmp_path)
+    before, write, count = bytes_of(tmp_path), Path.write_bytes, iter(range(9))
+
+    def full(self, data):
+        if next(count) == file:
+            write(self, data[:3])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, data)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(PromptSGError, match="cannot be written"):
+        new.save(tmp_path)
+    assert bytes_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("kept", range(1, 4))
+def test_a_kill_between_two_files_is_seen(frame, splits, tmp_path, kept, monkeypatch):
+    "The record is replaced last: what a killed save leaves is the new tables beside the old record."
+    from promptsg import files
+    old, new = (evaluate(invented(frame, "identity", noise), splits) for noise in (1.0, 2.0))
+    old.save(tmp_path)
+    move, count = files.os.replace, iter(range(9))
+
+    def dies(source, target):
+        if next(count) == kept:
+            raise KeyboardInterrupt
+        move(source, target)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.os, "replace", dies)
+        new.save(tmp_path)
+    with pytest.raises(PromptSGError, match="no whole evaluation result.*evaluate again"):
+        Result.load(tmp_path)
+    new.save(tmp_path)
+    assert Result.load(tmp_path).per_query.ap.equals(new.per_query.ap)
+
+
+def spoil(folder, name, change):
+    "Change a JSON or CSV file of a result."
+    file = folder / name
+    if name == "result.json":
+        return file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    change(pd.read_csv(file)).to_csv(file, index=False)
+
+
+WRONG = [("result.json", lambda record: [record]), ("result.json", lambda record: 3), ("result.json", lambda record: record | {"cmc": "x"}),
+         ("result.json", lambda record: record | {"cmc": [["a"]]}), ("result.json", lambda record: record | {"cmc": [[1], [1, 2]]}),
+         *[("result.json", lambda record, name=name, value=value: record | {name: value})
+           for name in ("protocol", "summary", "versions", "machine", "left_out", "splits", "data_hash", "config") for value in (3.5, [1], "x" if name != "data_hash" else None)],
+         ("result.json", lambda record: record | {"protocol": {"name": 1}}), ("result.json", lambda record: {k: v for k, v in record.items() if k != "queries"}),
+         ("result.json", lambda record: record | {"summary": {"rank1": {"mean": "x"}}}),
+         *[("per_split.csv", change) for change in (lambda t: t.drop(columns="mINP"), lambda t: t.assign(mAP="x"), lambda t: t.assign(rank1=100 * t.rank1),
+                                                   lambda t: t[:0], lambda t: t[:-1], lambda t: t.assign(split=0.5), lambda t: t.assign(more=1))],
+         *[("per_query.csv", change) for change in (lambda t: t.drop(columns="ap"), lambda t: t.assign(first_hit=1.5), lambda t: t.assign(first_hit="x"),
+                                                   lambda t: t.assign(ap=2.0), lambda t: t[:0], lambda t: t[:-9], lambda t: t.assign(split="x"))]]
+
+
+@pytest.mark.parametrize("name, change", WRONG)
+def test_a_result_of_wrong_kinds_is_one_sentence(frame, splits, tmp_path, name, change):
+    evaluate(invented(frame, "identity", 1.5), splits).save(tmp_path)
+    spoil(tmp_path, name, change)
+    with pytest.raises(PromptSGError, match="holds no whole evaluation result .*evaluate again") as error:
+        Result.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_identities_that_look_like_formulas_or_missing_values_are_stored(frame, splits, tmp_path):
+    result = evaluate(invented(frame, "identity"), splits)
+    names = ["=1+1", "-5", "NA", "007", "1e5", "+x"]
+    named = replace(result, per_query=result.per_query.assign(identity=[names[n % 6] for n in range(len(result.per_query))]))
+    named.save(tmp_path)
+    assert Result.load(tmp_path).per_query.identity.tolist() == named.per_query.identity.tolist()
+    assert b",=1+1," not in (tmp_path / "per_query.csv").read_bytes() and b",'=1+1," in (tmp_path / "per_query.csv").read_bytes()

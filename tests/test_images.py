@@ -1,9 +1,11 @@
 """Pictures are read as a viewer shows them; caches hold what was written; augmentation belongs to the image."""
 import io
+import json
 import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -16,7 +18,8 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from promptsg import images
-from promptsg.data import HandDataset, PKSampler, mixed_seed, train_transform
+from promptsg.config import PromptSGError
+from promptsg.data import HandDataset, PixelCache, PKSampler, eval_transform, mixed_seed, train_transform
 from promptsg.images import (IMAGE_ENDINGS, ImageError, check_images, load_image, progress_bar, survey,
                              why_not_read)
 
@@ -396,3 +399,164 @@ def test_survey(tmp_path):
     assert (small.count, names(small)) == (1, ["b.png"])
     assert same.count == 2 and same.examples == [f"{tmp_path / 'a.jpg'} = {tmp_path / 'copy.jpg'}"]
     assert [finding.count for finding in survey(frame[:1], progress=False)] == [0] * 4
+
+
+# --- caches hold what was written ----------------------------------------------------------------
+def other_array(change):
+    "A damage: the file becomes another valid .npy file, with whatever follows the array in it."
+    def damage(data):
+        array = np.load(io.BytesIO(data))
+        with io.BytesIO() as made:
+            np.save(made, change(array))
+            return made.getvalue() + data[len(data) - 16:]
+    return damage
+
+
+def flip(data, place):
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1:]
+
+
+DAMAGES = {"empty": lambda data: b"", "cut off": lambda data: data[:-40], "header alone": lambda data: data[:128],
+           "bit of a pixel": lambda data: flip(data, 200), "bit of the header": lambda data: flip(data, 30),
+           "another type": other_array(lambda x: x.view(np.int8) if x.dtype == np.uint8 else x.view(np.int16)),
+           "another shape": other_array(lambda x: x.reshape(x.shape[0], -1)), "no array": lambda data: b"x" * len(data)}
+
+
+@pytest.fixture
+def pixels(noise, tmp_path):
+    "Makes a cache over the pictures of noise, as a new process would."
+    def make():
+        cache = PixelCache((8, 6), tmp_path / "cache", progress=False)
+        cache.add(noise.path)
+        return cache
+    return make
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_cached_pixels_that_are_not_as_written_are_made_again(noise, pixels, capsys, damage):
+    first = pixels()
+    right = [first.load(path).clone() for path in noise.path]
+    for path in noise.path[:2]:
+        first.files[path].write_bytes(DAMAGES[damage](first.files[path].read_bytes()))
+    again = pixels()
+    assert capsys.readouterr().err == f"cache {again.folder}: 2 entries not as written, made again\n"
+    assert all(torch.equal(again.load(path), pixel) for path, pixel in zip(noise.path, right))
+    pixels()
+    assert capsys.readouterr().err == ""
+
+
+def test_cached_pixels_of_another_image_are_seen(noise, pixels, capsys):
+    first, (one, two) = pixels(), noise.path[:2]
+    right = first.load(one).clone()
+    first.files[one].write_bytes(first.files[two].read_bytes())
+    assert torch.equal(pixels().load(one), right) and "1 entry not as written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+def test_cached_pixels_that_vanish_during_a_training_are_made_again(noise, pixels, capsys, damage):
+    cache, path = pixels(), noise.path[3]
+    right = cache.load(path).clone()
+    damage(cache.files[path])
+    assert torch.equal(cache.load(path), right) and torch.equal(cache.load(path), right)
+    assert capsys.readouterr().err.count("1 entry not as written") == 1
+
+
+def test_what_a_killed_process_left_is_deleted_a_day_later(pixels):
+    folder = pixels().folder
+    for name, hours in ((".promptsg-old.npy", 25), (".promptsg-new.npy", 1)):
+        (folder / name).write_bytes(b"half")
+        os.utime(folder / name, (time.time() - 3600 * hours,) * 2)
+    count = len(list(folder.iterdir()))
+    pixels()
+    assert not (folder / ".promptsg-old.npy").exists() and len(list(folder.iterdir())) == count - 1
+
+
+def test_a_full_disk_is_no_fault_of_the_images(pixels, monkeypatch):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(PromptSGError, match="cannot be written .No space left on device.; free space"):
+        pixels()
+
+
+class Tower(torch.nn.Module):
+    "Stands in for a model whose frozen blocks give (B, 4, 5)."
+    cut = 1
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(20.0).view(4, 5), requires_grad=False)
+        self.made = 0
+
+    def features_before(self, images):
+        self.made += len(images)
+        return images.mean((1, 2, 3)).view(-1, 1, 1) * self.weight
+
+
+@pytest.fixture
+def frozen(noise, tmp_path):
+    "Makes frozen features of the pictures of noise, as a new process would; with how many were computed."
+    from promptsg.training import FrozenFeatures
+
+    def make(rows=noise):
+        model = torch.nn.Module()
+        model.backbone = Tower()
+        features = FrozenFeatures(model, rows, eval_transform((8, 6)), tmp_path / "frozen", 5, progress=False)
+        return features, model.backbone.made
+    return make
+
+
+def test_frozen_features_are_made_once_and_shared(noise, frozen, tmp_path):
+    features, made = frozen(noise[:7])
+    assert made == 7 and frozen(noise[:7])[1] == 0 and frozen()[1] == 5
+    data = features.dataset(noise[:7], dict.fromkeys("ab", 3))
+    image = eval_transform((8, 6))(load_image(noise.path[6]))
+    expected = (image.mean() * torch.arange(20.0).view(4, 5)).half()
+    torch.testing.assert_close(data[6]["frozen"], expected)
+    assert data[6, 2]["frozen"].equal(data[6]["frozen"]) and data[6]["label"] == 3
+    assert sorted(file.suffix for file in features.folder.iterdir()) == [".json", ".json", ".npy", ".npy"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_frozen_features_that_are_not_as_written_are_made_again(noise, frozen, capsys, damage):
+    features, _ = frozen()
+    right = [features.load(path) for path in noise.path]
+    [file] = features.folder.glob("*.npy")
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    again, made = frozen()
+    assert "not as written, made again" in capsys.readouterr().err and 1 <= made <= 12
+    assert all(again.load(path).equal(row) for path, row in zip(noise.path, right))
+    assert frozen()[1] == 0 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"rows": 3}', '{"rows": {"a": 1}}', '{"rows": {"a": [99, ""]}}', "[" * 9999,
+                                  '{"rows": {"a": [true, ""]}}', '{"rows": {"a": [0.0, ""]}}', '{"rows": {}}', "\xff"])
+def test_a_damaged_index_of_frozen_features_is_made_again(noise, frozen, capsys, text):
+    features, _ = frozen()
+    [index] = features.folder.glob("*.json")
+    index.write_text(text, encoding="latin-1")
+    assert frozen()[1] == 12 and "1 entry not as written, made again" in capsys.readouterr().err
+    assert len(list(features.folder.iterdir())) == 2 and frozen()[1] == 0
+
+
+def test_rows_that_changed_places_in_an_index_are_seen(noise, frozen, capsys):
+    features, _ = frozen()
+    [index] = features.folder.glob("*.json")
+    rows = json.loads(index.read_text())["rows"]
+    one, two = list(rows)[:2]
+    rows[one], rows[two] = rows[two], rows[one]
+    index.write_text(json.dumps({"rows": rows}))
+    assert frozen()[1] == 2 and "2 entries not as written" in capsys.readouterr().err
+
+
+def test_frozen_features_without_an_index_are_deleted_a_day_later(noise, frozen):
+    features, _ = frozen()
+    for name, hours in (("old.npy", 25), ("new.npy", 1)):
+        (features.folder / name).write_bytes(b"no index was written")
+        os.utime(features.folder / name, (time.time() - 3600 * hours,) * 2)
+    frozen()
+    assert not (features.folder / "old.npy").exists() and (features.folder / "new.npy").exists()
+    [file] = {place[0] for place in features.places.values()}
+    os.truncate(file, 300)
+    with pytest.raises(PromptSGError, match="cut off while it was used; start again"):
+        [features.load(path) for path in noise.path]

@@ -136,12 +136,54 @@ def test_ids_of_two_types_are_equal_only_where_their_values_are():
     assert result["per_query"]["first_hit"].tolist() == [2]  # rounded to floats, both would be matches
 
 
+@pytest.mark.parametrize("wrap", [list, np.array, pd.Series, lambda values: np.array(values, object)])
+@pytest.mark.parametrize("query, gallery", [(["1", "2"], [1, 2]), ([1, 2], ["1", "2"]), ([1.0, 2.0], ["1", "2"]), ([(1,), (2,)], [1, 2])])
+def test_text_against_numbers_is_refused_for_ids_and_cameras(query, gallery, wrap):
+    if query[0] == (1,):
+        query = pd.Series(query)
+    scores = np.array([[0.9, 0.8], [0.7, 0.6]])
+    with pytest.raises(PromptSGError, match="query_ids are .* and gallery_ids are .*same way"):
+        evaluate_ranking(scores, query if isinstance(query, pd.Series) else wrap(query), wrap(gallery))
+    with pytest.raises(PromptSGError, match="query_cams are .* and gallery_cams are .*same way"):
+        pairs(scores, [1, 2], [1, 2], query if isinstance(query, pd.Series) else wrap(query), wrap(gallery))
+
+
+def test_numbers_of_any_type_are_compared_by_value():
+    scores = np.array([[0.9, 0.8], [0.7, 0.6]])
+    for cams in ([1, 2], [1.0, 2.0], [True, 2], np.array([1, 2], np.uint8), pd.Series([1, 2.0], dtype=object)):
+        found = evaluate_ranking(scores, [1, 1], [1, 1], cams, [1, 3], per_query=True)["per_query"]
+        assert found["matches"].tolist() == [1, 2]
+    text = evaluate_ranking(scores, ["a", "b"], pd.Series(["a", "b"]), np.array(["1", "2"], object), np.array(["9", "2"]), per_query=True)
+    assert text["per_query"]["matches"].tolist() == [1, 0] and text["queries_without_match"] == 1
+
+
+def test_the_camera_filter_on_a_ranking_worked_by_hand():
+    """Query 1, camera 1: the nearest image is its own camera's and left out; then wrong, right, wrong, right: AP (1/2 + 2/4) / 2.
+    Query 2, camera 2, nothing left out: right, right, wrong: AP 1. With the filter off, query 1 has (1 + 2/3 + 3/5) / 3."""
+    scores = np.array([[0.9, 0.8, 0.7, 0.6, 0.5], [0.1, 0.9, 0.2, 0.8, 0.3]])
+    gallery, cams = ["a", "b", "a", "b", "a"], ["1", "1", "2", "1", "2"]
+    on = evaluate_ranking(scores, ["a", "b"], gallery, ["1", "2"], cams, per_query=True)
+    off = evaluate_ranking(scores, ["a", "b"], gallery, per_query=True)
+    assert on["mAP"] == 0.75 and on["per_query"]["ap"].tolist() == [0.5, 1] and on["per_query"]["first_hit"].tolist() == [2, 1]
+    assert on["per_query"]["matches"].tolist() == [2, 2] and off["per_query"]["matches"].tolist() == [3, 2]
+    assert off["per_query"]["ap"][0] == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+
+
+def test_who_took_the_matches_away_is_said():
+    scores = np.ones((2, 2))
+    with pytest.raises(PromptSGError, match="camera filter leaves no query a match: 1 of 2 queries"):
+        evaluate_ranking(scores, [1, 9], [1, 1], ["a", "b"], ["a", "a"])
+    for cams in ([], ["ab", "cd"]):  # nobody to be found, whatever the cameras
+        with pytest.raises(PromptSGError, match="write identities the same way"):
+            evaluate_ranking(scores, [1, 9], [2, 2], *map(list, cams))
+
+
 def test_queries_without_a_match_are_counted_and_left_out():
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.5, 0.4]])
     result = evaluate_ranking(scores, ["a", "b", "x"], ["a", "b"], per_query=True)
     assert result["queries"] == 3 and result["queries_without_match"] == 1 and result["rank1"] == result["mAP"] == 1
     frame = pd.DataFrame(result["per_query"])
-    assert frame.isna().sum(axis=1).tolist() == [0, 0, 3]
+    assert frame.isna().sum(axis=1).tolist() == [0, 0, 3] and frame.matches.tolist() == [1, 1, 0]
 
 
 def test_numpy_torch_and_half_precision_agree():

@@ -455,11 +455,38 @@ def test_the_map_colours_those_with_most_images_and_takes_a_function():
     np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets()[0], features[90, :2])
 
 
-def test_training_leaves_out_what_is_empty_and_marks_the_best_epoch():
-    losses, validation, rates = plot_training(HISTORY).axes
-    assert [line.get_label() for line in losses.lines] == ["total", "identity"]
-    assert validation.get_title() == "best mAP 80.0 % in epoch 2" and len(rates.lines) == 2
+def test_training_leaves_out_what_is_empty():
+    losses, _, rates = plot_training(HISTORY).axes
+    assert [line.get_label() for line in losses.lines] == ["total", "identity"] and len(rates.lines) == 2
     plot_training(pd.DataFrame({"epoch": [0], "loss": [1.0]}))  # no validation at all
+
+
+@pytest.mark.parametrize("values, select, epoch, title", [
+    ([0.6, 0.8, 0.7], "best", 2, "kept: epoch 2, the best, mAP 80.0 %"), ([0.6, 0.8, 0.7], "last", 3, "kept: epoch 3, the last, mAP 70.0 %"),
+    ([0.8, 0.8, 0.7], "best", 2, "kept: epoch 2, the best, mAP 80.0 %"),  # of equal ones the last, as the training keeps it
+    ([np.nan] * 3, "last", 3, "kept: epoch 3, the last")])
+def test_training_marks_the_epoch_that_was_kept(values, select, epoch, title):
+    from promptsg.plots import kept_epoch
+    metrics = HISTORY.assign(val_mAP=values)
+    validation = plot_training(metrics, select).axes[1]
+    marks = [line for line in validation.lines if line.get_linestyle() == ":"]
+    assert validation.get_title() == title and [list(line.get_xdata()) for line in marks] == [[epoch, epoch]]
+    assert kept_epoch(metrics, select).epoch == epoch
+    assert kept_epoch(HISTORY.assign(val_mAP=np.nan)) is None and kept_epoch(HISTORY.drop(columns="val_mAP")) is None
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_old_figure(tmp_path, monkeypatch):
+    figure = plot_cmc(CURVES)
+    path = save_figure(figure, tmp_path / "a.png", dpi=50)
+    old = path.read_bytes()
+
+    def full(self, to, **_):
+        to.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(PromptSGError, match="a.png cannot be written .No space left"):
+        save_figure(figure, path)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_save_keeps_the_old_figure(tmp_path, monkeypatch):

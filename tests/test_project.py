@@ -84,7 +84,8 @@ def test_constraints_fit_what_is_asked_for():
     pins = {canonicalize_name(Requirement(line).name): str(Requirement(line).specifier).removeprefix("==") for line in lines}
     settings = ConfigParser(delimiters=["="], interpolation=None)
     settings.read(ROOT / "settings.ini")
-    for text in " ".join(settings["DEFAULT"][name] for name in ("requirements", "dev_requirements", "export_requirements")).split():
+    for text in " ".join(settings["DEFAULT"][name] for name in ("requirements", "dev_requirements", "export_requirements",
+                                                                  "heic_requirements")).split():
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), f"constraints.txt does not fit {text}"
 

@@ -1,9 +1,12 @@
 "A report is finished once, whatever happens to it in between, and says what failed."
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -11,8 +14,9 @@ import pytest
 from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import paired_bootstrap
-from promptsg.report import (LOGGED, Report, Run, compare, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_published, report_figures,
-                             report_page, results_table, shipped_reference, summary)
+from promptsg.files import UNFINISHED, held
+from promptsg.report import (LOGGED, Report, Run, compare, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
+                             report_figures, report_page, results_table, shipped_reference, summary, train_table)
 from promptsg.versions import VERSIONS, chain_table
 
 FAST = dict(epochs=2, steps_per_epoch=2, batch_size=16, num_splits=2)
@@ -233,3 +237,171 @@ def test_the_chain_fits_a_terminal_and_nothing_is_cut():
     assert max(map(len, done.splitlines())) <= 120
     assert all(word in done for text in table.changed for word in text.split())
     assert wrapped_table(pd.DataFrame({"a": ["one two"], "b": ["x"]}), {"a": 4, "b": 2}) == "a    b\n\none  x\ntwo\n"
+
+
+# --- whatever happened to the folder ------------------------------------------------------------------------------------
+@pytest.fixture
+def copied(done, tmp_path, monkeypatch):
+    "A copy of the finished report, to do harm to; made again it draws nothing and few people, for speed."
+    monkeypatch.setattr("promptsg.report.report_figures", lambda *_: ())
+    monkeypatch.setattr("promptsg.report.paired_bootstrap", partial(paired_bootstrap, n=2))
+    return shutil.copytree(done.folder, tmp_path / "report")
+
+
+def run_folder(folder, version="v1", seed=0):
+    return folder / Run(VIT, "dorsal_r", version, seed).folder
+
+
+def test_what_does_not_change_results_may_be_given_anew(copied, hands):
+    before = times(copied)
+    small(copied, hands, changes={**FAST, "num_workers": 1, "log_frequency": 3, "save_frequency": 2})
+    assert times(copied) == before
+
+
+def test_a_second_process_is_told_and_leftovers_are_swept(copied, hands):
+    left = [copied / f"{UNFINISHED}1.csv", run_folder(copied) / "best" / f"{UNFINISHED}2.safetensors"]
+    for file in left:
+        file.write_bytes(b"half")
+    with held(copied.parent / "elsewhere"):
+        small(copied, hands)
+    assert not any(file.exists() for file in left)
+    with held(copied), pytest.raises(PromptSGError, match="another process is writing into"):
+        small(copied, hands)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00", b"epoch,loss\n1,2\n", b"epoch,loss,val_rank1,val_mAP\n", b"epoch,loss,val_rank1,val_mAP\n2,1,1,1\n",
+                                     b"epoch,loss,val_rank1,val_mAP\n1,x,0.5,0.5\n"])
+def test_a_training_table_that_is_none_is_one_sentence(tmp_path, content):
+    if content is not None:
+        (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(PromptSGError, match="metrics.csv"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("lines", [None, [0, 2]])
+def test_a_damaged_training_table_is_made_again(copied, hands, lines, monkeypatch):
+    file = run_folder(copied) / "metrics.csv"
+    before = file.read_bytes()
+    file.unlink()
+    if lines:
+        file.write_bytes(b"".join(before.splitlines(keepends=True)[n] for n in lines))
+
+    def never(self, epoch):
+        raise AssertionError("trained again")
+    monkeypatch.setattr("promptsg.training.Trainer._train_epoch", never)
+    assert small(copied, hands).failures == {} and file.read_bytes() == before
+
+
+def test_a_table_that_nobody_can_make_again_is_a_failure_of_its_run_alone(copied, hands):
+    for name in ("metrics.csv", "last/checkpoint.safetensors"):
+        (run_folder(copied) / name).write_bytes(b"torn")
+    report = small(copied, hands)
+    (run, sentence), = report.failures.items()
+    assert (run.version, run.seed) == ("v1", 0) and "not a complete checkpoint" in sentence
+    assert list(report.metrics(VIT, "dorsal_r")["v1"]) == [1]
+    (run_folder(copied) / "failed.txt").unlink()
+    assert "metrics.csv" in load_report(copied).failures[run] and len(load_report(copied).evaluations) == len(report.evaluations)
+
+
+def test_a_damaged_evaluation_is_a_failure_when_read_and_measured_again_when_made(copied, hands, done):
+    file = run_folder(copied) / "evaluation-mba" / "per_query.csv"
+    before = file.read_bytes()
+    file.write_bytes(before[:-100])
+    report = load_report(copied)
+    (run, sentence), = report.failures.items()
+    assert (run.version, run.seed) == ("v1", 0) and "no whole evaluation result" in sentence
+    assert small(copied, hands).failures == {} and file.read_bytes() == before
+
+
+def test_other_measurements_of_a_run_are_not_the_reports(copied, done):
+    for name in ("evaluation-clipfh-1a2b3c4d", "cross-others", "evaluation-market", "config-12345678"):
+        shutil.copytree(run_folder(copied) / "evaluation-mba", run_folder(copied) / name)
+    shutil.copytree(run_folder(copied) / "evaluation-mba", run_folder(copied) / "cross-x" / "evaluation-mba")
+    assert list(load_report(copied).evaluations) == list(done.evaluations)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"command": 3, "data_hash": "x"}', b'{"command": "x", "data_hash": {}}', b'{"x": 1}'])
+def test_a_damaged_report_json_is_one_sentence(copied, hands, content):
+    (copied / "report.json").write_bytes(content)
+    for call in (lambda: load_report(copied), lambda: small(copied, hands)):
+        with pytest.raises(PromptSGError, match="report.json.*delete it"):
+            call()
+
+
+def test_a_note_of_any_bytes_is_read(copied):
+    (run_folder(copied) / "failed.txt").write_bytes(b"caf\xe9 | `x`\r\nmore")
+    (run_folder(copied, seed=1) / "failed.txt").write_bytes(b"")
+    first, second = load_report(copied).failures.values()
+    assert first.startswith("caf") and first.endswith("| `x`") and second == "failed without a word"
+
+
+def test_nothing_breaks_out_of_the_page(done):
+    why = "a | b `c\nd` <img src=x onerror=y>"
+    about = dict(done.about, command="promptsg report --data '``` <b>'")
+    page = report_page(Report(done.folder, done.evaluations, {Run(VIT, "dorsal_r", "v1", 1): why}, about), differences(done))
+    row = next(line for line in page.splitlines() if line.startswith("| v1 |"))
+    assert "a \\| b \\`c d\\` &lt;img src=x onerror=y&gt;" in row and len(row.replace("\\|", "").split("|")) == 9
+    assert "```` promptsg report --data '``` <b>' ````" in page and "- images left out: dorsal_r:" in page
+
+
+def test_changed_pixels_of_the_same_size_are_other_data(copied, hands, tmp_path):
+    others = shutil.copytree(hands, tmp_path / "hands")
+    small(copied, others)  # the same content elsewhere is the same data
+    picture = sorted((others / "Hands").glob("*.*"))[0]
+    content = bytearray(picture.read_bytes())
+    content[-20] ^= 1
+    picture.write_bytes(content)
+    with pytest.raises(PromptSGError, match="holds a report on other data"):
+        small(copied, others)
+
+
+def test_people_of_the_train_side_are_never_ranked_after_the_data_changed(copied, hands, tmp_path):
+    "report.json is gone, so only the runs themselves know what they were trained on; one test person left the data."
+    fewer = shutil.copytree(hands, tmp_path / "fewer")
+    table = pd.read_csv(fewer / "HandInfo.csv", dtype=str)
+    table[table.id != table.id.max()].to_csv(fewer / "HandInfo.csv", index=False)
+    (copied / "report.json").unlink()
+    before = times(copied)
+    report = small(copied, fewer)
+    assert {run.version for run in report.failures} == {"zero-shot", "image_only", "v1"} and times(copied) == before
+    assert all(word in report.failures[Run(VIT, "dorsal_r", "v1", 0)] for word in ("the data is not what", "missing"))
+    for (run, _), result in report.evaluations.items():
+        if run.seed is not None:
+            stored = json.loads((run_folder(copied, run.version, run.seed) / "splits.json").read_text())
+            known = {stored["images"][place][1] for name in ("train", "val", "val_query", "val_gallery") for place in stored[name]}
+            assert known and not known & set(result.per_query.identity)
+
+
+@pytest.mark.parametrize("select, best", [("best", 1), ("last", 3)])
+def test_the_kept_epoch_is_the_configs(done, tmp_path, select, best):
+    run = Run(VIT, "dorsal_r", "v1", 0)
+    (tmp_path / run.folder).mkdir(parents=True)
+    metrics = pd.read_csv(done.folder / run.folder / "metrics.csv").iloc[[0, 0, 0]].assign(epoch=[1, 2, 3], val_mAP=[0.9, 0.5, 0.6])
+    metrics.to_csv(tmp_path / run.folder / "metrics.csv", index=False)
+    result = done.evaluations[run, "clipfh"]
+    result = type(result)(result.per_split, result.per_query, result.cmc, {**result.record, "config": {**result.record["config"], "select": select}})
+    table = train_table(Report(tmp_path, {(run, "clipfh"): result}, {}, {}), VIT, "dorsal_r")
+    assert table[table.is_best].epoch.tolist() == [best]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(hands, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("promptsg.report.read_data", lambda *_: pytest.fail("the data was read first"))
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(PromptSGError, match="is a file, so nothing can be written below it"):
+            small(out, hands)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_is_one_sentence_and_keeps_the_old_tables(copied, hands, monkeypatch):
+    before = written(copied)
+    write = type(copied).write_bytes
+
+    def full(self, data):
+        if UNFINISHED in self.name and b"backbone" in data[:20]:
+            raise OSError(28, "No space left on device")
+        return write(self, data)
+    monkeypatch.setattr(type(copied), "write_bytes", full)
+    with pytest.raises(PromptSGError, match="results.csv cannot be written .No space left on device.*Nothing that was saved before"):
+        small(copied, hands)
+    assert written(copied) == before

@@ -1,5 +1,6 @@
 "Synthetic hands: same seed same bytes, the anatomy the captions claim, and too hard for pixels alone."
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,6 +8,8 @@ import pandas as pd
 import pytest
 
 from promptsg.config import ASPECTS, PromptSGError
+from promptsg.files import read_json
+from promptsg.readers import read_11k
 from promptsg.synth import LANDMARKS, Nuisance, attributes, draw_hand, landmarks, person_of, sentence, write_hands
 
 
@@ -93,6 +96,20 @@ def test_the_folder_has_11k_hands_layout(tmp_path):
     assert sorted(info.id.astype(int).unique()) == [1, 2, 1100, 1101]
     assert set(info.aspectOfHand) == set(ASPECTS.values())
     assert all((tmp_path / "Hands" / name).is_file() for name in info.imageName)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["HandInfo.csv", "Hands", "captions.csv", "drawn.json"]
+    said = read_json(tmp_path / "drawn.json")
+    assert said["drawn by"] == "promptsg synth" and (said["n_train"], said["n_test"], said["seed"], said["size"]) == (2, 2, 9, [192, 192])
+    assert read_11k(tmp_path).attrs["source"] == "drawn hands of promptsg synth"
+
+
+@pytest.mark.parametrize("write", ["write_bytes", "to_csv"])
+def test_a_full_disk_leaves_no_hand_info(tmp_path, monkeypatch, write):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(*((Path, write) if write == "write_bytes" else (pd.DataFrame, write)), full)
+    with pytest.raises(PromptSGError, match="No space left on device"):
+        write_hands(tmp_path, n_train=1, n_test=0, images_per_aspect=1, progress=False)
+    assert not (tmp_path / "HandInfo.csv").exists() and not list(tmp_path.rglob(".promptsg-*"))
 
 
 def test_pixels_alone_do_not_tell_people_apart():
