@@ -230,9 +230,9 @@ def tensor_hash(tensors):
 
 
 def save_tensors(path, tensors, **metadata):
-    """Writes a safetensors file, whole or not at all, with its numbers' checksum; `metadata` {name: text} goes along.
+    """Writes a safetensors file, whole or not at all, with a checksum and `metadata` {name: text}.
 
-    Raises `PromptSGError` where the disk refuses. Without `metadata`, equal tensors give equal files."""
+    Equal tensors make equal files. Raises `PromptSGError` where the disk refuses."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as part:
         try:
