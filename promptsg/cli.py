@@ -307,7 +307,7 @@ def _write_search(folder, record, one, table):
         file = folder / "search.json"
         if file.exists() and read_json(file, "choose another folder with --out") != record:
             raise PromptSGError(f"{folder} holds another search; choose another folder with --out")
-        write_csv(folder / "nearest.csv", table, index=False)
+        write_csv(folder / "nearest.csv", table)
         figure = ranked_figure([(one.iloc[0], table, table.similarity.tolist())], named=True, digits=3)
         save_figure(figure, folder / "nearest.png")
         write_json(file, record)

@@ -91,7 +91,8 @@ class PKSampler(Sampler):
         own = self.p // self.share[1] * self.k
         for chosen in islice(self._deal(rng), self.batches):
             groups = [self.groups[g] for g in chosen]
-            rows = [row for group in groups for row in rng.choice(group, self.k, len(group) < self.k).tolist()]
+            draw = lambda rows: rng.choice(rows, self.k, replace=len(rows) < self.k).tolist()
+            rows = [row for group in groups for row in draw(group)]
             if self.numbered:  # before the batch is dealt out, so all processes count the same
                 rows = [(row, next(draws[row])) for row in rows]
             yield rows[self.share[0] * own:][:own]
@@ -209,9 +210,9 @@ def writable_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PromptSGError(f"the cache folder {folder} cannot be made ({error.strerror}); set the environment variable "
-                            "PROMPTSG_CACHE to a folder that can be written, or cache_pixels and cache_frozen to "
-                            "false") from None
+        raise PromptSGError(f"the cache folder {folder} cannot be made ({error.strerror}); set the "
+                            "environment variable PROMPTSG_CACHE to a folder that can be written, or "
+                            "cache_pixels and cache_frozen to false") from None
     delete_old(folder.glob(f"{UNFINISHED}*"))
     return folder
 
@@ -234,7 +235,8 @@ def seal(data, name):
 def say_damaged(count, folder):
     "One line on stderr, when there are any, about entries of a cache that are thrown away."
     if count:
-        print(f"cache {folder}: {counted(count, 'entry', 'entries')} not as written, made again", file=sys.stderr)
+        entries = counted(count, "entry", "entries")
+        print(f"cache {folder}: {entries} not as written, made again", file=sys.stderr)
 
 
 def _hashed(path):
@@ -247,9 +249,9 @@ def _hashed(path):
 class PixelCache:
     """Images decoded and stretched to `size` (height, width) once, in a folder below `folder` (`cache_folder()` for None).
 
-    `add(paths)` makes what is missing or not as written, with a progress bar; `load(path)` is the stretched image as
-    a tensor, from the cache. An image that changes is seen by the next `PixelCache`. `PromptSGError` counts images that cannot
-    be read and names the first, or says that the disk refuses."""
+    `add(paths)` makes what is missing or not as written, with a progress bar; `load(path)` is the
+    stretched image as a tensor. An image that changes is seen by the next `PixelCache`.
+    `PromptSGError` counts images that cannot be read, or says that the disk refuses."""
 
     def __init__(self, size, folder=None, progress=True):
         self.stretch, self.progress, self.files = _stretch(size), progress, {}
@@ -260,7 +262,7 @@ class PixelCache:
         self.begin = begin.getvalue()[:-math.prod(self.shape)]  # of every file
 
     def add(self, paths):
-        "Have these images ready. Each path is hashed, and its entry checked, once in the life of this object."
+        "Have these images ready. A path is hashed and its entry checked once by this object."
         writable_folder(self.folder)
         new = [path for path in dict.fromkeys(paths) if path not in self.files]
         digests = read_all(_hashed, new, "hashing", progress=False)
@@ -289,7 +291,7 @@ class PixelCache:
             part.write_bytes(data + seal(data, file.stem))
 
     def load(self, path):
-        "The stretched image, uint8 (3, height, width): a memory map that copies on write, so nothing can spoil the file."
+        "The stretched image, uint8 (3, height, width): a memory map that copies on write."
         try:
             return self._mapped(path)
         except (OSError, ValueError):  # it was deleted or cut off since it was checked
@@ -298,19 +300,20 @@ class PixelCache:
             return self._mapped(path)
 
     def _mapped(self, path):
-        return torch.from_numpy(np.memmap(self.files[path], np.uint8, "c", len(self.begin), self.shape))
+        first = len(self.begin)
+        return torch.from_numpy(np.memmap(self.files[path], np.uint8, "c", first, self.shape))
 
 # %% ../nbs/01_data.ipynb #cell026
 def mixed_seed(*numbers):
     """One seed, 0..2^32 - 1, of whole numbers that are not negative; another number, another seed.
 
-    Torch's CPU generator looks at the low 32 bits alone: numbers that are shifted above them are lost."""
+    Torch's CPU generator looks at the low 32 bits alone: what is shifted above them is lost."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
 def seeded(*numbers):
-    "Within the block torch's CPU generator starts from `mixed_seed(*numbers)`; after it, it goes on as before."
+    "Within the block torch's CPU generator starts from these numbers; after it, it goes on as before."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mixed_seed(*numbers))
         yield
@@ -320,8 +323,8 @@ def seeded(*numbers):
 class HandDataset(Dataset):
     """The images of a DataFrame: item i is `dict(image (3, H, W), label, index)`.
 
-    An item is asked for by its row, or by (row, draw) as a `numbered` `PKSampler` does. What a transform
-    draws depends on (seed, epoch, row, draw) alone; call `set_epoch(e)` before epoch e is loaded.
+    An item is asked for by its row, or by (row, draw) as a `numbered` `PKSampler` does. What a
+    transform draws depends on (seed, epoch, row, draw) alone; call `set_epoch(e)` before epoch e.
 
     `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels` must have the transform's size. Raises
     `PromptSGError` for an identity that `labels` does not have, and for an image that cannot be read, naming the file."""

@@ -23,11 +23,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from .config import PromptSGError
 from .data import HandDataset, batches, data_hash
 from .files import counted, csv_text, read_csv, read_json, writing
+from .images import progress_bar
 from .metrics import evaluate_features, top_k
 from .splits import TrainSide
 
@@ -61,7 +61,7 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
     places, _ = pd.factorize(frame.path)
     once = frame.drop_duplicates("path").reset_index(drop=True)
     loader = DataLoader(dataset(once, transform), batch_size=batch_size, num_workers=num_workers)
-    bar = tqdm(total=len(once), desc="embedding", unit="image", disable=not progress)
+    bar = progress_bar(show=progress, total=len(once), desc="embedding", unit="image")
     rows = []
     with torch.inference_mode(), bar:
         for batch in batches(loader):

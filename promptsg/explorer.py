@@ -24,10 +24,9 @@ from ipywidgets import HTML, BoundedIntText, Box, Button, Dropdown, FileUpload, 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from .config import Config, PromptSGError
-from .data import HandDataset, batches, eval_transform, find_same, load_image, read_data, run_splits
+from .data import HandDataset, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
 from .training import load_run
@@ -80,7 +79,7 @@ class OpenRun:
         "Global embeddings (N, D) and patch embeddings (N, M, D) of the images of a frame."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
-        bar = tqdm(batches(loader), desc="image tower", total=len(loader), leave=False, disable=not self.progress)
+        bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
         return torch.cat([one.embedding for one in found]), torch.cat([one.patches for one in found])
 

@@ -7,12 +7,13 @@ __all__ = ['READING', 'IMAGE_ENDINGS', 'GROUND', 'SMALLEST', 'why_not_read', 'pr
            'read_all', 'Finding', 'check_images', 'survey']
 
 # %% ../nbs/01a_images.ipynb #cell002
+import logging
 import os
 import stat
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -32,7 +33,7 @@ except ImportError:
 # %% ../nbs/01a_images.ipynb #endings
 READING = 2  # counted up when `load_image` gives other pixels for the same file: caches hold to it
 
-_LEFT_OUT = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # IPTC may hold any format, EPS too
+_LEFT_OUT = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # IPTC may hold EPS
 _USUAL = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")              # tried first
 Image.init()
 if register_heif_opener:
@@ -43,31 +44,35 @@ IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions
 
 _REASONS = {
     "HEIC picture, which pip install pillow-heif makes readable": ".heic .heics .heif .heifs .hif",
-    "raw file of a camera, to be exported as JPEG or PNG": ".3fr .arw .cr2 .cr3 .dng .erf .iiq .mrw .nef .nrw "
-                                                           ".orf .pef .raf .raw .rw2 .srw .x3f",
-    "drawing or page (SVG, EPS, PDF), to be exported as PNG": ".ai .emf .eps .pdf .ps .svg .svgz .wmf",
+    "raw file of a camera, to be exported as JPEG or PNG":
+        ".3fr .arw .cr2 .cr3 .dng .erf .iiq .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f",
+    "drawing or page (SVG, EPS, PDF), to be exported as PNG":
+        ".ai .emf .eps .pdf .ps .svg .svgz .wmf",
     "format that Pillow does not read here, to be saved as JPEG or PNG":
         ".apng .avif .exr .hdr .j2k .jp2 .jpx .jxl .jxr .mpo .psd .tif .tiff .wdp .webp .xcf"}
 _WHY_NOT = {ending: reason for reason, endings in _REASONS.items() for ending in endings.split()}
 
 
 def why_not_read(suffix):
-    "Why a file with this suffix (`.heic`) is a picture and yet not read; None for those that are read and for all else."
+    "Why a file with this suffix (`.svg`) is a picture and yet not read; None for all others."
     suffix = suffix.lower()
     return None if suffix in IMAGE_ENDINGS else _WHY_NOT.get(suffix)
 
 # %% ../nbs/01a_images.ipynb #bar
 def progress_bar(iterable=None, show=True, **options):
-    "A tqdm bar with its `options`; nothing is drawn without `show`, nor on a stderr that is no terminal and no notebook."
+    """A tqdm bar with its `options`; drawn with `show`, and only in a terminal or a notebook."""
     return tqdm(iterable, disable=None if show else True, **options)
 
 # %% ../nbs/01a_images.ipynb #cell023
 GROUND = "white"             # what lies under transparent pixels
-_LARGE, _one_large = 1 << 25, Lock()
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}  # EXIF orientation -> what makes the picture upright
-warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture is read or refused, with nothing in between
+_LARGE, _one_large = 1 << 24, Lock()  # pixels
+_TURNS = dict(zip(range(2, 9), (  # EXIF orientation -> what makes the picture upright
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90)))
+# a picture is read or refused, with nothing in between
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class ImageError(PromptSGError):
@@ -83,10 +88,12 @@ def _reason(error):
     if isinstance(error, _Refused):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; shrink it or take it out of the data"
+        most = 2 * Image.MAX_IMAGE_PIXELS
+        return f"it has more than {most:,} pixels; shrink it or take it out of the data"
     reasons = {FileNotFoundError: "it is missing", PermissionError: "this user may not open it",
-               MemoryError: "there is too little memory for it"}
-    reason = next((said for kind, said in reasons.items() if isinstance(error, kind)), "it is damaged or no image")
+               MemoryError: "there is too little memory for it",
+               Exception: "it is damaged or no image"}
+    reason = next(said for kind, said in reasons.items() if isinstance(error, kind))
     return f"{reason}; restore the file or take it out of the data"
 
 
@@ -95,8 +102,8 @@ def _opened(path):
     "PIL's image, not yet decoded; whatever goes wrong within the block is an `ImageError`."
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _Refused("it is no file; take it out of the data")  # a pipe would be waited for without end
-        # given a name, Pillow maps some files into memory, and then garbles a TIFF that lies on its side
+            raise _Refused("it is no file; take it out of the data")  # a pipe would never answer
+        # given a name, Pillow maps files into memory, and garbles a TIFF that lies on its side
         with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
             with _one_large if image.width * image.height > _LARGE else nullcontext():
                 yield image
@@ -105,15 +112,16 @@ def _opened(path):
 
 
 def _mend_transparent_colour(image):
-    "Pillow spreads or cuts a PNG's 2, 4 or 16 bits to 8, but not those of the colour that is transparent."
-    mend = {"L;2": lambda x: x * 85, "L;4": lambda x: x * 17, "RGB;16B": lambda x: tuple(v >> 8 for v in x)}
+    "Pillow makes 8 of a PNG's 2, 4 or 16 bits, but not of those of the transparent colour."
+    mend = {"L;2": lambda x: x * 85, "L;4": lambda x: x * 17,
+            "RGB;16B": lambda x: tuple(value >> 8 for value in x)}
     raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if raw in mend and "transparency" in image.info:
         image.info["transparency"] = mend[raw](image.info["transparency"])
 
 
 def _orientation(image):
-    "The EXIF orientation 2..8 of a picture that is not upright, else None. Damaged EXIF data says nothing."
+    "The EXIF orientation 2..8 of a picture that is not upright; None too for damaged EXIF data."
     try:
         found = image.getexif().get(0x0112)
     except Exception:
@@ -121,27 +129,28 @@ def _orientation(image):
     return found if isinstance(found, int) and found in _TURNS else None
 
 
-def _largest(image):
-    "The value that is white in an image of mode I;16, I or F."
-    tags = getattr(image, "tag_v2", {})  # of a TIFF
-    return 1 if image.mode == "F" else 4095 if tags.get(258) == (12,) else 65535
-
-
 def _is_deep(image):
     return image.mode.startswith(("I", "F"))
 
 
-def _from_deep(image):
-    "An image of mode I;16, I or F as RGB, its full range on 0..255."
-    values, white = np.asarray(image), _largest(image)
+def _from_deep(white, reverse, image):
+    "An image of mode I;16, I or F as RGB, 0..white on 0..255, or on 255..0."
+    values = np.asarray(image)
     if not (values.min() >= 0 and values.max() <= white):  # NaN is neither
         kind = "numbers outside 0..1" if white == 1 else f"values outside 0..{white}"
-        raise _Refused(f"it holds {kind}, and which of them is white is not said; save it with 8 or 16 bits")
-    grey = np.rint(values.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose 0 is white; Pillow turns those of 8 bits only
-        grey = 255 - grey
+        raise _Refused(f"it holds {kind}, and which of them is white is not said; "
+                       "save it with 8 or 16 bits")
+    grey = np.rint(values * np.float32(255 / white)).astype(np.uint8)
+    grey = 255 - grey if reverse else grey
     grey[values == image.info.get("transparency", -1)] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def _from_clear(image):
+    "A transparent image as RGB on the ground."
+    image, ground = image.convert("RGBA"), Image.new("RGB", image.size, GROUND)
+    ground.paste(image, mask=image)
+    return ground
 
 
 def _from_lab(image):
@@ -149,17 +158,28 @@ def _from_lab(image):
     return ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
 
 
-def _shown(image):
-    "A decoded image of any mode as RGB, 8 bits, on the ground."
+def _way(image):
+    "The function that makes RGB of 8 bits of such an image."
     if _is_deep(image):
-        return _from_deep(image)
+        # a TIFF may have 12 bits, and a zero that is white; Pillow sees to the latter for 8 bits
+        tags = getattr(image, "tag_v2", {})
+        white = 1 if image.mode == "F" else 4095 if tags.get(258) == (12,) else 65535
+        return partial(_from_deep, white, tags.get(262) == 0)
     if image.mode == "LAB":
-        return _from_lab(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image, ground = image.convert("RGBA"), Image.new("RGB", image.size, GROUND)
-    ground.paste(image, mask=image)
-    return ground
+        return _from_lab
+    return _from_clear if image.has_transparency_data else lambda image: image.convert("RGB")
+
+
+def _shown(image):
+    "A decoded image as RGB of 8 bits on the ground; a large one a few rows at a time, for memory."
+    show, rows = _way(image), max(1, _LARGE // image.width)
+    if image.height <= rows:
+        return show(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(show(part), (0, top))
+    return whole
 
 
 def _decoded(path):
@@ -167,14 +187,15 @@ def _decoded(path):
     with _opened(path) as image:
         _mend_transparent_colour(image)
         image.load()
-        return _shown(image), _TURNS.get(_orientation(image))  # Pillow has turned a TIFF, and says so
+        return _shown(image), _TURNS.get(_orientation(image))  # a TIFF is turned by now
 
 
 def load_image(path):
-    """The picture at `path` as a viewer shows it: RGB of 8 bits, upright, its full range, on white; of several the first.
+    """The picture at `path` as a viewer shows it: RGB of 8 bits, upright, full range, on white.
 
-    `ImageError` (a `PromptSGError`) naming the file when it is missing, cannot be decoded to its end, has
-    more pixels than Pillow allows, or holds numbers of which nothing says what is white."""
+    Of several frames the first. `ImageError` (a `PromptSGError`) names the file when it is missing,
+    cannot be decoded to its end, has more pixels than Pillow allows, or holds numbers of which
+    nothing says what is white."""
     image, turn = _decoded(path)
     return image if turn is None else image.transpose(turn)
 
@@ -194,8 +215,8 @@ def _sentence(broken):
 def read_all(read, paths, desc, progress=True):
     """`[read(path) for path in paths]`, by several threads, under a progress bar.
 
-    Where `read` raises an `ImageError`, all others are read first; then one `ImageError` counts what
-    cannot be read and names the first three."""
+    Where `read` raises an `ImageError`, all others are read first; then one `ImageError` counts
+    what cannot be read and names the first three."""
     paths, found, errors = list(paths), [], {}
 
     def attempt(path):
@@ -203,8 +224,8 @@ def read_all(read, paths, desc, progress=True):
             return read(path)
         except ImageError as error:
             errors[path] = error
-    with ThreadPoolExecutor() as pool, progress_bar(total=len(paths), desc=desc, unit="image",
-                                                    show=progress and bool(paths)) as bar:
+    drawn = progress_bar(total=len(paths), desc=desc, unit="image", show=bool(progress and paths))
+    with ThreadPoolExecutor() as pool, drawn as bar:
         for one in pool.map(attempt, paths):  # Pillow's decoders let other threads run
             found.append(one)
             bar.update()
@@ -223,19 +244,20 @@ class Finding(NamedTuple):
 
 
 def _glance(path):
-    """Decode an image to its end; a JPEG at an eighth of its size, which finds a torn file as surely and
-    takes a part of the time. Returns (shorter side in pixels, its EXIF orientation or None)."""
+    """Decode an image to its end. Returns (shorter side in pixels, EXIF orientation or None).
+
+    A JPEG is decoded at an eighth of its size, which finds a torn file as surely and sooner."""
     with _opened(path) as image:
         found = min(image.size), _orientation(image)
         image.draft("RGB", tuple(max(1, side // 8) for side in image.size))
         image.load()
         if _is_deep(image):
-            _from_deep(image)
+            _shown(image)
         return found
 
 
 def check_images(paths, progress=True):
-    "Nothing, or one `ImageError` that counts the images among `paths` that cannot be read and names the first three."
+    "Nothing, or one `ImageError` that counts the images that cannot be read and names three."
     read_all(_glance, dict.fromkeys(paths), "checking images", progress)
 
 
@@ -248,24 +270,26 @@ def _look(path):
 
 
 def _shared(frame, hashes):
-    "Examples `a.jpg = b.jpg`, one for each picture that stands under several identities, and how many files they are."
-    rows = frame.assign(content=frame.path.map(hashes)).dropna(subset="content").drop_duplicates(["identity", "path"])
-    groups = [group.path for _, group in rows.groupby("content", sort=False) if group.identity.nunique() > 1]
+    "`a.jpg = b.jpg` for each picture that has several identities; how many files these are."
+    rows = frame.assign(content=frame.path.map(hashes)).dropna(subset="content")
+    groups = rows.drop_duplicates(["identity", "path"]).groupby("content", sort=False)
+    groups = [group.path for _, group in groups if group.identity.nunique() > 1]
     return [" = ".join(map(str, paths)) for paths in groups], sum(map(len, groups))
 
 
 def survey(frame, progress=True):
-    """What is to be said of the pictures of a frame (columns `path` and `identity`): a list of `Finding`.
+    """What is to be said of the pictures of a frame (columns `path`, `identity`): four `Finding`s.
 
-    Four, also those that count 0: pictures that cannot be read, that are turned upright by their EXIF orientation, that are
-    smaller than 32 pixels, and that stand under two identities."""
+    Pictures that cannot be read, that are turned upright by their EXIF orientation, that are
+    smaller than 32 pixels, and that stand under two identities; also where there are 0."""
     paths = list(dict.fromkeys(frame.path))
     looks = dict(zip(paths, read_all(_look, paths, "looking at images", progress)))
     finding = lambda what, found: Finding(what, len(found), [str(path) for path in found[:3]])
     seen = {path: look for path, look in looks.items() if look}
     same, count = _shared(frame, {path: look[2] for path, look in seen.items()})
     return [finding("cannot be read", [path for path in paths if path not in seen]),
-            finding("turned upright by their EXIF orientation", [path for path, look in seen.items() if look[1]]),
+            finding("turned upright by their EXIF orientation",
+                    [path for path, look in seen.items() if look[1]]),
             finding(f"smaller than {SMALLEST} pixels, so that hardly a hand is left in them",
                     [path for path, look in seen.items() if look[0] < SMALLEST]),
             Finding("the same picture under two identities", count, same[:3])]

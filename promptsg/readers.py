@@ -12,7 +12,6 @@ import csv
 import json
 import os
 import re
-import stat
 import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor

@@ -36,14 +36,14 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from .backbone import read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError
-from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index, content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
+from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index,
+                           content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
-from .files import disk_sentence, held, read_json, write_json, writing
+from .files import held, read_json, write_json, writing
 from .images import progress_bar
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
@@ -257,11 +257,12 @@ def frozen_hash(module):
 
 
 class FrozenFeatures:
-    """Outputs of the frozen blocks for the images of a frame, float16, in a folder for each kind of weights and transform.
+    """Outputs of the frozen blocks for the images of a frame, float16, on disk.
 
-    What is missing is made with a progress bar and becomes one .npy file more, with an index beside it: each image's
-    content hash, its row and the row's seal. Two frames share the images they have in common. Rows are held against
-    their seals here, once; one that is not as written is dropped, said and made again. `load(path)` is an image's row.
+    Each kind of weights and transform has a folder. What is missing is made with a progress bar and
+    becomes one .npy file more, with an index beside it: each image's content hash, its row and the
+    row's seal. Frames share the images they have in common. Rows are held against their seals once,
+    here; what is not as written is dropped, said and made again. `load(path)` is an image's row.
     Raises `PromptSGError` for an image that cannot be read and a full disk."""
 
     def __init__(self, model, frame, transform, folder, batch_size=16, progress=True):
@@ -279,14 +280,16 @@ class FrozenFeatures:
         self.places = {path: there[digest] for path, digest in digests.items()}
 
     def _checked(self, wanted):
-        "hash -> (file, first byte, shape) of the rows in the folder that are wanted and as written."
+        "hash -> (file, first byte, shape) of the rows that are wanted, there and as written."
         there, damaged = {}, 0
-        delete_old(file for file in self.folder.glob("*.npy") if not file.with_suffix(".json").exists())
+        files = self.folder.glob("*.npy")
+        delete_old(file for file in files if not file.with_suffix(".json").exists())
         for index in sorted(self.folder.glob("*.json")):
             rows, place = _pack(index)
             asked = [digest for digest in rows if digest in wanted and digest not in there]
+            whole = lambda digest: _is_whole(place(rows[digest][0]), digest, rows[digest][1])
             with ThreadPoolExecutor() as pool:
-                good = list(pool.map(lambda digest: _is_whole(place(rows[digest][0]), digest, rows[digest][1]), asked))
+                good = list(pool.map(whole, asked))
             there |= {digest: place(rows[digest][0]) for digest, fine in zip(asked, good) if fine}
             bad = {digest for digest, fine in zip(asked, good) if not fine}
             if bad or not rows:
@@ -301,15 +304,18 @@ class FrozenFeatures:
         paths, file = list(missing.values()), self.folder / f"{uuid4().hex}.npy"
         device, digests, seals = next(model.parameters()).device, list(missing), []
         with (writing(file) as part, open(part, "wb") as opened,
-              progress_bar(total=len(paths), desc="frozen blocks", unit="image", show=progress) as bar):
+              progress_bar(None, progress, total=len(paths), desc="frozen blocks") as bar):
             for start in range(0, len(paths), batch_size):
-                images = torch.stack([transform(load_image(path)) for path in paths[start:start + batch_size]])
-                x = model.backbone.features_before(images.to(device)).half().cpu().numpy()  # (B, ...)
+                part_of = paths[start:start + batch_size]
+                images = torch.stack([transform(load_image(path)) for path in part_of]).to(device)
+                x = model.backbone.features_before(images).half().cpu().numpy()  # (B, ...)
                 if not start:
-                    header = dict(descr="<f2", fortran_order=False, shape=(len(paths), *x.shape[1:]))
+                    shape = (len(paths), *x.shape[1:])
+                    header = dict(descr="<f2", fortran_order=False, shape=shape)
                     np.lib.format.write_array_header_1_0(opened, header)
                 opened.write(x.tobytes())
-                seals += [seal(row.tobytes(), f"{digest} {row.shape}").hex() for row, digest in zip(x, digests[start:])]
+                rows = zip(x, digests[start:])
+                seals += [_seal(row.tobytes(), digest, row.shape) for row, digest in rows]
                 bar.update(len(x))
         rows = {digest: [row, mark] for row, (digest, mark) in enumerate(zip(missing, seals))}
         write_json(file.with_suffix(".json"), {"rows": rows})
@@ -321,7 +327,8 @@ class FrozenFeatures:
         file, first, shape = self.places[path]
         data = _read(file, first, 2 * math.prod(shape))
         if len(data) < 2 * math.prod(shape):
-            raise PromptSGError(f"{file}, cached outputs of frozen blocks, was deleted or cut off while it was used; start again")
+            raise PromptSGError(f"{file}, cached outputs of frozen blocks, was deleted or cut off "
+                                "while it was used; start again")
         return torch.frombuffer(data, dtype=torch.float16).view(shape)
 
     def dataset(self, frame, labels=None):
@@ -330,7 +337,7 @@ class FrozenFeatures:
 
 
 def _read(file, first, count):
-    "Bytes of a file, fewer where it ends. Not by a memory map: that of a file which is cut off kills the process."
+    "Bytes of a file, fewer where it ends. A memory map of a file cut off would kill the process."
     try:
         with open(file, "rb", buffering=0) as opened:
             opened.seek(first)
@@ -355,10 +362,14 @@ def _pack(index):
     return {}, None
 
 
+def _seal(data, digest, shape):
+    return seal(data, f"{digest} {shape}").hex()
+
+
 def _is_whole(place, digest, mark):
     "The row is there and as it was written for this image."
     file, first, shape = place
-    return seal(_read(file, first, 2 * math.prod(shape)), f"{digest} {shape}").hex() == mark
+    return _seal(_read(file, first, 2 * math.prod(shape)), digest, shape) == mark
 
 
 def _keep(index, rows):
@@ -381,8 +392,8 @@ class _FrozenDataset(Dataset):
         "Nothing here is random."
 
     def __getitem__(self, index):
-        index = index[0] if isinstance(index, tuple) else index  # (row, draw): every draw is the same
-        return dict(frozen=self.cache.load(self.paths[index]), label=self.numbers[index], index=index)
+        row = index[0] if isinstance(index, tuple) else index  # (row, draw): all draws are the same
+        return dict(frozen=self.cache.load(self.paths[row]), label=self.numbers[row], index=row)
 
 # %% ../nbs/12_training.ipynb #cell011
 class Feed:
@@ -599,6 +610,9 @@ class Trainer:
         self.history.append(row)
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         self._save(epoch)
+        if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log, where no bar is drawn
+            print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, validation mAP {100 * row['val_mAP']:.1f} %",
+                  file=sys.stderr, flush=True)
 
     def _set_up(self):
         c = self.config
@@ -636,7 +650,8 @@ class Trainer:
         self.prepared.train()
         steps, size = len(self.sampler), self.config.batch_size
         record = LossRecord(steps, epoch * steps)
-        with tqdm(desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps * size, unit="image", leave=False, disable=not self.progress) as bar:
+        with progress_bar(show=self.progress, desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps * size, unit="image",
+                          leave=False) as bar:
             for step, batch in enumerate(batches(self.loader)):
                 self._set_learning_rates(epoch + step / steps)
                 record.add(self._step(batch, (epoch + step / steps) / self.config.epochs))
@@ -816,12 +831,19 @@ def weights_hash(model):
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
-    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once.
+    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once, in float32.
 
-    `config` goes into the results' record, the model's own for None."""
-    model = model.to(make_accelerator(model.config).device)
+    `config` goes into the results' record, the model's own for None. `PromptSGError` as `evaluate` raises it."""
+    device = make_accelerator(model.config).device
+    model = model.to(device)
     embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
-    return {protocol: evaluate(embeddings, splits, protocol, config=config or model.config) for protocol in protocols}, embeddings
+    about = dict(config=config or model.config, device=_device_name(device), weights=weights_hash(model))
+    return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
+
+
+def _device_name(device):
+    "`cpu`, or the name of the GPU."
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 # %% ../nbs/12_training.ipynb #fdbebaac
 _PARTS = {"backbone": "image tower", "inversion": "inversion MLP", "fusion": "fusion", "head": "head"}

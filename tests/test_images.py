@@ -187,6 +187,14 @@ def test_every_format_that_pillow_writes_and_reads_is_tried():
     assert {kind for kind in Image.SAVE if kind in (*images._FORMATS, "MPO")} <= EXACT.keys() | CLOSE.keys() | LEFT_OUT
 
 
+@pytest.mark.parametrize("kind, mode", [("PNG", "RGBA"), ("PNG", "P+bytes"), ("PNG", "I;16+"), ("TIFF", "F"), ("TIFF", "CMYK"),
+                                        ("PNG", "LA"), ("TIFF", "PA")])
+def test_a_large_picture_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch, kind, mode):
+    whole, expected, _ = read_back(kind, mode, 6, 19, 7, 0, tmp_path)
+    monkeypatch.setattr(images, "_LARGE", 30)
+    assert load_image(tmp_path / "picture").tobytes() == whole.tobytes()
+
+
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(case=st.sampled_from(CASES), orientation=st.integers(1, 8), height=st.integers(1, 20),
        width=st.integers(1, 20), seed=st.integers(0, 2**16))

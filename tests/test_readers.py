@@ -486,7 +486,8 @@ def test_train_and_test_folders_are_sides_and_no_people(tmp_path):
     }
     put(root, "test/b/9.jpg")
     refused("'b' of ", read_data, root, "11k", 2)
-    market = put(tmp_path / "m", "query/1.jpg", "bounding_box_test/2.jpg", "bounding_box_train/3.jpg")
+    names = ("query/1.jpg", "bounding_box_test/2.jpg", "bounding_box_train/3.jpg")
+    market = put(tmp_path / "market", *names)
     refused("are parts of a data set", read_data, market)
 
 
@@ -777,6 +778,13 @@ def test_the_same_file_is_found_by_its_bytes_whatever_the_path(tmp_path):
         and not find_same(tmp_path / "copy.jpg", frame.assign(path="")).any()
     )
     refused("none.jpg cannot be read", find_same, tmp_path / "none.jpg", frame)
+
+
+def test_only_files_of_the_same_size_are_read_to_find_the_same(tmp_path, monkeypatch):
+    frame, read = read_folders(put(tmp_path / "data", "anna/1.jpg", "a/1.jpg")), []
+    monkeypatch.setattr("promptsg.readers.content_hash", lambda path: read.append(Path(path)))
+    find_same(tmp_path / "data/anna/1.jpg", frame)
+    assert read == [tmp_path / "data/anna/1.jpg"] * 2
 
 
 def test_paths_are_absolute_and_not_resolved(tmp_path, monkeypatch):

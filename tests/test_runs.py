@@ -236,11 +236,11 @@ def test_a_run_is_measured_on_its_own_splits_and_tells_of_others(run, hands, pro
     names = [f"new{number}.jpg" for number in range(3)]
     for old, name in zip(new.imageName, names):
         shutil.copy(data / "Hands" / sorted(os.listdir(data / "Hands"))[0], data / "Hands" / name)
-    pd.concat([table, new.assign(id="1999999", imageName=names)]).to_csv(data / "HandInfo.csv", index=False)
+    pd.concat([table, new.assign(id="1999999", imageName=names, accessories="0")]).to_csv(data / "HandInfo.csv", index=False)
     said = promptsg("evaluate", "--run", run, "--data", data)
     assert said.stdout.splitlines()[:3] == before.splitlines()[:3] and "3 left out: of a person whom the run does not know" in said.stderr
     record = json.loads((run / "evaluation-clipfh" / "result.json").read_text())
-    assert record["excluded"]["of a person whom the run does not know"] == 3
+    assert record["left_out"]["of a person whom the run does not know"] == 3
     for setting in ("seed=1", "num_splits=2", "aspect=dorsal_l"):
         assert "belongs to the run" in promptsg("evaluate", "--run", run, "--data", hands, "--set", setting, code=2).stderr
 
