@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from .config import PromptSGError
 from .data import HandDataset, batches, data_hash
-from .files import counted, csv_text, read_csv, read_json, writing
+from .files import counted, csv_text, held, read_csv, read_json, writing
 from .images import progress_bar
 from .metrics import evaluate_features, top_k
 from .splits import TrainSide
@@ -134,7 +134,8 @@ class Result:
         summary = self.summary.assign(unit="percent").reset_index()
         tables = {"summary": summary, "per_query": self.per_query, "per_split": self.per_split}
         texts = {f"{name}.csv": csv_text(table) for name, table in tables.items()}
-        _write_together(folder, {"result.json": json.dumps(record, indent=1), **texts})
+        with held(folder):  # sweeps what a killed process left unfinished there
+            _write_together(folder, {"result.json": json.dumps(record, indent=1), **texts})
 
     def _check_place(self, folder):
         try:
