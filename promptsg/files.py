@@ -11,6 +11,7 @@ __all__ = ['UNFINISHED', 'disk_sentence', 'writing', 'write_text', 'write_json',
 import hashlib
 import json
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -74,14 +75,11 @@ def check_writable(folder):
     place = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not place.is_dir():
         raise PromptSGError(f"{place} is a file, so nothing can be written below it; choose another folder with --out")
-    probe = place / f"{UNFINISHED}{uuid4().hex}"
     try:
-        with open(probe, "xb") as opened:
-            opened.write(bytes(1 << 16))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=place) as probe:  # without a name, so a kill leaves nothing there
+            probe.write(bytes(1 << 16))
+            probe.flush()
     except OSError as error:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
         raise PromptSGError(disk_sentence(folder, error)) from None
 
 # %% ../nbs/00a_files.ipynb #held
