@@ -230,7 +230,9 @@ def tensor_hash(tensors):
 
 
 def save_tensors(path, tensors, **metadata):
-    "Writes a safetensors file, whole or not at all, with its numbers' checksum; `metadata` {name: text} goes along."
+    """Writes a safetensors file, whole or not at all, with a checksum and `metadata` {name: text}.
+
+    Equal tensors make equal files. Raises `PromptSGError` where the disk refuses."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as part:
         try:
@@ -258,34 +260,40 @@ def read_tensors(path):
     Raises `PromptSGError` for a missing or incomplete file, and for numbers that are not those of its checksum."""
     try:
         with safe_open(path, "pt") as opened:
-            tensors, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except OSError as error:
-        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); give a file that is there and may be read") from None
+        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); "
+                            "give a file that is there and may be read") from None
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise PromptSGError(f"{path} is not a complete safetensors file ({shown(str(error), 100)[1:-1]}); "
                             "copy or download it again") from None
     if "sha256" in metadata and metadata["sha256"] != tensor_hash(tensors):
-        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written; copy or download it again")
+        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written; "
+                            "copy or download it again")
     return tensors, metadata
 
 
 def check_numbers(tensors, where):
-    """Raises `PromptSGError` unless tensors are weights: floating-point numbers, all finite and not all 0.
+    """Raises `PromptSGError` unless tensors are floating-point numbers, all finite and not all 0.
 
     Whole numbers may stand alone, as counts do. `where` begins the sentence."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS and tensor.numel() > 1:
-            raise PromptSGError(f"{where} holds {str(tensor.dtype).removeprefix('torch.')} in {shown(name)}, where weights are "
-                                "floating-point numbers of 16 bits or more; convert them back first")
-        if not name.endswith("attn_mask") and not tensor.isfinite().all():  # a mask is -inf where nothing is seen
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise PromptSGError(f"{where} holds {kind} in {shown(name)}, where weights are floating-point "
+                                "numbers of 16 bits or more; convert them back first")
+        mask = name.endswith("attn_mask")  # is -inf where nothing is seen
+        if not mask and not tensor.isfinite().all():
             raise PromptSGError(f"{where} holds numbers that are not finite, first in {shown(name)}; "
                                 "take weights from before the training broke off")
     if not any(tensor.any() for tensor in tensors.values()):
         raise PromptSGError(f"{where} holds nothing but zeros; give the weights of a trained model")
 
 # %% ../nbs/03_backbone.ipynb #script
-_STORAGES = dict(HalfStorage=torch.float16, BFloat16Storage=torch.bfloat16, FloatStorage=torch.float32, DoubleStorage=torch.float64,
-                 LongStorage=torch.int64, IntStorage=torch.int32, CharStorage=torch.int8, ByteStorage=torch.uint8, BoolStorage=torch.bool)
+_STORAGES = {f"{name}Storage": kind for name, kind in dict(
+    Half=torch.float16, BFloat16=torch.bfloat16, Float=torch.float32, Double=torch.float64, Long=torch.int64,
+    Int=torch.int32, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()}
 
 
 class _ScriptReader(pickle.Unpickler):
@@ -293,9 +301,11 @@ class _ScriptReader(pickle.Unpickler):
 
     def __init__(self, archive, folder):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        self.part = type("Part", (), {"__setstate__": lambda part, attributes: vars(part).update(attributes)})
+        keep = lambda part, attributes: vars(part).update(attributes)
         view = lambda storage, offset, size, stride, *rest: storage.as_strided(size, stride, offset)
-        self.known = {("torch._utils", "_rebuild_tensor_v2"): partial(view), ("collections", "OrderedDict"): dict}
+        self.part = type("Part", (), {"__setstate__": keep})
+        self.known = {("torch._utils", "_rebuild_tensor_v2"): partial(view),
+                      ("collections", "OrderedDict"): dict}
         self.read = lambda key: archive.read(f"{folder}data/{key}")
 
     def find_class(self, module, name):
@@ -327,9 +337,10 @@ def _read_pickled(path):
     if not zipfile.is_zipfile(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > 2 * os.path.getsize(path) + 10 ** 7:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > 2 * os.path.getsize(path) + 10 ** 7:
             raise ValueError("packed")
-        program = next((name for name in archive.namelist() if name.endswith("/constants.pkl")), None)
+        program = next((n for n in archive.namelist() if n.endswith("/constants.pkl")), None)
         if program is None:
             return torch.load(path, map_location="cpu", weights_only=True)
         reader = _ScriptReader(archive, program.removesuffix("constants.pkl"))
@@ -337,9 +348,10 @@ def _read_pickled(path):
 
 
 def read_state_dict(path):
-    """The tensors in a weight file, by name, as float32; safetensors, a PyTorch state dict, or a TorchScript archive.
+    """The tensors in a weight file, by name, as float32: safetensors, a PyTorch state dict or TorchScript.
 
-    Raises `PromptSGError` for a missing, truncated or unreadable file, for a pickle that would execute code, and as `check_numbers`."""
+    Raises `PromptSGError` for a missing, truncated or unreadable file, for a pickle that would execute
+    code, and as `check_numbers`."""
     path = Path(path)
     if not os.path.isfile(path):
         raise PromptSGError(f"the weight file {path} does not exist; give the path of a safetensors or state-dict file")
@@ -348,15 +360,18 @@ def read_state_dict(path):
     except PromptSGError:
         raise
     except OSError as error:
-        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); give a file that may be read") from None
+        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); "
+                            "give a file that may be read") from None
     except Exception as error:  # whatever a hostile or broken pickle makes torch raise, nothing of it has been executed
         raise PromptSGError(f"{path} holds more than tensors or is damaged ({type(error).__name__}), so it was refused "
                             "and nothing in it was executed; save the weights as safetensors") from None
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) and isinstance(n, str) for n, t in tensors.items()):
+    if not isinstance(tensors, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()):
         raise PromptSGError(f"{path} is not a state dict (names and tensors); save model.state_dict() as safetensors")
-    if sum(tensor.numel() for tensor in tensors.values()) > 2 * path.stat().st_size:  # one number seen as many
-        raise PromptSGError(f"{path} speaks of more numbers than it holds; save model.state_dict() as safetensors")
+    if sum(tensor.numel() for tensor in tensors.values()) > 2 * path.stat().st_size:
+        raise PromptSGError(f"{path} speaks of more numbers than it holds; "
+                            "save model.state_dict() as safetensors")
     check_numbers(tensors, path)
     return {name.removeprefix("module."): tensor.float() for name, tensor in tensors.items()}
 
@@ -372,13 +387,16 @@ def _parts(state, path):
 def mismatch(own, tensors, image="visual."):
     """How tensors differ from those of a model, `own`, in words for a sentence; "" where they fit.
 
-    `image` is a part of the names of the image tower's tensors: where its position embedding alone differs, it is the image size."""
+    `image` is a part of the names of the image tower's tensors: where its position embedding alone
+    differs, it is the image size."""
     wrong = [k for k in own if k not in tensors or tensors[k].shape != own[k].shape] + [k for k in tensors if k not in own]
     wrong = [k for k in wrong if not k.endswith(("num_batches_tracked", "attn_mask"))]
     if not wrong:
         return ""
-    if image in wrong[0] and wrong[0].endswith("positional_embedding") and len(wrong) == 1 and wrong[0] in tensors:
-        return "the weights were made for images of another size; leave image_size as it was for them"
+    position = image in wrong[0] and wrong[0].endswith("positional_embedding")
+    if position and len(wrong) == 1 and wrong[0] in tensors:
+        return ("the weights were made for images of another size; "
+                "leave image_size as it was for them")
     return f"{len(wrong)} tensors differ, the first is {shown(wrong[0])}"
 
 
@@ -387,7 +405,8 @@ def _load(module, tensors, path, what, image="visual."):
     own = module.state_dict()
     wrong = mismatch(own, tensors, image)
     if wrong:
-        raise PromptSGError(f"{path} does not match {what}: {wrong}; give the model that these weights belong to")
+        raise PromptSGError(f"{path} does not match {what}: {wrong}; "
+                            "give the model that these weights belong to")
     module.load_state_dict({k: t for k, t in tensors.items() if k in own}, strict=False)
 
 # %% ../nbs/03_backbone.ipynb #cell016
@@ -441,11 +460,11 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     name = tower_name(model)
     config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
+    path = None if tag or pretrained == "random" else _weight_file(name, pretrained)
     with _quiet(), _drawn_from(seed if pretrained == "random" else None):
         clip = _lighten(_from_hub(name, pretrained) if tag else open_clip.CustomTextCLIP(**config))
     has_text = True
-    if not tag and pretrained != "random":
-        path = _weight_file(name, pretrained)
+    if path:
         visual, text = _parts(read_state_dict(path), path)
         _load(clip.visual, visual, path, f"the image tower of {name}", image="")
         has_text = bool(text)
@@ -459,10 +478,11 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
 
 @contextlib.contextmanager
 def _drawn_from(seed):
-    "Within the block, random numbers come from `seed`, and the global stream goes on after it as if nothing had been drawn. None: no change."
+    """Within the block, random numbers come from `seed`, and the global stream goes on after it as if
+    nothing had been drawn. None: no change."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too, for good
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs, for good
         yield
 
 # %% ../nbs/03_backbone.ipynb #cell019
@@ -497,7 +517,8 @@ def _weight_file(name, pretrained):
         if name not in EMBEDDED:
             raise PromptSGError(f"{name} has no embedded weights (only {' and '.join(EMBEDDED)} do); set pretrained to openai or to a weight file")
         return WEIGHTS / f"{name}.safetensors"
-    if not os.path.isfile(pretrained) and not Path(pretrained).suffix and len(Path(pretrained).parts) == 1:
+    looks_like_a_tag = not Path(pretrained).suffix and len(Path(pretrained).parts) == 1
+    if looks_like_a_tag and not os.path.isfile(pretrained):
         raise PromptSGError(_no_such_tag(name, pretrained))
     return pretrained
 
@@ -507,12 +528,13 @@ def _no_such_tag(name, tag):
     towers = [tower for tower, other in open_clip.list_pretrained() if other == tag]
     twin = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
     if twin in towers:
-        return (f"the weights {tag!r} were trained with another activation than {name} has, so they belong to {twin}; "
-                f"set model to {twin}")
-    own = open_clip.list_pretrained_tags_by_model(name) or (["embedded"] if name in EMBEDDED else [])
+        return (f"the weights {tag!r} were trained with another activation than {name} has, so they "
+                f"belong to {twin}; set model to {twin}")
+    own = ["embedded"] if name in EMBEDDED else open_clip.list_pretrained_tags_by_model(name)
     near = difflib.get_close_matches(tag[:100], own, n=4, cutoff=0)
     of = f"belong to {', '.join(towers[:3])}" if towers else "are neither a file nor open_clip's"
-    return (f"the weights {shown(tag)} {of}; for {name} set pretrained to {', '.join([*near, 'random'])} or a weight file")
+    return (f"the weights {shown(tag)} {of}; for {name} set pretrained to "
+            f"{', '.join([*near, 'random'])} or a weight file")
 
 
 def _backbone(visual, name, image_size):
@@ -540,27 +562,39 @@ def tokenizer_for(text_cfg):
     return SimpleTokenizer(bpe_path=str(WEIGHTS / "hand_bpe.txt.gz"), context_length=length)
 
 
-_TEXT_SIZES = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)  # open_clip's defaults
+# open_clip's defaults
+_TEXT_SIZES = dict(context_length=77, vocab_size=49408, width=512, heads=8, layers=12)
+
+
+def _described(text_cfg, tensors):
+    "`text_cfg` with its defaults, or None where it does not describe the tensors of a text tower."
+    if not isinstance(text_cfg, dict):
+        return None
+    sizes = {name: text_cfg.get(name, default) for name, default in _TEXT_SIZES.items()}
+    if not all(type(number) is int and number > 0 for number in sizes.values()):
+        return None
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}
+    shape = lambda name: tuple(tensors[name].shape) if name in tensors else ()
+    fits = (shape("token_embedding.weight") == (sizes["vocab_size"], sizes["width"])
+            and shape("positional_embedding") == (sizes["context_length"], sizes["width"])
+            and len(shape("text_projection")) == 2 and sizes["layers"] == len(blocks)
+            and sizes["width"] % sizes["heads"] == 0)
+    return sizes if fits else None
 
 
 def text_tower(text_cfg, tensors, where):
-    """(`TextTransformer` without weights, tokenizer) for the `text_cfg` {name: number} of a text tower with these tensors.
+    """(`TextTransformer` without weights, tokenizer) for `text_cfg` {name: number} and a text tower's tensors.
 
     `PromptSGError`, begun with `where`, where the two do not go together: nothing is built then."""
-    sizes = {**_TEXT_SIZES, **{name: text_cfg[name] for name in _TEXT_SIZES if name in text_cfg}} if isinstance(text_cfg, dict) else {}
-    blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}
-    shapes = {name: tuple(tensors[name].shape) if name in tensors else () for name in ("token_embedding.weight", "positional_embedding")}
-    projection = tensors.get("text_projection", torch.empty(0))
-    fits = (sizes and all(type(number) is int and number > 0 for number in sizes.values()) and sizes["layers"] == len(blocks)
-            and shapes["token_embedding.weight"] == (sizes["vocab_size"], sizes["width"]) and sizes["width"] % sizes["heads"] == 0
-            and shapes["positional_embedding"] == (sizes["context_length"], sizes["width"]) and projection.ndim == 2)
-    if not fits:
-        raise PromptSGError(f"{where} describes another text tower than it holds (text_cfg: {shown(text_cfg, 150)}); make it again")
+    sizes = _described(text_cfg, tensors)
+    if sizes is None:
+        raise PromptSGError(f"{where} describes another text tower than it holds "
+                            f"(text_cfg: {shown(text_cfg, 150)}); make it again")
     tokenizer = tokenizer_for(sizes)
     if tokenizer.vocab_size > sizes["vocab_size"]:
-        raise PromptSGError(f"{where} has embeddings for {sizes['vocab_size']} words, where the tokenizer has {tokenizer.vocab_size}; "
-                            "make it with promptsg.pretrain.align_text")
-    return TextTransformer(**sizes, output_dim=projection.shape[1]), tokenizer
+        raise PromptSGError(f"{where} has embeddings for {sizes['vocab_size']} words, where the tokenizer has "
+                            f"{tokenizer.vocab_size}; make it with promptsg.pretrain.align_text")
+    return TextTransformer(**sizes, output_dim=tensors["text_projection"].shape[1]), tokenizer
 
 
 def load_text(path, dim):

@@ -24,11 +24,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from .backbone import model_config
 from .config import PromptSGError
-from .data import HandDataset, PixelCache, make_splits, read_11k, train_transform, write_text
+from .data import HandDataset, PixelCache, make_splits, progress_bar, read_11k, train_transform, write_text
 from .files import check_writable_file, regular
 from .evaluation import embed_images, evaluate, processor, ranked_images
 from .metrics import evaluate_features, evaluate_ranking, top_k
@@ -349,7 +348,7 @@ def run_bench(cases=None, out=None, quick=False, progress=True):
         if os.path.exists(out):
             read_bench(out)  # before the work
     machine, rows = _machine(quick), []
-    for name in tqdm(list(cases or CASES), desc="benchmark", disable=not progress):
+    for name in progress_bar(list(cases or CASES), progress, desc="benchmark"):
         now = {"peak_flop_per_s": peak_rate(256 if quick else 2048), "load": _load()}
         rows += [row | now for row in CASES[name](quick)]
         if out:

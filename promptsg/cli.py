@@ -418,14 +418,14 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
 
 def demo_report(out, results, model, splits, embeddings):
     "The table (printed, table.csv, results) and the figures."
-    import pandas as pd
+    from promptsg.files import read_csv, write_csv
     from promptsg.plots import plot_cmc, plot_training, save_figure
     table = print_table(results)
-    table.to_csv(out / "table.csv", index_label=f"row ({_UNITS})")
+    write_csv(out / "table.csv", table.reset_index(names=f"row ({_UNITS})"))
     for name, result in results.items():
         result.save(out / "results" / name.replace(", ", "-"))
     save_figure(plot_cmc({name: result.cmc for name, result in results.items()}), out / "cmc.png")
-    save_figure(plot_training(pd.read_csv(out / "run" / "metrics.csv")), out / "training.png")
+    save_figure(plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select), out / "training.png")
     save_figure(ranked_lists(embeddings, splits), out / "ranked.png")
     if model.config.language:
         save_figure(attention_figure(model, splits.test), out / "attention.png")

@@ -52,11 +52,12 @@ class _PlainLoader(yaml.SafeLoader):
     "PyYAML's safe loader, which refuses a key that is given twice."
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            problem = f"the key {shown(twice)} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {shown(key.value)} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -73,7 +74,7 @@ def _check_plain(text):
 
 
 def read_yaml(text):
-    "The value of YAML text. `PromptSGError` (the reason, and the line) where it is more than plain values."
+    "The value of YAML text. `PromptSGError` (reason and line) where it is more than plain values."
     if len(text) > _YAML_BYTES:
         raise PromptSGError(f"it is longer than {_YAML_BYTES} characters")
     try:
@@ -131,7 +132,7 @@ _REFUSED = {  # field -> (values that mean "nothing asked for", reason for refus
 
 # %% ../nbs/00_config.ipynb #within
 def _within(default, low, high, why, above=False, below=False):
-    "A number's field from `low` to `high`, without that end for `above` or `below`; `why` is its reason."
+    "A number's field, `low` to `high` (that end left out: `above`, `below`); `why` is the reason."
     ends = {"gt" if above else "ge": low, "lt" if below else "le": high}
     return Field(default, description=why, **ends)
 
@@ -147,8 +148,8 @@ _Side = Annotated[int, Field(ge=16, le=2048)]
 # sums in another order, as another processor does.)
 UNMEASURED = frozenset({
     "experiment", "compile", "checkpoint_blocks", "cache_pixels", "num_workers", "pin_memory",
-    "output_dir", "save_dir", "save_frequency", "log_frequency", "tracker", "resume_from_checkpoint",
-    "model_path"})
+    "output_dir", "save_dir", "save_frequency", "log_frequency", "tracker",
+    "resume_from_checkpoint", "model_path"})
 
 # %% ../nbs/00_config.ipynb #cell008
 class Config(BaseModel):
@@ -216,7 +217,7 @@ class Config(BaseModel):
     # the last ones get the triplet loss too, of blocks that train
     triplet_states: int = _within(3, 0, 3, "the image tower gives three states")
     supcon_loss_weight: float = _within(0.5, 0, 1000, _WEIGHT)  # the paper's lambda
-    supcon_temperature: float = _within(0.07, 1e-4, 100, "it divides cosines before they are raised")
+    supcon_temperature: float = _within(0.07, 1e-4, 100, "it divides the cosines")
     supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs
     loss_centre_weight: float = _within(0.0, 0, 1000, _WEIGHT)
     # --- optimisation ------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class Config(BaseModel):
     def _numbers_are_numbers(cls, value, info):
         kind = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and kind in (int, float, Optional[int], Optional[float]):
-            raise ValueError(f"a number belongs here, not {value} (YAML's yes, no, on and off are such)")
+            raise ValueError(f"a number belongs here, not {value} (as YAML reads yes, no, on, off)")
         return value
 
     @field_validator("freeze_text_encoder", "pseudo_token_init", "stage", "shuffle", "save_dir",
@@ -293,8 +294,9 @@ class Config(BaseModel):
     @classmethod
     def _plain_name(cls, value):
         if not re.fullmatch(r"\w[\w .,+=@()-]{0,99}", value):
-            raise ValueError(f"{shown(value)} is no plain name, as stands in folders and reports; begin "
-                             "with a letter or digit and use at most 100 of them, spaces and .,+=@()-_")
+            raise ValueError(f"{shown(value)} is no plain name, as stands in folders and reports; "
+                             "begin with a letter or digit and use up to 100 of them, spaces "
+                             "and .,+=@()-_")
         return value
 
     @field_validator("aspect", "train_aspects")
@@ -331,7 +333,7 @@ class Config(BaseModel):
 
     @classmethod
     def from_yaml(cls, path):
-        "A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` naming the file."
+        "A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the file."
         try:
             values = read_yaml(_read_text(path)) or {}
         except PromptSGError as error:
@@ -354,7 +356,7 @@ class Config(BaseModel):
 
     @classmethod
     def takes_text(cls, field):
-        "Whether a field's value is text, or one of some words; also for a field that does not exist."
+        "Whether a field's value is text, or one of some words; so is that of an unknown field."
         kind = cls.model_fields[field].annotation if field in cls.model_fields else str
         return kind in (str, Optional[str]) or get_origin(kind) is Literal
 
@@ -364,14 +366,14 @@ class Config(BaseModel):
         return tower_name(self.clip_model or self.model)
 
     def changed(self, other):
-        "`{field: (value here, value in other)}` of fields that results depend on: not of `UNMEASURED`."
+        "`{field: (value here, value in other)}` of fields that results depend on, not `UNMEASURED`."
         old, new = (config.model_dump(exclude=UNMEASURED) for config in (self, other))
         return {field: (old[field], new[field]) for field in old if old[field] != new[field]}
 
     @property
     def hash(self):
-        """The first 12 hex digits of SHA-256 over the fields that results depend on, sorted: configs
-        that give the same results have equal hashes on any machine. `UNMEASURED` fields are left out."""
+        """The first 12 hex digits of SHA-256 over the fields that results depend on, sorted: equal
+        on any machine for configs that give the same results. `UNMEASURED` fields are left out."""
         text = json.dumps(self.model_dump(mode="json", exclude=UNMEASURED), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -389,8 +391,8 @@ def check_places(template):
     "`PromptSGError` where a prompt holds a brace that is not of a place `{}` or `{aspect}`."
     left = re.sub(r"\{(aspect)?\}", "", template)
     if "{" in left or "}" in left:
-        raise PromptSGError(f"the prompt {shown(template, 200)} holds something other than {{}} and "
-                            "{aspect} in braces; remove it")
+        raise PromptSGError(f"the prompt {shown(template, 200)} holds something other than {{}} "
+                            "and {aspect} in braces; remove it")
 
 
 def _sentence(error):
@@ -428,7 +430,7 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.clip_model is not None and "model" in c.model_fields_set and tower_name(c.model) != tower_name(c.clip_model),
     "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave early_stop_patience out or set select: best":
         lambda c: c.select == "last" and c.early_stop_patience,
-    "warmup_epochs is longer than the training, which never reaches its rates; make it at most epochs":
+    "warmup_epochs is longer than the training; make it at most epochs":
         lambda c: c.warmup_epochs > c.epochs,
     "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
         lambda c: not (c.loss_id_weight or c.loss_tri_weight or (c.language and c.supcon_loss_weight)),

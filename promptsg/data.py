@@ -8,8 +8,8 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'DECODING', 'PKSampler', 'eval_transform', '
            'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images',
            'check_writable', 'class_index', 'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same',
            'for_data', 'left_out_lines', 'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all',
-           'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture', 'reading_summary',
-           'run_splits', 'survey', 'write_text']
+           'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture',
+           'reading_summary', 'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -37,14 +37,14 @@ from .config import PromptSGError
 from .files import UNFINISHED, check_writable, content_hash, counted, write_text, writing
 from .images import READING, ImageError, check_images, load_image, progress_bar, read_all, survey
 from .readers import (BASE_COLUMNS, READERS, THRESHOLDS, class_index, data_hash, find_same, for_data, left_out_lines,
-                              read_11k, read_data, read_folders, read_hd, read_images, read_mbanet, read_picture,
+                              read_11k, read_table, read_data, read_folders, read_hd, read_images, read_mbanet, read_picture,
                               reading_summary)
 from .splits import Splits, TrainSide, cross_splits, make_splits, run_splits
 
 # %% ../nbs/01_data.ipynb #all
 _all_ = ["BASE_COLUMNS", "READERS", "THRESHOLDS", "ImageError", "Splits", "TrainSide", "check_images", "check_writable",
          "class_index", "content_hash", "counted", "cross_splits", "data_hash", "find_same", "for_data", "left_out_lines",
-         "load_image", "make_splits", "progress_bar", "read_11k", "read_all", "read_data", "read_folders", "read_hd",
+         "load_image", "make_splits", "progress_bar", "read_11k", "read_all", "read_table", "read_data", "read_folders", "read_hd",
          "read_images", "read_mbanet", "read_picture", "reading_summary", "run_splits", "survey", "write_text"]
 
 # %% ../nbs/01_data.ipynb #cell019

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from .config import PromptSGError
 from .data import HandDataset, batches, data_hash
-from .files import counted, csv_text, read_csv, read_json, writing
+from .files import counted, csv_text, held, read_csv, read_json, writing
 from .images import progress_bar
 from .metrics import evaluate_features, top_k
 from .splits import TrainSide
@@ -109,10 +109,10 @@ MEASUREMENT = ("protocol", "aspect", "splits", "data_hash", "config_hash", "weig
 class Result:
     "One evaluation; `save(folder)`, `Result.load(folder)`."
     per_split: pd.DataFrame  # split, rank1, rank5, rank10, mAP, mINP: 0..1
-    per_query: pd.DataFrame  # split, path, identity, ap (0..1), first_hit (rank of the first match, from 1);
-                             # a query without a match has no ap and no first_hit: both are missing
+    per_query: pd.DataFrame  # split, path, identity, ap (0..1), first_hit (place of the first match, from
+                             # 1); of a query without a match ap and first_hit are missing
     cmc: np.ndarray          # (n_splits, 20), 0..1
-    record: dict             # protocol, config, hashes, versions, machine; `MEASUREMENT`: what was measured
+    record: dict             # protocol, config, hashes, versions, machine; `MEASUREMENT`: of what
 
     @property
     def summary(self):
@@ -126,15 +126,16 @@ class Result:
     def save(self, folder):
         """Write result.json, per_split.csv, summary.csv and per_query.csv.
 
-        The same measurement is replaced whole. Raises `PromptSGError` where `folder` holds the result of
-        another one, and where the disk refuses; nothing has changed then."""
+        The same measurement is replaced whole. Raises `PromptSGError` where `folder` holds the result
+        of another one, and where the disk refuses; nothing has changed then."""
         folder = Path(folder)
         self._check_place(folder)
         record = {"summary": self.summary.T.to_dict(), **self.record, "cmc": self.cmc.tolist()}
         summary = self.summary.assign(unit="percent").reset_index()
         tables = {"summary": summary, "per_query": self.per_query, "per_split": self.per_split}
-        _write_together(folder, {"result.json": json.dumps(record, indent=1),
-                                 **{f"{name}.csv": csv_text(table) for name, table in tables.items()}})
+        texts = {f"{name}.csv": csv_text(table) for name, table in tables.items()}
+        with held(folder):  # sweeps what a killed process left unfinished there
+            _write_together(folder, {"result.json": json.dumps(record, indent=1), **texts})
 
     def _check_place(self, folder):
         try:
@@ -144,28 +145,28 @@ class Result:
         for name in MEASUREMENT:
             old, new = stored.get(name), self.record.get(name)
             if old != new:
-                raise PromptSGError(f"{folder} holds a result of another {name} ({old!r}, not {new!r}), which would be "
-                                    "lost; choose another folder with --out, or delete that one")
+                raise PromptSGError(f"{folder} holds a result of another {name} ({old!r}, not {new!r}), which "
+                                    "would be lost; choose another folder with --out, or delete that one")
 
     @classmethod
     def load(cls, folder):
-        "A saved result. `PromptSGError` if a file is missing, damaged, or of another evaluation than the others."
+        "A saved result. `PromptSGError` if a file is missing, damaged, or of another evaluation."
         folder = Path(folder)
         try:
             record = _checked_record(read_json(folder / "result.json"))
             summary = record.pop("summary")  # made again from per_split
-            result = cls(*(_checked_table(folder, name) for name in _TABLES), np.array(record.pop("cmc"), float), record)
-            return result._checked(summary)
+            tables = [_checked_table(folder, name) for name in _TABLES]
+            return cls(*tables, np.array(record.pop("cmc"), float), record)._checked(summary)
         except (PromptSGError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PromptSGError(f"{folder} holds no whole evaluation result ({str(error).split(';')[0]}); "
-                                "evaluate again") from None
+            reason = str(error).split(";")[0]
+            raise PromptSGError(f"{folder} holds no whole evaluation result ({reason}); evaluate again") from None
 
     def _checked(self, summary):
         "The result itself; `ValueError` unless its tables and the stored `summary` say the same."
         stored = pd.DataFrame(summary).T.loc[MEASURES, ["mean", "std"]].to_numpy(float)
         by_query = self.per_query.groupby("split").ap.mean()
-        splits = range(len(self.per_split))
-        if (list(self.per_split.split), list(by_query.index), len(self.cmc)) != (list(splits), list(splits), len(splits)):
+        splits = [*range(len(self.per_split))]
+        if not [*self.per_split.split] == [*by_query.index] == splits or len(self.cmc) != len(splits):
             raise ValueError("its tables have other splits")
         if not (np.allclose(stored, self.summary) and np.allclose(by_query, self.per_split.mAP)):
             raise ValueError("its tables are of different evaluations")
@@ -181,7 +182,8 @@ def _write_together(folder, texts):
 
 
 _ABOUT = {"protocol": dict, "aspect": str, "splits": int, "queries": int, "gallery": int, "left_out": dict,
-          "queries_without_match": int, "data_hash": str, "cross": bool, "versions": dict, "machine": dict,
+          "queries_without_match": int, "right_images": list, "camera_filter": bool, "data_hash": str,
+          "cross": bool, "source": str, "versions": dict, "machine": dict,
           "config": (dict, type(None)), "config_hash": (str, type(None)), "summary": dict, "cmc": list}
 _TABLES = {"per_split": {"split": int, **dict.fromkeys(MEASURES, float)},
            "per_query": {"split": int, "path": str, "identity": str, "ap": float, "first_hit": "Int64"}}
@@ -198,7 +200,7 @@ def _checked_record(record):
 
 
 def _checked_table(folder, name):
-    "One of a result's tables; `PromptSGError` or `ValueError` for other columns, or values that cannot be."
+    "One of a result's tables; `PromptSGError` or `ValueError` for other columns or impossible values."
     table = read_csv(folder / f"{name}.csv", dtype=_TABLES[name])
     if list(table) != list(_TABLES[name]):
         raise ValueError(f"{name}.csv has other columns")
@@ -227,17 +229,17 @@ def processor():
 def _surroundings(device):
     "Versions and machine, for the record."
     packages = {"promptsg": "promptsg", "torch": "torch", "open_clip": "open_clip_torch"}
-    versions = {"python": platform.python_version(), **{name: _installed(package) for name, package in packages.items()}}
-    return {"versions": versions,
-            "machine": {"platform": platform.platform(), "processor": processor(), "cpus": os.cpu_count(),
-                        "device": "not recorded" if device is None else str(device)}}
+    versions = {name: _installed(package) for name, package in packages.items()}
+    machine = {"platform": platform.platform(), "processor": processor(), "cpus": os.cpu_count(),
+               "device": "not recorded" if device is None else str(device)}
+    return {"versions": {"python": platform.python_version(), **versions}, "machine": machine}
 
 
 def _measure(embeddings, query, gallery, protocol, cameras):
     "One split: `evaluate_features`' dict, per query included."
     cams = [part.camera if cameras else None for part in (query, gallery)]
-    return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity, *cams,
-                             ap=protocol.ap, per_query=True)
+    return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity,
+                             *cams, ap=protocol.ap, per_query=True)
 
 
 def _query_table(split, query, values):
@@ -263,22 +265,24 @@ def _same_galleries(splits, protocol):
 
 
 def _counts(measured):
-    "What the record says of the queries: those without a match, and how many right images the others have."
+    "For the record: queries without a match, and the fewest and most right images of the others."
     matches = np.concatenate([one["per_query"]["matches"] for one in measured])
     there = matches[matches > 0]
-    return {"queries_without_match": int((matches == 0).sum()), "right_images": [int(there.min()), int(there.max())]}
+    return {"queries_without_match": int((matches == 0).sum()),
+            "right_images": [int(there.min()), int(there.max())]}
 
 # %% ../nbs/11_evaluation.ipynb #evaluate
-def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device=None, precision="float32",
-             weights=None, left_out=None):
+def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device=None,
+             precision="float32", weights=None, left_out=None):
     """Measure every split under a protocol: a `Result`.
 
-    `ap` ("mean" or "trapezoid") takes average precision by another rule than the protocol's, and the record
-    says so. Where the images have several cameras (column `camera`), a query's matches of its own camera are
-    left out. The rest only goes into the record: `config` (a `Config`); with what the embeddings were made:
-    `device`, `precision`, `weights` (a word or hash for them); `left_out`, {reason: images} beyond what the
-    splits count. Raises `PromptSGError` for an unknown protocol or rule, for images that `embeddings` does not
-    have, for people that the model was trained on, and for a split whose queries all have no match."""
+    `ap` ("mean" or "trapezoid") takes average precision by another rule than the protocol's, and the
+    record says so. Where the images have several cameras (column `camera`), a query's matches of its
+    own camera are left out. The rest only goes into the record: `config` (a `Config`); with what the
+    embeddings were made: `device`, `precision`, `weights` (a word or hash for them); `left_out`,
+    {reason: images} beyond what the splits count. Raises `PromptSGError` for an unknown protocol or
+    rule, for images that `embeddings` does not have, for people that the model was trained on, and for
+    a split whose queries all have no match."""
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
@@ -286,16 +290,19 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device
         embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
     cameras = _several_cameras(used)
-    measured = [_measure(embeddings, query, gallery, protocol, cameras) for query, gallery in zip(splits.queries, galleries)]
+    measured = [_measure(embeddings, query, gallery, protocol, cameras)
+                for query, gallery in zip(splits.queries, galleries)]
     record = {"protocol": asdict(protocol), "same_galleries_as": _same_galleries(splits, protocol),
-              "aspect": splits.aspect, "source": splits.source, "cross": splits.cross, "splits": len(measured),
-              "queries": len(splits.queries[0]), "gallery": len(galleries[0]), **_counts(measured),
+              "aspect": splits.aspect, "source": splits.source, "cross": splits.cross,
+              "splits": len(measured), "queries": len(splits.queries[0]), "gallery": len(galleries[0]),
+              **_counts(measured),
               "camera_filter": cameras, "left_out": {**splits.excluded, **(left_out or {})},
               "data_hash": data_hash(used), "config": config and config.model_dump(mode="json"),
               "config_hash": config and config.hash, "weights": weights, "precision": precision,
               **_surroundings(device)}
     rows = [{"split": i, **{name: one[name] for name in MEASURES}} for i, one in enumerate(measured)]
-    queries = [_query_table(i, splits.queries[i], one["per_query"]) for i, one in enumerate(measured)]
+    queries = [_query_table(i, query, one["per_query"])
+               for i, (query, one) in enumerate(zip(splits.queries, measured))]
     return Result(pd.DataFrame(rows), pd.concat(queries, ignore_index=True),
                   np.array([one["cmc_curve"] for one in measured]), record)
 
@@ -317,13 +324,13 @@ def minp_note(results):
 
 
 def conditions(results):
-    """Lines that tell what is particular in `{name: Result}`: protocols that differ by the rule alone, queries that
-    were left out, the camera filter, another data set than the training's. None where nothing is."""
+    """Lines on what is particular in `{name: Result}`: protocols that differ by the rule alone, queries
+    that were left out, the camera filter, another data set than the training's. None where nothing is."""
     for name, result in results.items():
         said = result.record
         if said["same_galleries_as"]:
-            yield (f"{name}: the galleries are those of {said['same_galleries_as']}, as the data has one aspect; only the "
-                   f"rule of average precision ({said['protocol']['ap']}) is another")
+            yield (f"{name}: the galleries are those of {said['same_galleries_as']}, as the data has one "
+                   f"aspect; only the rule of average precision ({said['protocol']['ap']}) is another")
         if said["queries_without_match"]:
             count = counted(said["queries_without_match"], "query", "queries")
             yield f"{name}: {count}, of all splits, without a right image in the gallery: left out"
@@ -346,7 +353,8 @@ class Difference(NamedTuple):
 
 
 _QUERY_VALUES = {"mAP": lambda table: table.ap,
-                 **{f"rank{k}": lambda table, k=k: (table.first_hit <= k).astype(float) for k in (1, 5, 10)}}
+                 **{f"rank{k}": lambda table, k=k: (table.first_hit <= k).astype(float)
+                    for k in (1, 5, 10)}}
 _UNITS = {"query": "path", "identity": "identity"}
 
 
@@ -366,7 +374,8 @@ def _matched(result):
 def _check_same(results):
     "`PromptSGError` unless all results were measured on the same queries under the same protocol."
     first, *others = results
-    queries = lambda result: _matched(result)[["split", "path"]].sort_values(["split", "path"]).to_numpy().tolist()
+    keys = ["split", "path"]
+    queries = lambda result: _matched(result)[keys].sort_values(keys).to_numpy().tolist()
     for other in others:
         for name in ("protocol", "data_hash"):
             if first.record[name] != other.record[name]:
@@ -379,7 +388,8 @@ def _check_same(results):
 def _unit_sums(results, measure, by):
     "(sums, counts) per unit, each averaged over the results, units in sorted order."
     rows = [_matched(result) for result in results]
-    tables = [pd.DataFrame({"unit": table[_UNITS[by]], "value": _QUERY_VALUES[measure](table)}) for table in rows]
+    tables = [pd.DataFrame({"unit": table[_UNITS[by]], "value": _QUERY_VALUES[measure](table)})
+              for table in rows]
     sums = pd.concat(tables).groupby("unit").value.agg(["sum", "count"])
     return (sums / len(results)).to_numpy(dtype=float).T
 

@@ -521,7 +521,8 @@ def explore(runs,                # a run folder, a folder with runs below it, or
         folders = find_runs(runs)
         if data is None:
             raise PromptSGError("the explorer needs the pictures that the runs were trained on; call explore(RUNS, data=FOLDER)")
-        dataset = Config.from_yaml(next(iter(folders.values())) / "config.yml").dataset
-        return Panel(Explorer(folders, read_data(data, dataset), protocol, progress))
+        config = Config.from_yaml(next(iter(folders.values())) / "config.yml")
+        frame = read_data(data, config.dataset, config.identity_level)
+        return Panel(Explorer(folders, frame, protocol, progress))
     except PromptSGError as error:
         return HTML(_note(str(error)))

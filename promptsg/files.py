@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
@@ -76,14 +77,11 @@ def check_writable(folder):
     place = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not place.is_dir():
         raise PromptSGError(f"{place} is a file, so nothing can be written below it; choose another folder with --out")
-    probe = place / f"{UNFINISHED}{uuid4().hex}"
     try:
-        with open(probe, "xb") as opened:
-            opened.write(bytes(1 << 16))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=place) as probe:  # without a name, so a kill leaves nothing there
+            probe.write(bytes(1 << 16))
+            probe.flush()
     except OSError as error:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
         raise PromptSGError(disk_sentence(folder, error)) from None
 
 
@@ -199,7 +197,8 @@ def _guarded(cell):
 
 
 def _bare(cell):
-    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and _FORMULA.match(cell[1:]) else cell
+    marked = isinstance(cell, str) and cell[:1] == "'" and _FORMULA.match(cell[1:])
+    return cell[1:] if marked else cell
 
 
 def _text_changed(table, change):
@@ -215,26 +214,28 @@ def _text_changed(table, change):
 def csv_text(table):
     "What `write_csv` writes."
     guarded = _text_changed(table, _guarded)
-    returns = any("\r" in cell for name in guarded for cell in guarded[name] if isinstance(cell, str))
+    cells = (cell for name in guarded for cell in guarded[name])
+    returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
     quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL  # which leaves \r bare
     return guarded.to_csv(index=False, lineterminator="\n", quoting=quoting)
 
 
 def write_csv(path, table):
-    """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it can be a formula.
+    """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it is a formula.
 
     File names that are not UTF-8 keep their bytes. `read_csv` gives the same table back."""
     with writing(path) as part:
         part.write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
 
 
-_AS_WRITTEN = dict(keep_default_na=False, na_values=[""], encoding_errors="surrogateescape", low_memory=False)
+_AS_WRITTEN = dict(keep_default_na=False, na_values=[""], encoding_errors="surrogateescape",
+                   low_memory=False)
 
 
 def read_csv(path, **options):
-    """The DataFrame that `write_csv` wrote. Only an empty cell is a missing value: a person may be called NA.
+    """The DataFrame that `write_csv` wrote. Only an empty cell is missing: a person may be called NA.
 
-    `options` go to `pandas.read_csv`; `dtype={name: str}` keeps text whose every cell looks like a number.
+    `options` go to `pandas.read_csv`; `dtype={name: str}` keeps text that looks like numbers.
     `PromptSGError` when the file is missing or is no table."""
     import pandas as pd
     try:
@@ -245,7 +246,7 @@ def read_csv(path, **options):
 
 # %% ../nbs/00a_files.ipynb #markdown
 def markdown_cell(text):
-    "Text as it reads, for a cell or a line of Markdown: no bar, backtick, link, tag or line's end in it acts."
+    "Text for a cell or a line of Markdown: no bar, backtick, link, tag or line's end in it acts."
     plain = escape(" ".join(str(text).split()), quote=False)
     return re.sub(r"([\\`|]|(?<=\])\()", r"\\\1", plain)
 

@@ -30,6 +30,7 @@ class TextualInversionMLP(nn.Module):
 
     def forward(self, embedding):
         if self.norm and self.training and len(embedding) < 2:
-            raise PromptSGError("the inversion MLP's batch normalisation cannot train on 1 image, and a process was given "
-                                "no more; make batch_size two or more for each process, or set inversion_norm to false")
+            raise PromptSGError("the inversion MLP's batch normalisation cannot train on 1 image, and a "
+                                "process was given no more; make batch_size two or more for each process, "
+                                "or set inversion_norm to false")
         return self.layers(embedding)

@@ -146,11 +146,14 @@ def _array(values, name):
 
 _KINDS = {"U": {"text"}, "b": {"numbers"}, "i": {"numbers"}, "u": {"numbers"}, "f": {"numbers"}}
 
+def _kind(of):
+    if issubclass(of, str):
+        return "text"
+    return "numbers" if issubclass(of, (Number, np.number, np.bool_)) else of.__name__
+
 def _kinds(values):
     "The kinds of value in an array: values of two kinds are never equal."
-    named = lambda kind: ("text" if issubclass(kind, str) else "numbers" if issubclass(kind, (Number, np.number, np.bool_))
-                          else kind.__name__)
-    return _KINDS.get(values.dtype.kind) or set(map(named, set(map(type, values))))
+    return _KINDS.get(values.dtype.kind) or {_kind(type(value)) for value in values}
 
 def _codes(query, gallery, name, shape):
     "Ids or cameras of both sides as integers, equal exactly where the values are equal: (Q,), (G,)."
@@ -162,8 +165,8 @@ def _codes(query, gallery, name, shape):
         raise PromptSGError(f"there are {len(query)} queries and {len(gallery)} gallery images; a ranking needs at least one of each.")
     if len(_kinds(query) | _kinds(gallery)) > 1:
         sides = (" and ".join(sorted(_kinds(side))) for side in (query, gallery))
-        raise PromptSGError("query_{0} are {1} and gallery_{0} are {2}, which are never equal; write both sides the same way, "
-                            "such as all as text.".format(name, *sides))
+        raise PromptSGError("query_{0} are {1} and gallery_{0} are {2}, which are never equal; write "
+                            "both sides the same way, such as all as text.".format(name, *sides))
     if query.dtype != gallery.dtype:  # as objects, or numpy would round the numbers of one to the type of the other
         query, gallery = query.astype(object), gallery.astype(object)
     codes = torch.from_numpy(pd.factorize(np.concatenate([query, gallery]))[0])
@@ -215,7 +218,9 @@ def _fit(memory_mb, each, fixed=0):
 
 # %% ../nbs/10_metrics.ipynb #cell021
 def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0, copied: bool = True) -> dict:
-    "Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory. Arrays (Q,): ap, inp, first_hit, matches."
+    """Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory.
+
+    Arrays (Q,): ap, inp, first_hit, matches."""
     most, matches = _same_identity(*labels, device)
     sorted_whole = torch.device(device).type == "cuda" or shape[1] <= _SHORT
     each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most  # bytes a query; a sort keeps the order too
@@ -223,7 +228,8 @@ def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device
     for first in range(0, shape[0], step):
         rows = slice(first, first + step)
         ranking = rank(block(rows), *matches(rows))
-        found = average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking), ranking.hits.sum(1).double()
+        found = [average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking),
+                 ranking.hits.sum(1).double()]
         parts.append(torch.stack(found).cpu())
     values = dict(zip(("ap", "inp", "first_hit", "matches"), torch.cat(parts, 1).numpy()))
     return values | {"matches": values["matches"].astype(int)}
@@ -235,10 +241,11 @@ def _check_matched(matched, labels):
     (query, gallery), cams = labels
     there = int(torch.isin(query, gallery).sum())
     if cams is not None and there:
-        raise PromptSGError(f"the camera filter leaves no query a match: {there} of {len(matched)} queries have images of their identity in the "
-                            "gallery, but all from the query's own camera; give images of other cameras, or no cameras, which switches the filter off.")
-    raise PromptSGError(f"none of the {len(matched)} queries has an image of its identity in the gallery; check that both sides "
-                        "write identities the same way.")
+        raise PromptSGError(f"the camera filter leaves no query a match: {there} of {len(matched)} queries have "
+                            "images of their identity in the gallery, but all from the query's own camera; give "
+                            "images of other cameras, or no cameras, which switches the filter off.")
+    raise PromptSGError(f"none of the {len(matched)} queries has an image of its identity in the gallery; check "
+                        "that both sides write identities the same way.")
 
 def _summary(values: dict, labels, per_query: bool) -> dict:
     "Means over the queries that have a match."
@@ -262,10 +269,12 @@ def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is
                     ) -> dict:
     """Retrieval measures, each 0..1: rank1, rank5, rank10, mAP, mINP, cmc_curve (list, ranks 1..20); and the counts queries,
     queries_without_match (left out of the means). With `per_query`, also per_query: dict of (Q,) arrays ap, inp, first_hit,
-    NaN without a match, and matches, how many images are right; ready for a DataFrame. Ties: see above; the order of the gallery never matters.
+    NaN without a match, and matches, how many images are right; ready for a DataFrame. Ties: see above; the
+    order of the gallery never matters.
 
-    Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match, for NaN and infinity, unequal lengths,
-    an empty side, missing ids, ids or cameras that are text on one side and numbers on the other, or no query with a match."""
+    Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match, for NaN and
+    infinity, unequal lengths, an empty side, missing ids, ids or cameras that are text on one side and numbers
+    on the other, or no query with a match."""
     similarity = _matrix(similarity)
     labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
     values = _per_query(lambda rows: _wide(similarity[rows]), similarity.shape, labels, ap, memory_mb, similarity.device, copied=similarity.element_size() < 4)

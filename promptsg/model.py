@@ -6,6 +6,7 @@
 __all__ = ['RECORD_FILE', 'WEIGHT_FILE', 'PromptSGOutput', 'PromptSG', 'zero_shot_config', 'untrained']
 
 # %% ../nbs/09_model.ipynb #cell002
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,8 +50,8 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
-        towers = towers or load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
-                                       config.seed)
+        towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
+                                       config.text_pretrained, config.seed)
         self.config, self.num_classes, self.mean, self.std = config, num_classes, towers.mean, towers.std
         self.trained_on = None
         self.backbone = towers.backbone
@@ -124,10 +125,11 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     # --- as a folder, and on the hub -----------------------------------------------------------------------------------
     def save_pretrained(self, save_directory, *, model_card_kwargs=None, **options):
-        """Writes README.md (unless there is one), model.safetensors and config.json, in this order: a folder with the last is whole.
+        """Writes README.md (unless there is one), model.safetensors and config.json, in this order: a
+        folder with the last is whole.
 
-        `options` are those of `huggingface_hub.ModelHubMixin.save_pretrained`. Raises `PromptSGError` where nothing can be
-        written, and for weights that are no numbers."""
+        `options` are those of `huggingface_hub.ModelHubMixin.save_pretrained`. Raises `PromptSGError`
+        where nothing can be written, and for weights that are no numbers."""
         folder, kwargs = Path(save_directory), model_card_kwargs or {}
         check_writable(folder)
         check_numbers(self.state_dict(), "the model")
@@ -136,7 +138,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         return super().save_pretrained(folder, model_card_kwargs=kwargs, **options)
 
     def _save_pretrained(self, save_directory):
-        "What `save_pretrained` writes beside the card: model.safetensors and config.json, all that `embed` needs."
+        "What `save_pretrained` writes beside the card: all that `embed` needs."
         save_tensors(save_directory / WEIGHT_FILE, self.state_dict())
         write_json(save_directory / RECORD_FILE, _record(self))
 
@@ -264,16 +266,18 @@ def _read_record(folder):
     "config.json, checked."
     file = folder / RECORD_FILE
     if not file.is_file():
-        raise PromptSGError(f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or promptsg export")
+        raise PromptSGError(f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or "
+                            "promptsg export")
     record = read_json(file, "save the model again")
-    record = {key: record.get(key) for key in ("config", "tower", "text_cfg", "identities", "trained_on")}
-    wrong = next((key for key, fits in _RECORD.items() if not fits(record[key])), None)
-    if wrong:
-        raise PromptSGError(f"{file} does not describe a promptsg model ({wrong!r} is {shown(record[wrong])}); save the model again")
+    record = {key: record.get(key) for key in _RECORD}
+    wrong = next((f"{key!r} is {shown(record[key])}" for key, fits in _RECORD.items() if not fits(record[key])), "")
     try:
-        Config(**record["config"])
+        if not wrong:
+            Config(**record["config"])
     except PromptSGError as error:
-        raise PromptSGError(f"{file} does not describe a promptsg model ({error}); save the model again") from None
+        wrong = error
+    if wrong:
+        raise PromptSGError(f"{file} does not describe a promptsg model ({wrong}); save the model again")
     return record
 
 
@@ -281,7 +285,8 @@ _RECORD = {  # key of config.json -> whether a value can be that
     "config": lambda value: isinstance(value, dict), "tower": lambda value: isinstance(value, str),
     "text_cfg": lambda value: value is None or isinstance(value, dict),
     "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
-    "trained_on": lambda value: value is None or isinstance(value, list) and all(isinstance(one, str) for one in value)}
+    "trained_on": lambda value: value is None or (isinstance(value, list)
+                                                  and all(isinstance(one, str) for one in value))}
 
 
 def _train_side(images):
@@ -291,13 +296,8 @@ def _train_side(images):
 
 
 def _bare_towers(record, image_size, tensors, where):
-    "Towers of the recorded make; their weights, which are at hand, come next. `PromptSGError` where those are of another make."
-    visual = sum(t.numel() for name, t in tensors.items() if name.startswith("backbone."))
-    with torch.device("meta"):  # sizes alone, no memory
-        needed = sum(p.numel() for p in CustomTextCLIP(**model_config(record["tower"])).visual.parameters())
-    classes = [t.shape[0] for name, t in tensors.items() if name.startswith("head.") and t.ndim == 2]
-    if needed > 2 * visual or classes and record["identities"] > max(classes):
-        raise PromptSGError(f"{where} describes another model than {WEIGHT_FILE} holds the weights of; save both together")
+    "Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of another."
+    _check_size(record, tensors, where)
     towers = load_towers(record["tower"], "random", image_size)
     if record["text_cfg"]:
         prefix = "prompt.text."
@@ -305,6 +305,18 @@ def _bare_towers(record, image_size, tensors, where):
         text, tokenizer = text_tower(record["text_cfg"], own, where)
         towers = replace(towers, text=text, tokenizer=tokenizer)
     return towers
+
+
+def _check_size(record, tensors, where):
+    "`PromptSGError` for a record of a model far larger than the tensors: it would be built before they are compared."
+    sizes = lambda part: [tensor.shape for name, tensor in tensors.items() if name.startswith(part)]
+    with torch.device("meta"):  # sizes alone, no memory
+        visual = CustomTextCLIP(**model_config(record["tower"])).visual
+    needed, stored = sum(p.numel() for p in visual.parameters()), sum(map(math.prod, sizes("backbone.")))
+    classes = max((shape[0] for shape in sizes("head.") if len(shape) == 2), default=record["identities"])
+    if needed > 2 * stored or record["identities"] > classes:
+        raise PromptSGError(f"{where} describes another model than {WEIGHT_FILE} holds the weights of; "
+                            "save both together")
 
 
 def _fill(model, tensors, file):

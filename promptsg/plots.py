@@ -436,7 +436,7 @@ def _lines(ax, metrics, columns, scale=1.0) -> None:
 
 # %% ../nbs/14_plots.ipynb #cell037
 def kept_epoch(metrics, select="best"):
-    """The row (a Series) of the epoch whose weights are kept, as the training chooses it; None without validation.
+    """The row (a Series) of the epoch whose weights the training keeps; None without validation.
 
     `select`: "best", the highest validation mAP, of equal ones the last; "last", the last epoch."""
     if select == "last":
@@ -455,10 +455,10 @@ def _mark_kept(ax, metrics, select) -> None:
     ax.set_title(f"kept: epoch {kept.epoch:.0f}, the {select}{reached}")
 
 @_styled
-def plot_training(metrics: pd.DataFrame, # epoch, loss*, val_* (fractions 0..1) and lr_*: a run's metrics.csv
+def plot_training(metrics: pd.DataFrame, # a run's metrics.csv: epoch, loss*, val_* (0..1) and lr_*
                   select: str = "best"   # `Config.select` of the run: which epoch was kept
                  ) -> Figure:
-    """Losses, validation (percent) and learning rates by epoch; a line marks the epoch that was kept.
+    """Losses, validation (percent) and learning rates by epoch; a line at the epoch that was kept.
 
     Raises `PromptSGError` without an epoch column or without rows."""
     if "epoch" not in metrics or metrics.empty:

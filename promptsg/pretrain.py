@@ -233,7 +233,8 @@ def _look(model, images):
 
 def _save(model, out):
     "Float16 safetensors, whole or not at all."
-    save_tensors(out, {key: value.half() if value.is_floating_point() else value for key, value in model.state_dict().items()})
+    save_tensors(out, {key: value.half() if value.is_floating_point() else value
+                       for key, value in model.state_dict().items()})
 
 # %% ../nbs/17_pretrain.ipynb #cell018
 _HAND = "A photo of a person's {aspect} hand"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'THRESHOLDS', 'BASE_COLUMNS', 'READERS', 'walk', 'person_number', 'read_11k', 'read_hd', 'read_folders',
-           'read_mbanet', 'read_csv', 'read_data', 'read_picture', 'read_images', 'for_data', 'left_out_lines',
+           'read_mbanet', 'read_table', 'read_data', 'read_picture', 'read_images', 'for_data', 'left_out_lines',
            'reading_summary', 'data_hash', 'find_same', 'class_index']
 
 # %% ../nbs/01b_readers.ipynb #cell002
@@ -141,7 +141,7 @@ _CSV_COLUMNS = {"id": "pid", "aspectOfHand": "aspect", "imageName": "image", "ge
                 "nailPolish": "nail_polish", "irregularities": "irregularities"}
 
 
-def _read_csv(file, needed, advice):
+def _checked_csv(file, needed, advice):
     """A CSV's cells as text without blanks around them; the DataFrame's index is each row's line.
 
     `PromptSGError` when it cannot be read, lacks a column, has no row, or a row has more or fewer
@@ -192,7 +192,7 @@ def _short(text):
 
 def _read_hand_info(file):
     "HandInfo.csv checked: all columns, ids and whole numbers, known aspects, each image once."
-    table = _read_csv(file, _CSV_COLUMNS, "give the folder that holds HandInfo.csv and Hands/")
+    table = _checked_csv(file, _CSV_COLUMNS, "give the folder that holds HandInfo.csv and Hands/")
     table = table[list(_CSV_COLUMNS)]
     ids = table.id.map(person_number)
     if ids.isna().any():
@@ -624,7 +624,7 @@ def _refuse_cells(table, bad, column, what, file):
 
 def _read_own_table(file):
     "The CSV's path, identity, image, side, aspect and perhaps camera, checked; blanks filled."
-    table = _read_csv(file, ("path", "identity"), _CSV_ADVICE)
+    table = _checked_csv(file, ("path", "identity"), _CSV_ADVICE)
     table = table.loc[:, ~table.columns.duplicated()]
     paths = [os.path.normpath(path) if path else "" for path in table.path]
     names = [path.replace(os.sep, "/") for path in paths]
@@ -653,7 +653,7 @@ def _files_beside(paths):
     return found
 
 
-def read_csv(file):
+def read_table(file):
     """A table of one's own, a CSV with the columns path and identity, as a DataFrame.
 
     Further columns that are read: side (train, test, extra or empty), aspect (dorsal_r or "dorsal
@@ -680,7 +680,7 @@ def read_csv(file):
 
 # %% ../nbs/01b_readers.ipynb #readers
 READERS = {"11k": read_11k, "hd": read_hd, "folders": read_folders, "mbanet": read_mbanet,
-           "csv": read_csv}  # by Config.dataset
+           "csv": read_table}  # by Config.dataset
 
 
 def _checked_name(path, what):
@@ -701,7 +701,7 @@ def _layout(root):
 
 
 def read_data(root, dataset="11k", identity_level=None):
-    """The DataFrame of a data folder, or of a CSV (`read_csv`); the layout says who reads it.
+    """The DataFrame of a data folder, or of a CSV (`read_table`); the layout says who reads it.
 
     HandInfo.csv: 11K Hands; `Original Images`: HD; query0, gallery0 or train_all: MBA-Net's
     folders; else one folder per identity, the `identity_level`-th below `root`. A `dataset` of
@@ -709,7 +709,7 @@ def read_data(root, dataset="11k", identity_level=None):
     Raises `PromptSGError` when `root` does not exist, and what the reader raises."""
     name = _checked_name(root, "the data folder")
     if os.path.isfile(name) and name.lower().endswith(".csv"):
-        return read_csv(root)
+        return read_table(root)
     if not os.path.isdir(name):
         what = f"does not exist (looked for {os.path.abspath(name)})"
         what = "is a file" if os.path.lexists(name) else what

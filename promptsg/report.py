@@ -26,13 +26,14 @@ import pandas as pd
 from .backbone import WEIGHTS
 from .config import Config, PromptSGError, one_line
 from .data import check_images, data_hash, for_data, read_data
-from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol, paired_bootstrap,
-                                 ranked_images)
-from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv, read_json, regular, write_csv,
-                            write_json, write_text)
+from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol,
+                                 paired_bootstrap, ranked_images)
+from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv,
+                            read_json, regular, write_csv, write_json, write_text)
 from .images import progress_bar
 from .model import untrained, zero_shot_config
-from .plots import kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms, plot_published, plot_versions, save_figure
+from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms,
+                            plot_published, plot_versions, save_figure)
 from .synth import demo_hands
 from .training import Trainer, load_run, measure, splits_of
 from .versions import CHAIN, VERSIONS, remark, version
@@ -111,7 +112,8 @@ class Job(NamedTuple):
 
 
 def _image_hashes(splits, protocols):
-    return {name: data_hash(ranked_images(splits, (name,)).drop_duplicates("path")) for name in protocols}
+    return {name: data_hash(ranked_images(splits, (name,)).drop_duplicates("path"))
+            for name in protocols}
 
 
 def make_jobs(out, runs, frame, protocols, changes=None):
@@ -133,8 +135,8 @@ def _check_same_config(job):
     other = file.exists() and Config.from_yaml(file).changed(job.config)
     if other:
         name, (old, new) = next(iter(other.items()))
-        raise PromptSGError(f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another folder with --out, "
-                            "or give the same settings")
+        raise PromptSGError(f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another "
+                            "folder with --out, or give the same settings")
 
 
 def missing_protocols(job):
@@ -154,14 +156,14 @@ _METRICS = ("epoch", "loss", "val_rank1", "val_mAP")
 
 
 def read_metrics(run):
-    "The table of a run folder's metrics.csv. `PromptSGError` when it is missing or not a row of numbers for each epoch."
+    "A run folder's metrics.csv. `PromptSGError` unless it has a row of numbers for each epoch."
     file = Path(run) / "metrics.csv"
     table = read_csv(file)
     lost = [name for name in _METRICS if name not in table]
     numbers = not lost and all(map(pd.api.types.is_numeric_dtype, table.dtypes))
     if lost or not numbers or table.epoch.tolist() != [*range(1, len(table) + 1)] or not len(table):
-        raise PromptSGError(f"{file} has {f'no column {lost[0]}' if lost else 'no row of numbers for each epoch from 1 on'}; "
-                            "promptsg train --resume makes it again")
+        what = f"no column {lost[0]}" if lost else "no row of numbers for each epoch from 1 on"
+        raise PromptSGError(f"{file} has {what}; promptsg train --resume makes it again")
     return table
 
 
@@ -187,7 +189,7 @@ class _Ticking(Trainer):
 def do_job(job, tick=lambda: None):
     """Train what is not trained, measure what is not measured. `tick` is called after each epoch.
 
-    A training's files that are missing or damaged are made again by resuming it, which trains nothing that is saved."""
+    Where a training's table is missing or damaged, resuming it makes it again from its checkpoint."""
     missing = missing_protocols(job)
     if not missing and _is_whole(job):
         return
@@ -204,7 +206,8 @@ def do_job(job, tick=lambda: None):
 # %% ../nbs/18_report.ipynb #cell010
 def do_jobs(jobs, progress=True):
     "All jobs, under one progress bar that counts epochs. What fails leaves its sentence in its folder's failed.txt and does not stop the others."
-    with progress_bar(show=progress, total=sum(map(_length, jobs)), desc="report", unit="epoch") as bar:
+    total = sum(map(_length, jobs))
+    with progress_bar(show=progress, total=total, desc="report", unit="epoch") as bar:
         end = 0
         for job in jobs:
             end += _length(job)
@@ -255,13 +258,14 @@ class Report:
         return found
 
     def metrics(self, backbone, aspect):
-        "{version: {seed: its training's metrics table}}; without those that cannot be read, which are among the failures."
+        "{version: {seed: its training's table}}; those that cannot be read are among the failures."
         found = {}
         for run in dict.fromkeys(run for run, _ in self.evaluations):
             if run.seed is not None and (run.backbone, run.aspect) == (backbone, aspect):
                 with suppress(PromptSGError):
-                    found.setdefault(run.version, {})[run.seed] = read_metrics(self.folder / run.folder)
-        return {version: seeds for version, seeds in found.items() if seeds}
+                    table = read_metrics(self.folder / run.folder)
+                    found.setdefault(run.version, {})[run.seed] = table
+        return found
 
     def select(self, run):
         "Which epoch a run kept: `Config.select`."
@@ -277,9 +281,12 @@ def _place(run):
 
 def _read_about(out):
     "What report.json says: {command, data_hash}; empty where there is none yet."
-    file, advice = out / "report.json", "delete it and start the report again: what is measured is kept"
-    about = read_json(file, advice) if file.exists() else {}
-    wrong = [name for name in ("command", "data_hash") if about and not isinstance(about.get(name), str)]
+    file = out / "report.json"
+    advice = "delete it and start the report again: what is measured is kept"
+    if not file.exists():
+        return {}
+    about = {"command": None, "data_hash": None} | read_json(file, advice)
+    wrong = [name for name in ("command", "data_hash") if not isinstance(about[name], str)]
     if wrong:
         raise PromptSGError(f"{file} has no text as its {wrong[0]}; {advice}")
     return about
@@ -303,10 +310,13 @@ def _read_evaluations(out, folders):
             try:
                 if (folder / "result.json").exists():
                     evaluations[run, protocol] = Result.load(folder)
-                if protocol == [*PROTOCOLS][-1] and run.seed is not None and any(run == one for one, _ in evaluations):
-                    read_metrics(out / run.folder)
             except PromptSGError as error:
                 failures[run] = str(error)
+    for run in dict.fromkeys(run for run, _ in evaluations if run.seed is not None):
+        try:
+            read_metrics(out / run.folder)
+        except PromptSGError as error:
+            failures[run] = str(error)
     return evaluations, failures
 
 
@@ -315,7 +325,8 @@ def load_report(out):
 
     `PromptSGError` if there is no evaluation that can be read, or report.json cannot be."""
     out = Path(out)
-    folders = {file.parents[1] for name in PROTOCOLS for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
+    folders = {file.parents[1] for name in PROTOCOLS
+               for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
     evaluations, failures = _read_evaluations(out, folders)
     noted = {Run.of(file.parent): _read_note(file) for file in out.glob("*/*/*/failed.txt")}
     failures = dict(sorted({**failures, **noted}.items(), key=lambda item: _place(item[0])))
@@ -447,16 +458,17 @@ def _weights(config):
 def _facts(report):
     "Machine, packages, data and weights of all evaluations, each said once."
     records = [result.record for result in report.evaluations.values()]
-    said = lambda name, values: f"- {name}: {markdown_cell('; '.join(dict.fromkeys(filter(None, values))))}"
     words = lambda entries: ", ".join(f"{key} {value}" for key, value in entries.items())
-    hashes = [f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, {r['queries']} queries, "
-              f"gallery of {r['gallery']})" for r in records]
-    left = [f"{r['aspect']}: {count} ({reason})" for r in records for reason, count in r["left_out"].items() if count]
-    return [f"- command: {markdown_code(report.about.get('command', ''))}",
-            said("machine", (words(r["machine"]) for r in records)), said("packages", (words(r["versions"]) for r in records)),
-            *([said("data", (r.get("source") for r in records))] if any(r.get("source") for r in records) else []),
-            said("data hash", hashes), *([said("images left out", left)] if left else []),
-            said("weights", (_weights(r["config"]) for r in records))]
+    facts = {"machine": [words(r["machine"]) for r in records],
+             "packages": [words(r["versions"]) for r in records],
+             "data": [r["source"] for r in records if r["source"]],
+             "data hash": [f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, "
+                           f"{r['queries']} queries, gallery of {r['gallery']})" for r in records],
+             "images left out": [f"{r['aspect']}: {count} ({reason})" for r in records
+                                 for reason, count in r["left_out"].items() if count],
+             "weights": [_weights(r["config"]) for r in records]}
+    lines = [f"- {name}: {markdown_cell('; '.join(dict.fromkeys(said)))}" for name, said in facts.items() if said]
+    return [f"- command: {markdown_code(report.about.get('command', ''))}", *lines]
 
 
 _HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
@@ -474,7 +486,8 @@ def _section(report, group, gains):
 
 def report_page(report, gains):
     "The report as Markdown: how it was made, a table per backbone, aspect and protocol."
-    return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *(_section(report, group, gains) for group in report.groups)])
+    sections = (_section(report, group, gains) for group in report.groups)
+    return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *sections])
 
 # %% ../nbs/18_report.ipynb #cell018
 _TRAIN_COLUMNS = {"train_loss": ("loss", 1), "loss_id": ("loss_id", 1), "loss_triplet": ("loss_triplet", 1), "loss_center": ("loss_centre", 1),
@@ -485,11 +498,12 @@ _trained_name = lambda name: name if name == "zero-shot" else f"stage3-{name}"
 
 
 def train_table(report, backbone, aspect):
-    """A row per version, seed and epoch in the reference's columns, percent; `model` is the checkpoint's folder, and
-    `is_best` the epoch that is kept there, with `select: last` the last one."""
-    runs = {Run(backbone, aspect, name, seed): metrics for name, seeds in report.metrics(backbone, aspect).items()
-            for seed, metrics in seeds.items()}
-    return pd.concat([_train_rows(run, metrics, report.select(run)) for run, metrics in runs.items()], ignore_index=True)
+    """A row per version, seed and epoch in the reference's columns, percent; `model` is the checkpoint's
+    folder, and `is_best` the epoch that is kept there, with `select: last` the last one."""
+    runs = {Run(backbone, aspect, name, seed): metrics
+            for name, seeds in report.metrics(backbone, aspect).items() for seed, metrics in seeds.items()}
+    tables = [_train_rows(run, metrics, report.select(run)) for run, metrics in runs.items()]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _train_rows(run, metrics, select):
@@ -594,8 +608,8 @@ def _begin(out, frame, command):
     data = data_hash(frame)
     before = _read_about(out).get("data_hash", data)
     if before != data:
-        raise PromptSGError(f"{out} holds a report on other data (hash {before}, not {data}); restore the data, or choose another "
-                            "folder with --out")
+        raise PromptSGError(f"{out} holds a report on other data (hash {before}, not {data}); restore the "
+                            "data, or choose another folder with --out")
     write_json(out / "report.json", {"command": command, "data_hash": data})
 
 
@@ -604,9 +618,10 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
-    all runs. `pairs`: versions (a, b) to compare besides. What `out` has already is not done again. A failed run is in `Report.failures`;
-    `PromptSGError` for bad input, for a folder that cannot be written, that another process holds, or that has runs of another config
-    or other data, and where every run failed."""
+    all runs. `pairs`: versions (a, b) to compare besides. What `out` has already is not done again.
+    A failed run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be
+    written, that another process holds, or that has runs of another config or other data, and where every
+    run failed."""
     out, changes = Path(out), changes or {}
     runs = plan_runs(backbones, versions, seeds, aspects)
     _check_pairs(pairs, runs)
@@ -616,10 +631,11 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if published:
         read_published(published)
     check_writable(out)
-    command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects, protocol=protocols,
-                       pair=list(map(":".join, pairs)))
+    command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects,
+                       protocol=protocols, pair=list(map(":".join, pairs)))
     with held(out):
-        frame = read_data(data or demo_hands(out / "hands", people, progress), asked.dataset, asked.identity_level)
+        folder = data or demo_hands(out / "hands", people, progress)
+        frame = read_data(folder, asked.dataset, asked.identity_level)
         if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
             runs = plan_runs(backbones, versions, seeds, ("hand",))
         jobs = make_jobs(out, runs, frame, protocols, changes)
@@ -634,4 +650,5 @@ def _prepare(out, jobs, frame, command, progress):
     "Everything that can be refused before the first run starts."
     _begin(out, frame, command)
     open_jobs = [job for job in jobs if missing_protocols(job)]
-    check_images([path for job in open_jobs for path in ranked_images(job.splits, job.protocols).path], progress)
+    ranked = [ranked_images(job.splits, job.protocols).path for job in open_jobs]
+    check_images([path for paths in ranked for path in paths], progress)

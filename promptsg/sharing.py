@@ -25,6 +25,7 @@ from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
 from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
+from .splits import read_stored
 from .training import load_run
 
 # %% ../nbs/20_sharing.ipynb #cell004
@@ -59,7 +60,7 @@ def read_record(run):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
-    return dict(config=Config.from_yaml(run / "config.yml"), state=state, splits=_checked(run / "splits.json", train=list, val=list),
+    return dict(config=Config.from_yaml(run / "config.yml"), state=state, splits=read_stored(run / "splits.json"),
                 splits_hash=content_hash(run / "splits.json"), epochs=_read_epochs(run / "metrics.csv", state["best_epoch"]), results=results)
 
 # %% ../nbs/20_sharing.ipynb #escape

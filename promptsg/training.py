@@ -37,7 +37,7 @@ from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
-from .backbone import read_tensors, save_tensors, tensor_hash
+from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index,
                            content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
@@ -487,6 +487,7 @@ def read_checkpoint(folder):
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
         tensors, about = read_tensors(file)
+        check_numbers({name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it")
         return tensors, _checked_state(json.loads(about["state"]))
     except (KeyError, TypeError, ValueError) as error:  # a `PromptSGError` is a ValueError
         raise PromptSGError(f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's other checkpoint (best "
@@ -507,10 +508,10 @@ def _checked_state(state):
 def load_weights(model, tensors, state, where):
     "Puts a checkpoint's weights into a model. `PromptSGError` when the backbone or its frozen weights are not those it was trained with."
     own, stored = _own_tensors(model), {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
-    wrong = [n for n in own if n not in stored or stored[n].shape != own[n].shape] + [n for n in stored if n not in own]
+    wrong = mismatch(own, stored)
     if wrong:
-        raise PromptSGError(f"the checkpoint in {where} does not match the config's model {model.config.tower}: {len(wrong)} tensors differ, "
-                            f"the first is {wrong[0]!r}; use the config.yml of its own run")
+        raise PromptSGError(f"the checkpoint in {where} does not match the config's model {model.config.tower}: {wrong}; use the config.yml of "
+                            "its own run")
     if frozen_hash(model) != state["frozen_hash"]:
         raise PromptSGError(f"the checkpoint in {where} was trained on other frozen weights than pretrained={model.config.pretrained!r} gives; "
                             "give the weight files it was trained with")

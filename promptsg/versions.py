@@ -130,8 +130,10 @@ def version(name, backbone="vitb16"):
     plain = name.removesuffix("-logged")
     for given, known, what in ((plain, VERSIONS, "version"), (backbone, BUDGETS, "backbone")):
         if given not in known or (what == "version" and name != plain and plain not in CHAIN):
-            advice = "" if what == "version" else "; another tower goes with one of them: --backbone vitb16 --set model=NAME"
-            raise PromptSGError(f"{what} {shown(name if what == 'version' else given)} is not known; choose one of {', '.join(known)}{advice}")
+            advice = ("; another tower goes with one of them: --backbone vitb16 --set model=NAME"
+                      if what == "backbone" else "")
+            raise PromptSGError(f"{what} {shown(name if what == 'version' else given)} is not known; "
+                                f"choose one of {', '.join(known)}{advice}")
     budget = BUDGETS[backbone]
     if plain in OURS:
         return OURS[plain].replace(**budget.fields, **budget.ours)

@@ -1,9 +1,9 @@
-"""Run a scenario again and again, ending it at each of its file operations, and say what was left: `python tests/kills.py SCENARIO HOW FOLDER`.
+"""Run a scenario again and again, ending it at each of its file operations, and say what was left: `python tests/kills.py SCENARIO HOW FOLDER [STEP]`.
 
 An operation is anything that changes what lies below FOLDER/out: a file opened for writing, a rename, a deletion, a folder made. HOW is `kill`
 (SIGKILL just before the operation) or `full` (the operation fails as on a full disk). After each, the scenario runs once more, undisturbed, and its files
 must be, byte for byte, those of a run that nothing disturbed, and nothing else may lie there. Prints a JSON object with the failures.
-Every try is a fork of one process, so that the imports are paid for once."""
+STEP 3 tries each third operation only. Every try is a fork of one process, so that the imports are paid for once."""
 import errno
 import hashlib
 import json
@@ -90,17 +90,18 @@ def tree(folder):
             for file in sorted(Path(folder).rglob("*")) if file.is_file()}
 
 
-def check_all(scenario, how, folder):
-    "A list of what went wrong, and the number of operations that were tried."
+def check_all(scenario, how, folder, step=1):
+    "A list of what went wrong, and the number of operations that there are; each `step`-th is tried."
     folder, wrong = Path(folder).absolute(), []
     out, kept = folder / "out", folder / "before"
-    PREPARE.get(scenario, lambda folder: None)(folder)
+    for action in PREPARE[scenario]:
+        _in_fork(action)(folder)
     if out.exists():
         shutil.copytree(out, kept)
     status, operations = attempt(scenario, folder)
     assert status == 0, (folder / "said").read_text()
     whole = tree(out)
-    for at in range(operations):
+    for at in range(0, operations, int(step)):
         shutil.rmtree(out)
         if kept.exists():
             shutil.copytree(kept, out)
@@ -114,6 +115,8 @@ def check_all(scenario, how, folder):
             lost = [name for name in before if name not in tree(out) and name in whole]
             if lost:
                 wrong.append([at, "lost", lost, text])
+        if out.exists() and tree(out) == whole:
+            continue  # it was only going to tidy up
         again, _ = attempt(scenario, folder)
         if again:
             wrong.append([at, "does not go on", (folder / "said").read_text()[-600:]])
@@ -123,16 +126,44 @@ def check_all(scenario, how, folder):
 
 
 # --- scenarios: what runs in `folder`, writing into folder/out ------------------------------------------------------
-def _data(folder):
+def _splits(folder):
     from promptsg.data import make_splits, read_data
-    frame = read_data(folder / "hands")
-    return frame, make_splits(frame, "dorsal_r", n_splits=2)
+    return make_splits(read_data(folder / "hands"), "dorsal_r", n_splits=2)
 
 
-def _config():
+SETTINGS = dict(batch_size=8, instances=2, epochs=2, steps_per_epoch=1, num_splits=2, cache_pixels=False, unfreeze_blocks=1)
+
+
+def _train_into(folder, out):
     from promptsg.config import Config
-    return Config(model="hand-vit-tiny", attention_heads=4, batch_size=8, instances=2, epochs=2, steps_per_epoch=1, num_splits=2, lr_modules=1e-3,
-                  transformer_layers=1, whiten=True, cache_pixels=False, unfreeze_blocks=1)
+    from promptsg.training import Trainer
+    config = Config(model="hand-vit-tiny", attention_heads=4, transformer_layers=1, lr_modules=1e-3, whiten=True, **SETTINGS)
+    Trainer(config, _splits(folder), out, progress=False).fit(resume=(out / "config.yml").exists())
+
+
+def train(folder):
+    _train_into(folder, folder / "out")
+
+
+def evaluate(folder):
+    from promptsg.cli import evaluate_command
+    evaluate_command(folder / "hands", run=folder / "out")
+
+
+def export(folder):
+    from promptsg.sharing import export_run
+    export_run(folder / "run", folder / "out")
+
+
+def report(folder):
+    "Its pictures are empty: drawing takes seconds, and they are written like any other."
+    import matplotlib.pyplot as plt
+    from promptsg import report
+    report.report_figures = lambda *_: [("nothing", plt.figure())]
+    settings = SETTINGS | dict(epochs=1, whiten=False, early_stop_patience=None)
+    report.make_report(folder / "out", ["hand-vit-tiny"], ["image_only"], data=folder / "hands", protocols=("clipfh",), changes=settings,
+                       progress=False)
+    plt.close("all")
 
 
 def _hands(folder):
@@ -140,14 +171,24 @@ def _hands(folder):
     write_hands(folder / "hands", n_train=7, n_test=3, images_per_aspect=2, seed=5, progress=False)
 
 
-def train(folder):
-    from promptsg.training import Trainer
-    out = folder / "out"
-    Trainer(_config(), _data(folder)[1], out, progress=False).fit(resume=(out / "config.yml").exists())
+def _in_fork(action):
+    "Run it in a fork, so that this process has never computed anything when it is forked again."
+    def forked(folder):
+        child = os.fork()
+        if not child:
+            try:
+                action(folder)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    return forked
 
 
-SCENARIOS = {"train": train}
-PREPARE = {"train": _hands}
+SCENARIOS = {"train": train, "evaluate": evaluate, "export": export, "report": report}
+PREPARE = {"train": [_hands], "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
+           "export": [_hands, lambda folder: _train_into(folder, folder / "run")], "report": [_hands]}
 
 if __name__ == "__main__":
     import promptsg.cli, promptsg.report, promptsg.sharing, promptsg.synth, promptsg.training  # noqa: E401, F401

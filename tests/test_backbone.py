@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from promptsg.backbone import WEIGHTS, QuickGELU, _resized, load_towers, model_config, read_state_dict
+from promptsg.backbone import (WEIGHTS, QuickGELU, _resized, check_numbers, load_text, load_towers, model_config, read_state_dict, read_tensors,
+                               save_tensors)
 from promptsg.config import PromptSGError
 
 
@@ -98,6 +99,164 @@ def test_bad_files_are_one_sentence(tiny, tmp_path):
     for name, word in (("missing.safetensors", "does not exist"), ("half.safetensors", "not a complete"), ("other.safetensors", "does not match")):
         with pytest.raises(PromptSGError, match=word):
             load_towers("hand-vit-tiny", str(tmp_path / name))
+
+
+# --- what is no weights ------------------------------------------------------------------------------------------------
+NAN, INF = float("nan"), float("inf")
+NO_WEIGHTS = {"nothing but zeros": {"a": torch.zeros(3, 3)}, "not finite": {"a": torch.tensor([1., NAN])}, "not finite, first in 'b'": {"a": torch.ones(2), "b": torch.tensor([INF])},
+              "complex64 in 'a'": {"a": torch.ones(2, dtype=torch.complex64)}, "int8 in 'a'": {"a": torch.ones(2, 2, dtype=torch.int8)},
+              "float8_e4m3fn": {"a": torch.ones(4).to(torch.float8_e4m3fn)}, "int64": {"a": torch.ones(2, dtype=torch.int64)}}
+
+
+@pytest.mark.parametrize("words", NO_WEIGHTS)
+def test_what_is_no_weights_is_refused(words, tmp_path):
+    torch.save(NO_WEIGHTS[words], tmp_path / "a.pt")
+    with pytest.raises(PromptSGError, match=f"a.pt holds .*{words}"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+def test_counts_and_masks_are_no_faults():
+    check_numbers({"a": torch.ones(2).half(), "n.num_batches_tracked": torch.tensor(3), "text.attn_mask": torch.full((2, 2), -INF)}, "here")
+
+
+@pytest.mark.parametrize("content, words", [({1: torch.ones(2)}, "not a state dict"), ({"state_dict": 3}, "not a state dict"), ([torch.ones(2)], "not a state dict"),
+                                            ({"a": torch.ones(1).expand(10 ** 6, 10 ** 6)}, "more numbers than it holds")])
+def test_files_of_other_things(content, words, tmp_path):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(PromptSGError, match=words):
+        read_state_dict(tmp_path / "a.pt")
+
+
+def test_a_packed_file_is_not_unpacked(tmp_path):
+    import zipfile
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10 ** 8))
+    with pytest.raises(PromptSGError, match="was refused"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".pt", "no\udcff.pt", "a\0b.safetensors", ""])
+def test_names_that_no_file_has(name):
+    with pytest.raises(PromptSGError, match="does not exist"):
+        read_state_dict(name)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    tensors = {"a": torch.randn(4, 4), "b": torch.ones(3).bfloat16(), "n": torch.tensor(3)}
+    save_tensors(tmp_path / "a.safetensors", tensors, note="x")
+    found, metadata = read_tensors(tmp_path / "a.safetensors")
+    assert metadata["note"] == "x" and all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in tensors.items())
+    content = bytearray((tmp_path / "a.safetensors").read_bytes())
+    content[-1] ^= 4
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(PromptSGError, match="damaged: its numbers are not those"):
+        read_state_dict(tmp_path / "a.safetensors")
+
+
+# --- TorchScript, as OpenAI publishes CLIP ------------------------------------------------------------------------------
+class Scripted(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part, self.parts, self.share = torch.nn.Linear(2, 3), torch.nn.ModuleList([torch.nn.BatchNorm1d(3)]), torch.nn.Parameter(torch.randn(5).half())
+        self.turned = torch.nn.Parameter(torch.randn(3, 2).T)
+
+    def forward(self, x):
+        return self.parts[0](self.part(x)) * self.share.sum() + self.turned.sum()
+
+
+@pytest.fixture
+def scripted(tmp_path):
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.trace(Scripted().eval(), torch.zeros(1, 2))
+        torch.jit.save(model, tmp_path / "openai.pt")
+    return model
+
+
+def test_a_torchscript_archive_is_read_without_running_it(scripted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", None)
+    found = read_state_dict(tmp_path / "openai.pt")
+    assert found.keys() == scripted.state_dict().keys()
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in scripted.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "functools.partial"])
+def test_nothing_in_an_archive_is_called(name, tmp_path):
+    import zipfile
+    module, function = name.rsplit(".", 1)
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/constants.pkl", b"\x80\x02).")
+        archive.writestr("a/data.pkl", f"c{module}\n{function}\n(X\x04\x00\x00\x00exittR.".encode())
+    with pytest.raises(PromptSGError, match="nothing in it was executed"):
+        read_state_dict(tmp_path / "a.pt")
+
+
+# --- tags, text towers, random weights ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("model, pretrained, words", [("vitb32", "laion2b_s34b_b79k", "belong to ViT-B-32; set model to ViT-B-32$"), ("vitb16", "openia", "set pretrained to openai"),
+                                                      ("ViT-B-32", "laion2b_s32b_b82k", "belong to ViT-L-14; for ViT-B-32 set pretrained to laion2b"),
+                                                      ("hand-vit-tiny", "openai", "for hand-vit-tiny set pretrained to embedded"), ("x" * 300, "openai", "not known")])
+def test_tags_that_a_tower_does_not_have(model, pretrained, words):
+    with pytest.raises(PromptSGError, match=words) as said:
+        load_towers(model, pretrained)
+    assert "hub" not in str(said.value)
+
+
+@pytest.mark.parametrize("text_cfg", ["[]", "3", '{"width": 10000000000}', '{"width": "64", "heads": 2, "layers": 1}', '{"width": 64, "heads": 2, "layers": 1, "vocab_size": 1e9}',
+                                      '{"context_length": 40, "vocab_size": 4014, "width": 64, "heads": 3, "layers": 1}', "[" * 100_000,
+                                      '{"context_length": 40, "vocab_size": 4014, "width": 64, "heads": 2, "layers": 1000000000}'])
+def test_a_bad_text_cfg_builds_nothing(text_cfg, tmp_path):
+    from open_clip.transformer import TextTransformer
+    text = TextTransformer(context_length=40, vocab_size=4014, width=64, heads=2, layers=1, output_dim=8)
+    save_tensors(tmp_path / "text.safetensors", text.state_dict(), text_cfg=text_cfg)
+    with pytest.raises(PromptSGError, match="text.safetensors (describes another text tower|does not say)"):
+        load_text(tmp_path / "text.safetensors", 8)
+
+
+def test_weights_of_another_image_size_say_so(tiny, tmp_path):
+    other = load_towers("hand-vit-tiny", image_size=(64, 64)).backbone.visual.state_dict()
+    save_tensors(tmp_path / "small.safetensors", {f"visual.{name}": t for name, t in other.items()})
+    with pytest.raises(PromptSGError, match="images of another size"):
+        load_towers("hand-vit-tiny", str(tmp_path / "small.safetensors"))
+
+
+def test_random_weights_are_the_seeds_alone():
+    weights = lambda seed: torch.cat([p.flatten() for t in [load_towers("hand-rn-tiny", "random", seed=seed)] for m in (t.backbone, t.text) for p in m.parameters()])
+    torch.manual_seed(1)
+    before, one = torch.get_rng_state(), weights(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(one, weights(3)) and not torch.equal(one, weights(4))
+
+
+@pytest.mark.parametrize("language", [True, False])
+def test_other_weights_draw_as_they_always_did(quick, language):
+    "The towers are drawn first from the global stream and then filled, so that what trains starts from the same numbers."
+    from promptsg.heads import LinearHead
+    from promptsg.inversion import TextualInversionMLP
+    from promptsg.fusion import MultiModalInteraction
+    from promptsg.model import PromptSG
+    torch.manual_seed(7)
+    model = PromptSG(quick.replace(language=language), 9)
+    after = torch.get_rng_state()
+    torch.manual_seed(7)
+    open_clip.CustomTextCLIP(**model_config("hand-vit-tiny"))
+    if language:
+        by_hand = TextualInversionMLP(128, model.prompt.width, 512, model.prompt.text.token_embedding.weight.std().item(), 3, True)
+        fusion = MultiModalInteraction(128, 4, 1, 2, quick.fusion, quick.dropout)
+        for own, other in ((model.inversion, by_hand), (model.fusion, fusion)):
+            assert all(torch.equal(a, b) for a, b in zip(own.state_dict().values(), other.state_dict().values(), strict=True))
+    assert torch.equal(LinearHead(128, 9).classifier.weight, model.head.classifier.weight)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_run_from_random_weights_is_read_back(quick, splits, tmp_path):
+    from promptsg.training import Trainer, load_run
+    config = quick.replace(pretrained="random", unfreeze_blocks=1, epochs=1, steps_per_epoch=1)
+    run = Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    torch.manual_seed(5)
+    one, two = load_run(run), load_run(run)
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 def test_frozen_batch_norm_stays_still():

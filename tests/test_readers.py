@@ -17,7 +17,7 @@ from promptsg.readers import (
     left_out_lines,
     person_number,
     read_11k,
-    read_csv,
+    read_table,
     read_data,
     read_folders,
     read_images,

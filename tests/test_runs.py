@@ -350,6 +350,6 @@ def test_a_disk_that_cannot_be_written_is_found_before_the_work(tmp_path, monkey
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("builtins.open", full)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(PromptSGError, match="No space left on device"):
         check_writable(tmp_path / "new")

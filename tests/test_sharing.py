@@ -29,6 +29,76 @@ def test_a_saved_model_embeds_exactly_as_before(quick, changes, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
 
 
+def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
+    from promptsg.sharing import _Embedding
+    template = "The s* sign of a {} person's {aspect} hand."
+    model = made(quick)
+    model.prompt.set_prompt(template, "The s* sign.")
+    model.save_pretrained(tmp_path / "one")
+    again = PromptSG.from_pretrained(tmp_path / "one")
+    assert again.prompt.template == model.prompt.template and again.config.prompt_template == template
+    assert again.prompt.sentence.text == again.config.simplified_prompt == "The s* sign."
+    built = made(quick, prompt_template=template)
+    assert built.prompt.template.place == model.prompt.template.place
+    with torch.no_grad():
+        found = _Embedding(again, "composed")(noise(model))  # what the ONNX file is made of
+    assert torch.equal(again.embed(noise(model), "composed"), model.embed(noise(model), "composed"))
+    assert (found - model.embed(noise(model), "composed")).abs().max() < 1e-4
+
+
+def test_the_files_have_the_users_rights_and_follow_no_link(quick, tmp_path):
+    import os
+    from stat import S_IMODE
+    (tmp_path / "secret").write_text("kept")
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (tmp_path / "model" / f"{name}.part").symlink_to(tmp_path / "secret")
+    (tmp_path / "model" / "config.json").symlink_to(tmp_path / "secret")
+    (tmp_path / "model" / "README.md").symlink_to(tmp_path / "not there")
+    before = os.umask(0o027)
+    try:
+        made(quick).save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    written = [tmp_path / "model" / name for name in ("config.json", "README.md", "model.safetensors")]
+    assert {S_IMODE(file.stat().st_mode) for file in written} == {0o640} and not any(file.is_symlink() for file in written)
+    assert (tmp_path / "secret").read_text() == "kept" and not (tmp_path / "not there").exists()
+
+
+def test_what_it_was_trained_on_goes_along_without_names(quick, tmp_path):
+    from promptsg.splits import TrainSide
+    model = made(quick)
+    assert model.trained_on is None
+    model.save_pretrained(tmp_path / "unknown")
+    assert PromptSG.from_pretrained(tmp_path / "unknown").trained_on is None
+    model.trained_on = TrainSide(frozenset({"0000559"}), frozenset({"b" * 24, "a" * 24}))
+    model.save_pretrained(tmp_path / "known")
+    record = (tmp_path / "known" / "config.json").read_text()
+    assert json.loads(record)["trained_on"] == ["a" * 24, "b" * 24] and "0000559" not in record
+    assert PromptSG.from_pretrained(tmp_path / "known").trained_on == TrainSide(frozenset(), model.trained_on.images)
+
+
+def test_another_image_size_is_named(saved):
+    with pytest.raises(PromptSGError, match="images of another size; leave image_size as it was") as said:
+        PromptSG.from_pretrained(saved, image_size=128)
+    assert "another model" not in str(said.value)
+
+
+def test_a_model_that_is_no_numbers_is_not_saved(quick, tmp_path):
+    model = made(quick)
+    with torch.no_grad():
+        model.head.classifier.weight[0, 0] = float("nan")
+    with pytest.raises(PromptSGError, match="not finite, first in 'head.classifier.weight'"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_equal_models_are_equal_files(quick, tmp_path):
+    for name in ("one", "two"):
+        made(quick).save_pretrained(tmp_path / name)
+    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")}) == 1
+
+
 def test_changed_words_go_along(quick, tmp_path):
     model = made(quick)
     model.prompt.set_prompt("A picture of {}, a {aspect} hand.", "Somebody's {aspect} hand.")
@@ -79,13 +149,34 @@ def other_weights(folder):
     (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
 
 
+def recorded(folder, **values):
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | values))
+
+
+def flip(folder):
+    "One bit of the last number."
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
 BROKEN = {"holds no config.json": lambda folder: (folder / "config.json").unlink(),
           "model.safetensors does not exist": lambda folder: (folder / "model.safetensors").unlink(),
           "not a complete safetensors file": truncate,
           "weights of another model .*fusion.blocks.1": other_weights,
-          "does not describe a promptsg model .*JSONDecodeError": lambda folder: (folder / "config.json").write_text("{"),
+          "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
+          "config.json holds a list": lambda folder: (folder / "config.json").write_text("[]"),
           "does not describe a promptsg model .*'config'": lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'),
-          "does not describe a promptsg model .*'epohcs'": lambda folder: (folder / "config.json").write_text('{"config": {"epohcs": 1}}')}
+          "does not describe a promptsg model .*'epohcs'": lambda folder: recorded(folder, config={"epohcs": 1}),
+          "does not describe a promptsg model .*'identities' is '5'": lambda folder: recorded(folder, identities="5"),
+          "does not describe a promptsg model .*'tower' is 3": lambda folder: recorded(folder, tower=3),
+          "does not describe a promptsg model .*'trained_on'": lambda folder: recorded(folder, trained_on=[1]),
+          "describes another model than model.safetensors holds": lambda folder: recorded(folder, identities=9_999_999),
+          "describes another model than .*both together": lambda folder: recorded(folder, tower="ViT-bigG-14"),
+          "another text tower than it holds": lambda folder: recorded(folder, text_cfg={"layers": 10 ** 9}),
+          "another text tower than it": lambda folder: recorded(folder, text_cfg={"width": "wide"}),
+          "damaged: its numbers are not those that were written": flip}
 
 
 @pytest.mark.parametrize("words", BROKEN)
@@ -194,7 +285,59 @@ def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, li
     from promptsg.sharing import model_card
     card = model_card(copied(run, tmp_path, pretrained=pretrained))
     assert ModelCard(card).data.license == licence and words in card.split("## Licence")[1]
-    assert "`pretrained` = 'embedded'" in card  # the evaluation was made with other weights than the config now names
+    assert "`pretrained` = `'embedded'`" in card  # the evaluation was made with other weights than the config now names
+
+
+@pytest.mark.parametrize("changes, words", [({}, "chosen on images of the train side"), (dict(select="last"), "last epoch was kept; none was chosen")])
+def test_the_card_says_how_the_epoch_came_to_be_it(run, tmp_path, changes, words):
+    from promptsg.sharing import _choice, model_card
+    card = model_card(copied(run, tmp_path, **changes))
+    assert words in card and ("was chosen on" in card) == (not changes)
+    assert "none to choose from" in _choice("best", 1)
+
+
+def test_the_card_names_the_data_that_was_read(run, tmp_path):
+    from promptsg.sharing import model_card
+    copy = copied(run, tmp_path)
+    said = lambda: next(row[1] for row in table_rows(model_card(copy)) if row[0] == "data set")
+    stored = json.loads((copy / "splits.json").read_text())
+    for source, words in (("drawn hands of promptsg synth", "drawn hands of promptsg synth"), ("", "images in the layout of 11K Hands")):
+        (copy / "splits.json").write_text(json.dumps(stored | {"source": source}))
+        assert said() == words
+
+
+def test_nothing_breaks_out_of_the_card(run, tmp_path):
+    from promptsg.sharing import _code, _text, model_card
+    evil = "x`<img src=x>`|`\n\n# Title"
+    card = model_card(copied(run, tmp_path, pretrained=evil, prompt_template="{} `<b>` | hand"))
+    assert "\n# Title" not in card and "`` x`<img src=x>`|` # Title ``" in card and "`` {} `<b>` | hand ``" in card
+    assert _code("a``b") == "``` a``b ```" and _code("") == "` `"
+    assert _text("<a> [b](c) `d`\n*e*") == r"&lt;a&gt; \[b\](c) \`d\` \*e\*"
+    copy = tmp_path / "copy"
+    stored = json.loads((copy / "splits.json").read_text())
+    (copy / "splits.json").write_text(json.dumps(stored | {"source": "a|b <script>"}))
+    assert r"| data set | a\|b &lt;script&gt; |" in model_card(copy)
+
+
+@pytest.mark.parametrize("file, content", [("best/state.json", "[]"), ("best/state.json", '{"best_epoch": "2", "classes": []}'),
+                                           ("splits.json", '{"train": 3}'), ("metrics.csv", "a,b\n1,2\n"), ("metrics.csv", "epoch,val_mAP,val_rank1\n1,x,y\n")])
+def test_wrong_types_are_one_sentence(run, tmp_path, file, content):
+    from promptsg.sharing import model_card
+    copy = copied(run, tmp_path)
+    (copy / file).write_text(content)
+    with pytest.raises(PromptSGError, match=file.split("/")[-1]):
+        model_card(copy)
+
+
+def test_a_broken_off_run_is_not_exported(run, tmp_path, monkeypatch):
+    import promptsg.sharing as sharing
+    model = sharing.load_run(run)
+    with torch.no_grad():
+        model.head.classifier.weight[0, 0] = float("inf")
+    monkeypatch.setattr(sharing, "load_run", lambda run: model)
+    with pytest.raises(PromptSGError, match="not finite"):
+        sharing.export_run(run, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
 
 
 def test_an_unmeasured_run_has_no_figures(run, tmp_path):

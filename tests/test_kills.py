@@ -1,0 +1,19 @@
+"""Whatever place a command dies in, and wherever the disk is full: going on ends with the files of an undisturbed run, and nothing else lies there."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("how", ["kill", "full"])
+@pytest.mark.parametrize("scenario, least", [("train", 40), ("evaluate", 12), ("export", 8), ("report", 60)])
+def test_every_file_operation_may_be_the_last(scenario, least, how, tmp_path):
+    command = [sys.executable, Path(__file__).with_name("kills.py"), scenario, how, tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTSG_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["operations"] >= least and found["wrong"] == []
