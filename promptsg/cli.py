@@ -77,7 +77,7 @@ def chosen_config(run, config, sets, **changes):
     `PromptSGError` unless one of `run` and `config` is given, and for a run folder or config that is none."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
-    if run and not (run / "config.yml").is_file():
+    if run and not os.path.isfile(run / "config.yml"):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(**changes, **parse_sets(sets))
 
@@ -127,7 +127,7 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
     from promptsg.readers import for_data
     if config is None and not (resume and out):
         raise PromptSGError("no config is given; add --config FILE (or --resume with --out RUN to go on with a run)")
-    begun = bool(out) and (out / "config.yml").is_file()
+    begun = bool(out) and os.path.isfile(out / "config.yml")
     if resume and config is None and not begun:
         raise PromptSGError(f"there is no run in {out} to resume (it has no config.yml); give --out the folder of a run, "
                             "or start one with --config, without --resume")
@@ -135,7 +135,7 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
     folder = out or Path(chosen.output_dir or Path("runs") / chosen.experiment)
     check_writable(folder)
     frame = read_frame(data, chosen, level)
-    _train(for_data(chosen, frame), frame, folder, resume and (folder / "config.yml").is_file())
+    _train(for_data(chosen, frame), frame, folder, resume and os.path.isfile(folder / "config.yml"))
 
 
 def _train(config, frame, folder, resume):

@@ -549,6 +549,9 @@ def read_published(file):
     "A CSV of published results (backbone, version, rank1, rank5, rank10, mAP in percent) as fractions. `PromptSGError` if it is none."
     try:
         table = pd.read_csv(regular(file))
+        lost = [name for name in ("rank1", "mAP") if name not in table]
+        if lost:
+            raise ValueError(f"it has no column {lost[0]}")
         names = [name for name in MEASURES if name in table]
         return table.assign(**table[names] / 100)[["backbone", "version", *names]].dropna()
     except (OSError, ValueError, KeyError, TypeError) as error:

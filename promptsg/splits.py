@@ -92,17 +92,28 @@ def read_stored(path):
     stored = read_json(path, "give a whole run folder, or make the splits again with make_splits")
     try:
         if stored.get("format") != 2:
-            return _from_names(stored)
+            stored = _from_names(stored)
         names, identities, hashes = zip(*stored["images"])
         parts = [*(stored[name] for name in _FRAMES), *(part for name in _FRAME_LISTS for part in stored[name])]
         whole = all(type(place) is int and 0 <= place < len(names) for part in parts for place in part)
         texts = all(isinstance(text, str) for text in (*names, *identities, *hashes, stored["aspect"], *stored["people"]))
-        if not (whole and texts and isinstance(stored["excluded"], dict) and len(set(names)) == len(names)):
+        if not (whole and texts and len(set(names)) == len(names)):
             raise ValueError("a part names an image that is not listed")
+        _check_about(stored)
         return stored
     except (KeyError, TypeError, ValueError) as error:
         raise PromptSGError(f"{path} is not a list of splits ({type(error).__name__}: {error}); give a whole run folder, "
                             "or make the splits again with make_splits") from None
+
+
+def _check_about(stored):
+    "`ValueError` unless the splits are of the test images, and what is said beside them is of the right kind."
+    lists, test = [stored[name] for name in _FRAME_LISTS], set(stored["test"])
+    if len({len(one) for one in lists}) != 1 or not all(part and test.issuperset(part) for one in lists[:2] for part in one):
+        raise ValueError("its splits are not of its test images")
+    counts = isinstance(stored["excluded"], dict) and all(type(count) is int for count in stored["excluded"].values())
+    if not (lists[0] and counts and isinstance(stored["source"], str) and isinstance(stored["cross"], bool)):
+        raise ValueError("no splits, or a wrong kind of excluded, source or cross")
 
 
 def _from_names(stored):
