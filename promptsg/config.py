@@ -335,12 +335,13 @@ class Config(BaseModel):
     def from_yaml(cls, path):
         "A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the file."
         try:
-            values = read_yaml(_read_text(path)) or {}
+            values = read_yaml(_read_text(path))
         except PromptSGError as error:
             raise PromptSGError(f"{path} cannot be read as YAML ({error}); give a file of "
                                 "`field: value` lines") from None
         if not isinstance(values, dict):
-            raise PromptSGError(f"{path} holds a {type(values).__name__}, not `field: value` lines; see the Config page for the fields")
+            kind = "nothing" if values is None else f"a {type(values).__name__}"
+            raise PromptSGError(f"{path} holds {kind}, not `field: value` lines; see the Config page for the fields")
         try:
             return cls(**{str(key): value for key, value in values.items()})
         except PromptSGError as error:

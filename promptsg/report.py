@@ -555,7 +555,7 @@ def read_published(file):
         names = [name for name in MEASURES if name in table]
         return table.assign(**table[names] / 100)[["backbone", "version", *names]].dropna()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptSGError(f"{file} cannot be read as published results ({error}); it needs the columns backbone, version, rank1 and mAP, in percent") from None
+        raise PromptSGError(f"{file} cannot be read as published results ({str(error).strip()}); it needs the columns backbone, version, rank1 and mAP, in percent") from None
 
 
 def report_figures(report, gains, published=None):

@@ -112,6 +112,9 @@ def _check_about(stored):
     if len({len(one) for one in lists}) != 1 or not all(part and test.issuperset(part) for one in lists[:2] for part in one):
         raise ValueError("its splits are not of its test images")
     counts = isinstance(stored["excluded"], dict) and all(type(count) is int for count in stored["excluded"].values())
+    others = [who for _, who, _ in map(stored["images"].__getitem__, test) if who and not who.endswith(f":{stored['aspect']}")]
+    if others:
+        raise ValueError("its test images are of another aspect")
     if not (lists[0] and counts and isinstance(stored["source"], str) and isinstance(stored["cross"], bool)):
         raise ValueError("no splits, or a wrong kind of excluded, source or cross")
 

@@ -176,7 +176,7 @@ def yaml_files(rng):
         "an anchor of itself": "&a [*a]", "lists 5,000 deep": "a: " + "[" * 5000 + "]" * 5000,
         "maps 5,000 deep": "{a: " * 5000 + "1" + "}" * 5000, "blocks 2,000 deep": "\n".join(" " * i + "a:" for i in range(2000)),
         "sequences 3,000 deep": "- " * 3000, "9 deep": "a: [[[[[[[[[1]]]]]]]]]", "key twice": "epochs: 3\nepochs: 4",
-        "quoted key twice": "epochs: 3\n'epochs': 4", "a list": "- a\n- b", "a word": "epochs", "a number": "3", "a date": "2001-01-01",
+        "quoted key twice": "epochs: 3\n'epochs': 4", "a list": "- a\n- b", "nothing": "", "a comment alone": "# epochs: 3", "an empty list": "[]", "0": "0", "false": "false", "an empty text": "''", "a word": "epochs", "a number": "3", "a date": "2001-01-01",
         "two documents": "epochs: 3\n---\nepochs: 4", "a tab": "\tepochs: 3", "an open bracket": "epochs: [", "NUL": "\x00",
         "NUL inside": "epochs: 3\x00", "a call": "epochs: !!python/object/apply:os.system ['echo hi']", "an unknown tag": "epochs: !x 3",
         "a list as a key": "? [a]\n: 3", "a map as a key": "? {a: 1}\n: 3", "a number as a key": "3: 4", "no key": ": 4",
@@ -184,7 +184,7 @@ def yaml_files(rng):
         "a value with an escape code": 'aspect: "\\e[2J"', "a mark of another colour": "epochs: 3\n%YAML 9.9",
         "a number of 5,000 digits": "epochs: " + "9" * 5000, "base 60": "epochs: " + ":".join(["59"] * 2000),
         "200 kilobytes": "# " + "a" * 200_000, "an unknown field": "epohcs: 3", "private": "__init__: 3", "null for a number": "epochs: null",
-        "null for a word": "model: null", "NUL in output_dir": 'output_dir: "a\\0b"\nmodel: nowhere', "pretrained with NUL": 'pretrained: "a\\0b"',
+        "null for a word": "model: null", "pretrained with NUL": 'pretrained: "a\\0b"',
         "pretrained 300": "pretrained: " + "a" * 300, "no place for s*": 'prompt_template: "hand"'}
     for name, text in texts.items():
         yield name, with_config(text)
@@ -207,7 +207,7 @@ COMMANDS = ("train", "evaluate", "embed", "search", "export", "report", "synth",
 def command(*words):
     "A command; words in braces are of the place: {hands}, {run}, {folder}, {picture}, {none} (which is not there)."
     def make(place):
-        known = dict(hands=place.hands, folder=place.folder, picture=place.picture, none=place.folder / "none",
+        known = dict(hands=place.hands, folder=place.folder, picture=place.picture, none=place.folder / "none", out=place.folder / "out",
                      run=place.trained)
         return [known[word[1:-1]] if word[1:-1] in known and word[0] == "{" else word for word in words]
     return make
@@ -242,7 +242,7 @@ def options(rng):
             ("no query", "search", *run), ("a query that is not there", "search", *run, "--query", "{none}"), ("a query that is a folder", "search", *run, "--query", "{hands}"),
             ("embed nothing", "embed", "--run", "{run}", "--data", "{none}"), ("embed an empty folder", "embed", "--run", "{run}", "--data", "{folder}"),
             ("embed into a folder", "embed", *run, "--out", "{hands}"), ("export data", "export", "--run", "{hands}", "--out", "{none}"),
-            ("report of nothing", "report", "--data", "{none}", "--out", "{none}"), ("report v99", "report", "--versions", "v99", "--data", "{hands}", "--out", "{none}"),
+            ("report of nothing", "report", "--data", "{none}", "--out", "{out}"), ("report v99", "report", "--versions", "v99", "--data", "{hands}", "--out", "{none}"),
             ("report on vit", "report", "--backbone", "vit", "--data", "{hands}", "--out", "{none}"),
             ("report's pair", "report", "--pair", "v8", "--data", "{hands}", "--out", "{none}"), ("report's pair of nothing", "report", "--pair", ":", "--data", "{hands}", "--out", "{none}"),
             ("report's unknown pair", "report", "--versions", "paper", "--pair", "paper:v99", "--data", "{hands}", "--out", "{none}"),
@@ -295,6 +295,8 @@ def outputs(rng):
         else:
             yield f"{name}: a file", to(name, a_file), "is a file"
         yield f"{name}: a device", to(name, lambda place: "/dev/null/out")
+    for name, folder in {"NUL": "a\0b", "300 letters": "a" * 300, "in a file": "c.yml/out", "a file": "c.yml"}.items():
+        yield f"output_dir: {name}", lambda place, folder=folder: ["train", "--data", place.hands, "--config", place.file("c.yml", f"output_dir: {json.dumps(folder)}")]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------
@@ -679,8 +681,8 @@ def changed(**values):
 def runs(rng):
     "Run folders in which a file is missing, damaged or another's."
     for name, content in _JUNK.items():
-        if name not in ("an empty object", "null"):
-            yield f"config.yml: {name}", damaged("config.yml", content, *(EVALUATE if name != "empty" else RESUME)), ""
+        for words in (EVALUATE, RESUME):
+            yield f"config.yml, {words[0]}: {name}", damaged("config.yml", b"[]" if content == b"{}" else content, *words), "config.yml"
         yield f"splits.json: {name}", damaged("splits.json", content, *EVALUATE), "splits.json"
         yield f"splits.json, export: {name}", damaged("splits.json", content, *EXPORT), "splits.json"
         yield f"state.json, export: {name}", damaged("best/state.json", content, *EXPORT), "state.json"
@@ -898,7 +900,7 @@ def good(rng):
             ("experiment=日本 1", "experiment", "日本 1"), ("seed=4294967295", "seed", 2 ** 32 - 1), ("seed=0x10", "seed", 16), ("lr_modules=1e-3", "lr_modules", 1e-3), ("lr_modules=0.5", "lr_modules", 0.5), ("epochs= 7 ", "epochs", 7),
             ("dropout=0", "dropout", 0), ("warmup_epochs=0.5", "warmup_epochs", 0.5), ("train_aspects=[dorsal_l, palmar_r]", "train_aspects", ("dorsal_l", "palmar_r")), ("num_splits=1000", "num_splits", 1000), ("shuffle=true", "shuffle", True)):
         yield text, config(text, **{field: value}), "", True
-    for name, text in {"UTF-8 with a mark": "\ufeffexperiment: Händel", "Chinese": "experiment: 日本", "comments": "# epochs: 3\nepochs: 3 # three", "7 deep flow": "image_size: [224, 128]", "nothing": "", "a folded sentence": "prompt_template: >-\n  a {}\n  hand",
+    for name, text in {"UTF-8 with a mark": "\ufeffexperiment: Händel", "Chinese": "experiment: 日本", "an empty map": "{}", "comments": "# epochs: 3\nepochs: 3 # three", "a list": "image_size: [224, 128]", "a folded sentence": "prompt_template: >-\n  a {}\n  hand",
                        "quoted braces": 'prompt_template: "{} hand"', "Windows' line ends": "epochs: 3\r\nseed: 4\r\n"}.items():
         yield f"config: {name}", lambda place, text=text: lambda: Config.from_yaml(place.file("c.yml", text)), "", True
     for name, row in {"id 559": _row(), "id 0000559": _row(id="0000559"), "id 1": _row(id="1"), "a quoted name": _row(imageName='"a.jpg"'), "accessories 0.0": _row(accessories="0.0"), "blanks": _row(id=" 559 ")}.items():

@@ -1,4 +1,5 @@
 "Every bad input ends in one sentence, soon, in little memory, and with nothing written; its harmless look-alikes work."
+import json
 import re
 import resource
 import signal
@@ -9,10 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from shutil import copytree
 
+import pandas as pd
 import pytest
 from hostile import COMMANDS, RUN, Place, cases
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from promptsg.config import PromptSGError, one_line
+from promptsg.cli import parse_sets
+from promptsg.config import Config, PromptSGError, one_line, read_yaml
+from promptsg.evaluation import Result
+from promptsg.splits import Splits, read_stored
 from promptsg.synth import write_hands
 
 SECONDS, BYTES, LETTERS = 10, 2 * 2 ** 30, 1500
@@ -145,3 +152,114 @@ def test_there_are_enough_of_every_kind():
     assert len(bad) >= 300 and len(good) >= 20 and min(counts.values()) >= 10
     assert len({(case.kind, case.name) for case in CASES}) == len(CASES)
     assert {name.split(":")[0] for kind, name, *_ in CASES if kind == "options"} >= set(COMMANDS)
+
+
+# --- whatever is written there -----------------------------------------------------------------------------------------
+TEXT = st.text(st.characters() | st.sampled_from("=:{}[]&*!|>'\"%@`#,-? \n\t"), max_size=30)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
+FIELD = st.sampled_from(sorted(Config.model_fields))
+quick_look = settings(max_examples=100, deadline=None, database=None, derandomize=True,
+                      suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def or_a_sentence(make):
+    "What `make()` gives; None where it ends in a sentence on one line."
+    try:
+        return make()
+    except PromptSGError as error:
+        assert str(error) and str(error) == one_line(error)
+
+
+@quick_look
+@given(st.lists(st.builds(str.__add__, FIELD.map("{}=".format) | TEXT, TEXT), max_size=3))
+def test_any_setting_is_read_or_refused(pairs):
+    changes = or_a_sentence(lambda: parse_sets(pairs))
+    if changes is not None:
+        or_a_sentence(lambda: Config().replace(**changes))
+
+
+@quick_look
+@given(TEXT)
+def test_any_yaml_is_read_or_refused(text):
+    or_a_sentence(lambda: read_yaml(text))
+
+
+@quick_look
+@given(st.dictionaries(FIELD | TEXT, JSON, max_size=3))
+def test_any_config_is_whole_or_refused(values):
+    config = or_a_sentence(lambda: Config(**values))
+    if config is not None:
+        assert Config(**read_yaml(config.to_yaml())) == config
+
+
+def changed_somewhere(data, value):
+    "The JSON value with one of its parts, at any depth, replaced by another."
+    if isinstance(value, (dict, list)) and value and data.draw(st.integers(0, 3)):
+        key = data.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        part = changed_somewhere(data, value[key])
+        if isinstance(value, dict):
+            return {**value, key: part}
+        return [*value[:key], part, *value[key + 1:]]
+    return data.draw(JSON)
+
+
+@quick_look
+@given(data=st.data())
+def test_any_splits_are_read_or_refused(shared, tmp_path, data):
+    from promptsg.readers import read_data
+    stored = changed_somewhere(data, json.loads((shared[1] / "splits.json").read_text()))
+    (tmp_path / "splits.json").write_text(json.dumps(stored))
+    if or_a_sentence(lambda: read_stored(tmp_path / "splits.json")) is not None:
+        splits = or_a_sentence(lambda: Splits.load(tmp_path / "splits.json", read_data(shared[0])))
+        assert splits is None or len(splits.queries) == len(splits.galleries) > 0
+
+
+@quick_look
+@given(data=st.data())
+def test_any_result_is_read_or_refused(shared, tmp_path, data):
+    folder = copytree(shared[1] / "evaluation-clipfh", tmp_path / "result", dirs_exist_ok=True)
+    record = changed_somewhere(data, json.loads((folder / "result.json").read_text()))
+    (folder / "result.json").write_text(json.dumps(record))
+    result = or_a_sentence(lambda: Result.load(folder))
+    if result is not None:
+        assert len(result.summary) and result.cmc.shape[0] == len(result.per_split) == result.record["splits"]
+
+
+@quick_look
+@given(data=st.data())
+def test_any_state_is_read_or_refused(shared, data):
+    from promptsg.training import _checked_state
+    state = changed_somewhere(data, json.loads((shared[1] / "last" / "state.json").read_text()))
+    try:
+        found = _checked_state(state)
+    except ValueError:  # `read_checkpoint` makes a sentence of it
+        return
+    assert len(found["history"]) == found["epoch"] and all(row["val_mAP"] is not None for row in found["history"])
+
+
+# --- what is written for others to open --------------------------------------------------------------------------------
+def test_names_in_a_search_are_no_formulas(place, promptsg):
+    names = ["=1+1", "@x", "+1", "-1", "\uff1d1"]
+    for name, source in zip(names, sorted((place.hands / "Hands").iterdir())):
+        place.file(f"data/{name}/{name}.jpg", source.read_bytes())
+    promptsg("search", "--run", place.trained, "--data", place.folder / "data", "--query", place.picture, "--out", place.folder / "found")
+    table = pd.read_csv(place.folder / "found" / "nearest.csv", dtype=str)
+    cells = [cell for column in ("image", "identity", "path") for cell in table[column]]
+    assert len(table) == 4 and not any(cell.startswith(tuple("=+-@\uff1d")) for cell in cells)
+
+
+def test_planted_links_are_not_followed(place, promptsg):
+    victim = place.file("victim", b"precious")
+    out = place.run()
+    for name in ("config.yml", "metrics.csv", "splits.json", "last/state.json", "evaluation-clipfh/result.json"):
+        for planted in (f"{name}.part", f"{name}.tmp", f".{name.split('/')[-1]}.part"):
+            (out / planted).parent.mkdir(exist_ok=True)
+            (out / planted).unlink(missing_ok=True)
+            (out / planted).symlink_to(victim)
+    for name in ("metrics.csv", "last/state.json"):
+        (out / name).unlink()
+        (out / name).symlink_to(victim)
+    promptsg("train", "--resume", "--data", place.hands, "--out", out)
+    promptsg("evaluate", "--run", out, "--data", place.hands)
+    assert victim.read_bytes() == b"precious" and not (out / "metrics.csv").is_symlink()
