@@ -94,6 +94,7 @@ def _first_line(error):
 
 def _read_text(path):
     "A config file's text. `PromptSGError` with the reason when it is no text file, or too long."
+    path = Path(path)
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # a pipe might never answer
             raise PromptSGError("it is a folder" if os.path.isdir(path) else "it is no file")
