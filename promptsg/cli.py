@@ -182,16 +182,10 @@ def _train(config, frame, folder, resume):
 
     make_accelerator(config)  # joins the processes, so that one of them speaks
     splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
-    if (
-        processes()[0] == 0
-    ):  # the test images too: they are measured next, and a torn file is better found before the training than after
-        check_images(
-            [
-                path
-                for part in (splits.train, splits.val, splits.val_gallery, splits.test)
-                for path in part.path
-            ]
-        )
+    if processes()[0] == 0:
+        # The test images too: they are measured next, and a torn file is better found before the
+        # training than after.
+        check_images([*splits.known.path, *splits.test.path])
     Trainer(config, splits, folder).fit(resume=resume)
     if processes()[0] == 0:
         typer.echo(f"trained; the run is in {folder}")
@@ -235,7 +229,8 @@ def evaluate_command(
         )
     chosen = chosen_config(run, config, sets)
     check_writable(out or run or Path("runs"))
-    frame = read_frame(data, chosen.replace(dataset="11k") if cross else chosen, level)
+    other = dict(dataset="11k", identity_level=None)  # how another data set lies is seen there
+    frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
     from promptsg.training import measure, processes
 
