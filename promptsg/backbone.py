@@ -277,7 +277,7 @@ def read_tensors(path):
         raise PromptSGError(f"{path} is not a complete safetensors file ({shown(str(error), 100)[1:-1]}); "
                             "copy or download it again") from None
     if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata):
-        raise PromptSGError(f"{path} is damaged: it holds other numbers or words than were written; "
+        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written, or what stands with them; "
                             "copy or download it again")
     return tensors, metadata
 

@@ -32,8 +32,8 @@ def one_line(text, length=1200):
 class PromptSGError(ValueError):
     "Bad input; the message is one sentence, on one line: what is wrong, where, and what to do."
 
-    def __init__(self, sentence):
-        super().__init__(one_line(sentence))
+    def __str__(self):
+        return one_line(super().__str__())
 
 
 def shown(value, length=60):
