@@ -98,13 +98,15 @@ def check_writable(folder):
 
 
 def _check_name(path):
-    "`PromptSGError` where nothing can have that name: it is too long, holds a NUL, or is a circle of links."
+    "`PromptSGError` where nothing can have that name: too long, with a NUL, a circle of links."
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except ValueError as error:  # a NUL, or half a letter
-        raise PromptSGError(f"{path} is no name of a file or a folder ({error}); choose another with --out") from None
+        raise PromptSGError(
+            f"{path} is no name of a file or a folder ({error}); choose another with --out"
+        ) from None
     except OSError as error:
         raise PromptSGError(disk_sentence(path, error)) from None
 

@@ -133,15 +133,17 @@ def read_stored(path):
 
 
 def _check_about(stored):
-    "`ValueError` unless the splits are of the test images, and what is said beside them is of the right kind."
+    "`ValueError` unless the splits are of the test images, and the rest is of the right kind."
     lists, test = [stored[name] for name in _FRAME_LISTS], set(stored["test"])
-    if len({len(one) for one in lists}) != 1 or not all(part and test.issuperset(part) for one in lists[:2] for part in one):
+    own = all(part and test.issuperset(part) for one in lists[:2] for part in one)
+    if len({len(one) for one in lists}) != 1 or not own:
         raise ValueError("its splits are not of its test images")
-    counts = isinstance(stored["excluded"], dict) and all(type(count) is int for count in stored["excluded"].values())
-    others = [who for _, who, _ in map(stored["images"].__getitem__, test) if who and not who.endswith(f":{stored['aspect']}")]
-    if others:
+    identities = {stored["images"][place][1] for place in test} - {""}
+    if not all(identity.endswith(f":{stored['aspect']}") for identity in identities):
         raise ValueError("its test images are of another aspect")
-    if not (lists[0] and counts and isinstance(stored["source"], str) and isinstance(stored["cross"], bool)):
+    kinds = {"excluded": dict, "source": str, "cross": bool}
+    right = all(isinstance(stored[name], kind) for name, kind in kinds.items())
+    if not (lists[0] and right and all(type(n) is int for n in stored["excluded"].values())):
         raise ValueError("no splits, or a wrong kind of excluded, source or cross")
 
 

@@ -507,15 +507,18 @@ def _checked_state(state):
     wrong = [name for name, kind in _STATE.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)]
     if wrong or not _is_history(state["history"], state["epoch"]):
         raise ValueError(f"its state has no proper {(wrong or ['history'])[0]}")
-    if not (0 <= state["best_epoch"] <= state["epoch"] and state["classes"] and all(isinstance(name, str) for name in state["classes"])):
+    named = state["classes"] and all(isinstance(name, str) for name in state["classes"])
+    if not (named and 0 <= state["best_epoch"] <= state["epoch"]):
         raise ValueError("its state names epochs or classes that it cannot have")
     return state
 
 
 def _is_history(rows, epochs):
     "A row of numbers for each epoch, from 1 on."
-    numbers = all(isinstance(row, dict) and all(type(value) in (int, float) for value in row.values()) for row in rows)
-    return numbers and all("val_mAP" in row for row in rows) and [row.get("epoch") for row in rows] == [*range(1, epochs + 1)]
+    if not all(isinstance(row, dict) and "val_mAP" in row for row in rows):
+        return False
+    numbers = all(type(value) in (int, float) for row in rows for value in row.values())
+    return numbers and [row.get("epoch") for row in rows] == [*range(1, epochs + 1)]
 
 
 def load_weights(model, tensors, state, where):
@@ -533,14 +536,19 @@ def load_weights(model, tensors, state, where):
 
 
 def _load_optimizer(optimizer, model, tensors, where):
-    "Puts a checkpoint's moments into the optimizer. `PromptSGError` where they are not those of the model's weights."
-    parameters, shapes = dict(model.named_parameters()), {"step": lambda p: (), "exp_avg": lambda p: p.shape, "exp_avg_sq": lambda p: p.shape}
+    "Puts a checkpoint's moments into the optimizer; `PromptSGError` where they do not fit the model."
+    parameters = dict(model.named_parameters())
+
+    def fits(name, entry, value):
+        known = name in parameters and entry in ("step", "exp_avg", "exp_avg_sq")
+        shape = () if entry == "step" or not known else parameters[name].shape
+        return known and value.shape == shape and bool(value.isfinite().all())
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             name, _, entry = key.removeprefix("optimizer/").rpartition("/")
-            if not (name in parameters and entry in shapes and value.shape == shapes[entry](parameters[name]) and value.isfinite().all()):
-                raise PromptSGError(f"the checkpoint in {where} has no proper state of the optimizer for {shown(name)}; start the run again in "
-                                    "another folder")
+            if not fits(name, entry, value):
+                raise PromptSGError(f"the checkpoint in {where} has no proper state of the optimizer for "
+                                    f"{shown(name)}; start the run again in another folder")
             device = "cpu" if entry == "step" else parameters[name].device
             optimizer.state[parameters[name]][entry] = value.to(device)
 
