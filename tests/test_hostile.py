@@ -1,4 +1,5 @@
 "Every bad input ends in one sentence, soon, in little memory, and with nothing written; its harmless look-alikes work."
+
 import json
 import re
 import resource
@@ -22,7 +23,7 @@ from promptsg.evaluation import Result
 from promptsg.splits import Splits, read_stored
 from promptsg.synth import write_hands
 
-SECONDS, BYTES, LETTERS = 10, 2 * 2 ** 30, 1500
+SECONDS, BYTES, LETTERS = 10, 2 * 2**30, 1500
 CASES = list(cases())
 
 
@@ -31,9 +32,17 @@ def shared(tmp_path_factory, quick):
     "(data folder, a measured run on it, a report of that run)."
     from promptsg.readers import read_data
     from promptsg.training import Trainer, load_run, measure, splits_of
-    from promptsg.versions import version
+
     root = tmp_path_factory.mktemp("shared")
-    write_hands(root / "hands", n_train=8, n_test=3, images_per_aspect=2, seed=3, size=(96, 96), progress=False)
+    write_hands(
+        root / "hands",
+        n_train=8,
+        n_test=3,
+        images_per_aspect=2,
+        seed=3,
+        size=(96, 96),
+        progress=False,
+    )
     config = quick.replace(epochs=1, steps_per_epoch=1, batch_size=4, instances=2, num_splits=2)
     splits = splits_of(config, read_data(root / "hands"))
     run = Trainer(config, splits, root / "run", progress=False).fit()
@@ -48,6 +57,7 @@ def shared(tmp_path_factory, quick):
 def explorer(shared):
     from promptsg.explorer import Explorer
     from promptsg.readers import read_data
+
     return Explorer(shared[1], read_data(shared[0]), progress=False)
 
 
@@ -55,9 +65,13 @@ def explorer(shared):
 def bounded():
     "No case may take the machine along: the address space has an end for this module."
     before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if sys.platform == "linux"
+        else 0
+    )
     if used:
-        resource.setrlimit(resource.RLIMIT_AS, (used + 6 * 2 ** 30, before[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (used + 6 * 2**30, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 
@@ -78,8 +92,10 @@ class TooLong(BaseException):
 @contextmanager
 def limited():
     "The block ends within `SECONDS` of work, and never hangs."
+
     def stop(*_):
         raise TooLong
+
     before, began, start = signal.signal(signal.SIGALRM, stop), time.process_time(), peak(anew=True)
     signal.setitimer(signal.ITIMER_REAL, 2.5 * SECONDS)  # other processes may have the processor
     try:
@@ -93,7 +109,10 @@ def limited():
 def snapshot(folder):
     "What lies in a folder, and whether it is as it was."
     status = {path: path.lstat() for path in folder.rglob("*")}
-    return {path: (found.st_ino, found.st_size, found.st_mtime_ns) if not path.is_dir() else None for path, found in status.items()}
+    return {
+        path: (found.st_ino, found.st_size, found.st_mtime_ns) if not path.is_dir() else None
+        for path, found in status.items()
+    }
 
 
 def one_sentence(said):
@@ -117,7 +136,9 @@ def called(made, request):
 
 
 bad, good = [case for case in CASES if not case.good], [case for case in CASES if case.good]
-ids = lambda found: [f"{case.kind}-{case.name}".encode("ascii", "backslashreplace").decode() for case in found]
+ids = lambda found: [
+    f"{case.kind}-{case.name}".encode("ascii", "backslashreplace").decode() for case in found
+]
 
 
 @pytest.mark.parametrize("case", bad, ids=ids(bad))
@@ -154,13 +175,21 @@ def test_there_are_enough_of_every_kind():
     assert {name.split(":")[0] for kind, name, *_ in CASES if kind == "options"} >= set(COMMANDS)
 
 
-# --- whatever is written there -----------------------------------------------------------------------------------------
+# --- whatever is written there
 TEXT = st.text(st.characters() | st.sampled_from("=:{}[]&*!|>'\"%@`#,-? \n\t"), max_size=30)
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
 FIELD = st.sampled_from(sorted(Config.model_fields))
-quick_look = settings(max_examples=100, deadline=None, database=None, derandomize=True,
-                      suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick_look = settings(
+    max_examples=100,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def or_a_sentence(make):
@@ -196,11 +225,13 @@ def test_any_config_is_whole_or_refused(values):
 def changed_somewhere(data, value):
     "The JSON value with one of its parts, at any depth, replaced by another."
     if isinstance(value, (dict, list)) and value and data.draw(st.integers(0, 3)):
-        key = data.draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+        key = data.draw(
+            st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value)))
+        )
         part = changed_somewhere(data, value[key])
         if isinstance(value, dict):
             return {**value, key: part}
-        return [*value[:key], part, *value[key + 1:]]
+        return [*value[:key], part, *value[key + 1 :]]
     return data.draw(JSON)
 
 
@@ -208,6 +239,7 @@ def changed_somewhere(data, value):
 @given(data=st.data())
 def test_any_splits_are_read_or_refused(shared, tmp_path, data):
     from promptsg.readers import read_data
+
     stored = changed_somewhere(data, json.loads((shared[1] / "splits.json").read_text()))
     (tmp_path / "splits.json").write_text(json.dumps(stored))
     if or_a_sentence(lambda: read_stored(tmp_path / "splits.json")) is not None:
@@ -223,27 +255,43 @@ def test_any_result_is_read_or_refused(shared, tmp_path, data):
     (folder / "result.json").write_text(json.dumps(record))
     result = or_a_sentence(lambda: Result.load(folder))
     if result is not None:
-        assert len(result.summary) and result.cmc.shape[0] == len(result.per_split) == result.record["splits"]
+        assert (
+            len(result.summary)
+            and result.cmc.shape[0] == len(result.per_split) == result.record["splits"]
+        )
 
 
 @quick_look
 @given(data=st.data())
 def test_any_state_is_read_or_refused(shared, data):
     from promptsg.training import _checked_state
+
     state = changed_somewhere(data, json.loads((shared[1] / "last" / "state.json").read_text()))
     try:
         found = _checked_state(state)
     except ValueError:  # `read_checkpoint` makes a sentence of it
         return
-    assert len(found["history"]) == found["epoch"] and all(row["val_mAP"] is not None for row in found["history"])
+    assert len(found["history"]) == found["epoch"] and all(
+        row["val_mAP"] is not None for row in found["history"]
+    )
 
 
-# --- what is written for others to open --------------------------------------------------------------------------------
+# --- what is written for others to open
 def test_names_in_a_search_are_no_formulas(place, promptsg):
     names = ["=1+1", "@x", "+1", "-1", "\uff1d1"]
     for name, source in zip(names, sorted((place.hands / "Hands").iterdir())):
         place.file(f"data/{name}/{name}.jpg", source.read_bytes())
-    promptsg("search", "--run", place.trained, "--data", place.folder / "data", "--query", place.picture, "--out", place.folder / "found")
+    promptsg(
+        "search",
+        "--run",
+        place.trained,
+        "--data",
+        place.folder / "data",
+        "--query",
+        place.picture,
+        "--out",
+        place.folder / "found",
+    )
     table = pd.read_csv(place.folder / "found" / "nearest.csv", dtype=str)
     cells = [cell for column in ("image", "identity", "path") for cell in table[column]]
     assert len(table) == 4 and not any(cell.startswith(tuple("=+-@\uff1d")) for cell in cells)
@@ -252,7 +300,13 @@ def test_names_in_a_search_are_no_formulas(place, promptsg):
 def test_planted_links_are_not_followed(place, promptsg):
     victim = place.file("victim", b"precious")
     out = place.run()
-    for name in ("config.yml", "metrics.csv", "splits.json", "last/state.json", "evaluation-clipfh/result.json"):
+    for name in (
+        "config.yml",
+        "metrics.csv",
+        "splits.json",
+        "last/state.json",
+        "evaluation-clipfh/result.json",
+    ):
         for planted in (f"{name}.part", f"{name}.tmp", f".{name.split('/')[-1]}.part"):
             (out / planted).parent.mkdir(exist_ok=True)
             (out / planted).unlink(missing_ok=True)
