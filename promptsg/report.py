@@ -423,15 +423,24 @@ def _is(table, group):
 
 
 def results_table(results, gains, groups):
-    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with a row per version, its seeds, and for each of
-    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
-    rows = {}
+    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with
+    a row per version, its seeds (`3, 2` where the groups have other numbers of them), and for each of
+    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and
+    seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
+    rows, seeds = {}, {}
     for label, group in groups.items():
         for name, own in results[_is(results, group)].groupby("version", sort=False):
-            spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std()) for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
-            row = rows.setdefault(name, {"version": name, "seeds": own.seed.nunique() or ""})
-            row |= spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
-    return pd.DataFrame(rows.values()).fillna("")
+            seeds.setdefault(name, {})[own.seed.nunique()] = None  # in order, each once
+            rows.setdefault(name, {}).update(_group_cells(label, group, name, own, gains))
+    counts = {name: ", ".join(str(count or "") for count in found) for name, found in seeds.items()}
+    return pd.DataFrame([{"version": name, "seeds": counts[name], **row} for name, row in rows.items()]).fillna("")
+
+
+def _group_cells(label, group, name, own, gains):
+    "The cells of one version in one group."
+    spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+              for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
+    return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
 
 def pair_lines(gains, group):
