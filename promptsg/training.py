@@ -490,7 +490,7 @@ def read_checkpoint(folder):
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
         tensors, about = read_tensors(file)
-        if "sha256" not in about:
+        if "sha256" not in about and set(about) != {"state"}:  # the first format held that alone
             raise ValueError("it has no checksum")
         check_numbers({name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it")
         return tensors, _checked_state(json.loads(about["state"]))
