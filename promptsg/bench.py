@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_text',
            'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory', 'search_memory', 'bench_memory',
-           'bench_search', 'bench_pixels', 'bench_explorer', 'run_bench', 'read_bench', 'roofline']
+           'bench_search', 'bench_pixels', 'steps_seconds', 'bench_threads', 'bench_explorer', 'run_bench',
+           'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from itertools import count
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import open_clip
@@ -78,6 +80,8 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
     "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
+    "threads": ("two trainings at once: threads that sleep while they wait against threads that spin", "speed", 2.0),
+    "threads/alone": ("the same with one training alone", "time", 1.15),
     "explorer/vit": ("an edit of the prompt in the explorer, hand-vit-tiny, seconds", "amount", 1.0),
     "explorer/rn": ("an edit of the prompt in the explorer, hand-rn-tiny, seconds", "amount", 1.0),
 }
@@ -296,6 +300,37 @@ def bench_pixels(quick=False):
         took = side_by_side({"decoded": lambda: epoch(decoded), "cached": lambda: epoch(cached)}, 3)
     return [_row("pixels", took["decoded"].times, took["cached"].times, batch=len(frame))]
 
+# %% ../nbs/19_bench.ipynb #threads
+def steps_seconds(steps, batch=32):
+    "Seconds of that many training steps of a small `paper`, after a first one."
+    step = _stepper(version("paper", "hand-vit-tiny"), batch)
+    step()
+    start = perf_counter()
+    for _ in range(steps):
+        step()
+    return perf_counter() - start
+
+
+_WAITING = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}  # what libgomp does unless told otherwise; what promptsg sets
+
+
+def _at_once(waiting, processes, steps):
+    "Seconds until all of so many processes have made their steps, their threads waiting as that name of `_WAITING` says."
+    code = f"from promptsg.bench import steps_seconds; print(steps_seconds({steps}))"
+    alike = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **_WAITING[waiting]}
+    alike.pop("OMP_NUM_THREADS", None)
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=alike) for _ in range(processes)]
+    return max(float(one.communicate()[0]) for one in started)
+
+
+def bench_threads(quick=False):
+    "Rows `threads` and `threads/alone`: training steps in two processes at once, and in one."
+    steps, rows = 1 if quick else 8, []
+    for case, processes in (("threads", 2), ("threads/alone", 1)):
+        rounds = [{name: _at_once(name, processes, steps) for name in _WAITING} for _ in range(1 if quick else 3)]  # new processes: none is warm
+        rows.append(_row(case, *([one[name] for one in rounds] for name in _WAITING)))
+    return rows
+
 # %% ../nbs/19_bench.ipynb #0fcfe8a1
 def _edits(folder, frame, backbone):
     "(a function that types new words into an explorer, images ranked): `paper` on a backbone after one training step."
@@ -321,7 +356,7 @@ def bench_explorer(quick=False):
 
 # %% ../nbs/19_bench.ipynb #cell019
 CASES = {"embedding": bench_embedding, "step": bench_step, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
-         "search": bench_search, "pixels": bench_pixels, "explorer": bench_explorer}
+         "search": bench_search, "pixels": bench_pixels, "threads": bench_threads, "explorer": bench_explorer}
 
 
 def _machine(quick):
