@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOKENS', 'WEIGHTS', 'EMBEDDED', 'ImageFeatures', 'Backbone', 'ViTBackbone', 'dense_block', 'ResNetBackbone',
            'split_heads', 'tensor_hash', 'save_tensors', 'read_tensors', 'check_numbers', 'read_state_dict', 'mismatch',
-           'QuickGELU', 'Towers', 'load_towers', 'model_config', 'tokenizer_for', 'text_tower', 'load_text']
+           'QuickGELU', 'Bank', 'save_bank', 'read_bank', 'Towers', 'load_towers', 'model_config', 'tokenizer_for',
+           'text_tower', 'load_text']
 
 # %% ../nbs/03_backbone.ipynb #cell002
 import contextlib
@@ -490,13 +491,63 @@ def _lighten(module):
                 setattr(parent, name, QuickGELU())
     return module
 
+# %% ../nbs/03_backbone.ipynb #bank
+@dataclass(frozen=True, eq=False)
+class Bank:
+    "What a text tower said of N sentences: `vectors` (N, D), row i that of `sentences[i]`."
+    sentences: tuple
+    vectors: torch.Tensor
+
+
+def save_bank(path, sentences, vectors):
+    "Writes a bank of N different sentences and their vectors (N, D). `PromptSGError` where they are none."
+    bank = _checked_bank(Bank(tuple(sentences), vectors.float()), "the bank")
+    save_tensors(path, {"vectors": bank.vectors}, sentences=json.dumps(bank.sentences, ensure_ascii=False))
+
+
+def read_bank(path, dim=None):
+    "The `Bank` in a file; `dim` is the D it must have. `PromptSGError` for a file that holds none."
+    tensors = read_state_dict(path)
+    sentences = _note(path, "sentences")
+    if sentences is None or "vectors" not in tensors:
+        raise PromptSGError(f"{path} holds no bank of sentences; make one with promptsg bank")
+    if not isinstance(sentences, list):
+        sentences = [None]
+    return _checked_bank(Bank(tuple(sentences), tensors["vectors"]), path, dim)
+
+
+def _checked_bank(bank, where, dim=None):
+    "The bank itself; `PromptSGError`, begun with `where`, unless it has a vector for each different text."
+    texts, shape = bank.sentences, tuple(bank.vectors.shape)
+    if not all(isinstance(one, str) and one.strip() for one in texts) or len(set(texts)) < len(texts):
+        raise PromptSGError(f"{where} has sentences that are empty or there twice; give each once")
+    if len(shape) != 2 or shape[0] != len(texts) or len(texts) < 2:
+        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; give a vector (a row) for "
+                            "each sentence, and two or more")
+    if dim not in (None, shape[1]):
+        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image tower ends in {dim}; give the bank "
+                            "that belongs to this image tower")
+    check_numbers({"vectors": bank.vectors}, where)
+    if not bank.vectors.any(1).all():
+        raise PromptSGError(f"{where} has a sentence whose vector is 0; make the bank again")
+    return bank
+
+
+def _note(path, name):
+    "A value (JSON) of a safetensors file's metadata; None where it has none of that name."
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {})[name])
+    except (KeyError, SafetensorError, ValueError, RecursionError):
+        return None
+
 # %% ../nbs/03_backbone.ipynb #cell018
 @dataclass
 class Towers:
     "An image tower, a text tower of the same joint space, and what feeds them."
     backbone: Backbone
-    text: TextTransformer | None      # None when the weights hold an image tower alone
-    tokenizer: SimpleTokenizer
+    text: TextTransformer | Bank | None  # None when the weights hold an image tower alone
+    tokenizer: SimpleTokenizer | None    # None beside a bank
     dim: int                          # D, the joint space's width
     mean: tuple = open_clip.OPENAI_DATASET_MEAN
     std: tuple = open_clip.OPENAI_DATASET_STD
@@ -505,8 +556,8 @@ class Towers:
 def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=None, seed=0):
     """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, or an embedded one.
 
-    `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with a text tower that was aligned
-    to these image weights. "random" weights are drawn from `seed` alone, the others leave it unused.
+    `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with a
+    text tower that was aligned to these image weights, or with a bank of sentences. "random" weights are drawn from `seed` alone, the others leave it unused.
     Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd size."""
     name = tower_name(model)
     config = model_config(name)
@@ -649,15 +700,17 @@ def text_tower(text_cfg, tensors, where):
 
 
 def load_text(path, dim):
-    """(text tower, tokenizer) from a safetensors file whose metadata holds open_clip's `text_cfg`.
+    """(text tower, tokenizer) from a safetensors file whose metadata holds open_clip's `text_cfg`;
+    (`Bank`, None) from one that holds a bank.
 
     `dim` is the joint space's width D. Raises `PromptSGError` when the file is missing, has no settings, or another D."""
     tensors = read_state_dict(path)
-    try:
-        with safe_open(path, "pt") as file:
-            config = json.loads((file.metadata() or {})["text_cfg"])
-    except (KeyError, SafetensorError, ValueError, RecursionError):
-        raise PromptSGError(f"{path} does not say what text tower it holds; make it with promptsg.pretrain.align_text") from None
+    if _note(path, "sentences") is not None:
+        return read_bank(path, dim), None
+    config = _note(path, "text_cfg")
+    if config is None:
+        raise PromptSGError(f"{path} does not say what text tower it holds; make it with "
+                            "promptsg.pretrain.align_text, or a bank of sentences with promptsg bank")
     text, tokenizer = text_tower(config, tensors, path)
     if text.output_dim != dim:
         raise PromptSGError(f"{path} ends in a space of {text.output_dim} dimensions, the image tower in one of {dim}; align a text tower to this image tower")
