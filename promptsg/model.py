@@ -80,7 +80,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         sentence = None if text is None else text.sentence
         return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s, attention=fused.attention)
 
-    def fuse(self, embedding, patches, prompt=None, dense=None):
+    def fuse(self, embedding, patches=None, prompt=None, dense=None):
         """The images (B, D), (B, M, D) seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is not made.
 
         `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
