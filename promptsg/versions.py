@@ -22,7 +22,7 @@ _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size
 # What a budget for training may not change where nothing is trained. No epoch is chosen, so nobody
 # is held out, and each image is seen once, so frozen blocks need no cache.
 _NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_frozen=False, steps_per_epoch=None,
-                       val_type="images", select="last")
+                       val_type="images", select="last", crop_padding=0, flip=0.0, erasing=0.0)
 
 OURS = {
     "paper": _PAPER,
