@@ -570,18 +570,20 @@ def check_data(root, level=None):
         yield "data", "cannot be read", str(error)
 
 
-_ADVICE = {"cannot be read": "restore these files or take them out of the data", "turned": "",
-           "smaller": "larger pictures of them rank better", "the same": "each is right for one of them at most; correct the data"}
+_ADVICE = {"cannot be read": "restore them or take them out of the data", "smaller": "larger pictures of them would rank better",
+           "the same": "each is right for one of them at most, so correct the data"}
 
 
 def _finding(found):
     "One `Finding` of a survey as a row of the doctor's."
     if not found.count:
         return "pictures", f"0 {found.what}", ""
-    advice = next((text for start, text in _ADVICE.items() if found.what.startswith(start)), "")
-    names = ", ".join(found.examples)
-    failed = "cannot be read" if found.what == "cannot be read" else f"{found.count} {found.what}"
-    return "pictures", failed, f"{found.count}: {names}" + (f"; {advice}" if advice else "")
+    advice = next((f"; {text}" for start, text in _ADVICE.items() if found.what.startswith(start)), "")
+    more = f" and {found.count - len(found.examples)} more" if found.count > len(found.examples) else ""
+    named = f"{', '.join(found.examples)}{more}"
+    if found.what in _FAILED:
+        return "pictures", found.what, f"{named} cannot be read{advice}"
+    return "pictures", f"{found.count} {found.what}", named + advice
 
 
 @app.command()

@@ -90,7 +90,8 @@ class OpenRun:
         A picture that is there already, under whatever name, is that one. `PromptSGError` when it cannot be read."""
         if path in set(self.frame.path):
             return path
-        known = self.frame[find_same(path, self.frame)]
+        data = self.frame[self.frame.identity != "?"]
+        known = data[find_same(path, data)]
         if len(known):
             return known.path.iloc[0]
         own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})

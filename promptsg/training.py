@@ -624,6 +624,9 @@ class Trainer:
         c = self.config
         torch.manual_seed(c.seed)
         self.accelerator = make_accelerator(c, self.out)
+        if c.precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise PromptSGError("precision fp16 needs a GPU: here the training would be in float32 and the record would say fp16; set "
+                                "precision to no or bf16")
         self.progress = self.progress and self.accelerator.is_main_process
         self.classes = class_index(self.splits.train)
         if len(self.classes) < 2:

@@ -132,7 +132,7 @@ def test_doctor_fails_where_a_check_fails(tmp_path):
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "1.jpg").write_bytes(b"no image")
     done = promptsg("doctor", "--data", tmp_path, code=2)
-    assert "1 image of 1 person in 1 aspect\n" in done.stdout and "1.jpg cannot be read" in done.stdout and "Traceback" not in done.stderr
+    assert "1 image of 1 person in 1 aspect (folders)\n" in done.stdout and "1.jpg cannot be read" in done.stdout and "Traceback" not in done.stderr
 
 
 def broken(kind, run, hands, config, tmp_path):
