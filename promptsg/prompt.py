@@ -191,7 +191,13 @@ class PromptEncoder(nn.Module):
 
     def directions(self):
         "What tells each word, or the simplified sentence, from `PLAIN_SENTENCES`, Eq. (2): (T, D), each of length 1."
-        return self._once("directions", self._directions)
+        return self._once("directions", lambda: self.directions_of(self._word_tokens or [self.sentence]))
+
+    def directions_of(self, sentences):
+        "Those of any sentences (text, or `PromptTokens`), (T, D)."
+        told = lambda one: one if isinstance(one, PromptTokens) else tokenize_prompt(one, self.tokenizer, self.aspect)
+        said = lambda sentences: torch.cat([self._read(told(one))[:, -1] for one in sentences])
+        return directions(said(sentences), said(PLAIN_SENTENCES))
 
     def composed_plain(self, pseudo_token):
         "What `composed` equals: the whole sentence with its padding, for each image, through open_clip's own blocks. The reference for checks."
@@ -233,11 +239,6 @@ class PromptEncoder(nn.Module):
         "Words (1, L - 1, D) of a `PromptTokens` without a place for s*."
         positions = self.text.positional_embedding[:len(sentence.ids)]
         return self._project(self._states(self.word_embeddings(sentence.ids)[None] + positions))[:, 1:]
-
-    def _directions(self):
-        others = [tokenize_prompt(plain, self.tokenizer) for plain in PLAIN_SENTENCES]
-        said = lambda sentences: torch.cat([self._read(one)[:, -1] for one in sentences])
-        return directions(said(self._word_tokens or [self.sentence]), said(others))
 
     def _words(self, prefix, x):
         "Words (B, L - 1, D) from the states (B, R, W) after the last block."
@@ -290,7 +291,11 @@ class BankPrompt(nn.Module):
 
     def directions(self):
         "What tells each word, or the simplified sentence, from all of the bank, Eq. (2): (T, D), each of length 1."
-        return directions(self.vectors[self._rows(self.words or (self.sentence.template,))], self.vectors)
+        return self.directions_of(self.words or (self.sentence.template,))
+
+    def directions_of(self, sentences):
+        "Those of any sentences of the bank, (T, D)."
+        return directions(self.vectors[self._rows(sentences)], self.vectors)
 
     def _rows(self, sentences):
         return [self._row(one) for one in sentences]

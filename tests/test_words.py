@@ -16,10 +16,12 @@ from promptsg.backbone import Bank, ViTBackbone, load_towers, read_bank, save_ba
 from promptsg.config import Config, PromptSGError
 from promptsg.explorer import Explorer, draw_attention
 from promptsg.fusion import WordPooling
+from promptsg.heads import Whitening
 from promptsg.model import PromptSG
 from promptsg.prompt import PLAIN_SENTENCES, BankPrompt, directions
 from promptsg.sharing import export_onnx, export_run, model_card
 from promptsg.training import Feed, Trainer, frozen_hash, load_run, measure, read_checkpoint
+from promptsg.tune import choose_words, deal_people, whitened_similarity, word_parts
 from promptsg.versions import version
 
 TINY = ["hand-vit-tiny", "hand-rn-tiny"]
@@ -462,6 +464,7 @@ TWO = """
 import sys
 from promptsg.data import make_splits, read_11k
 from promptsg.training import Trainer
+from promptsg.tune import choose_words, deal_people, whitened_similarity, word_parts
 from promptsg.versions import version
 config = version("training_free", "hand-vit-tiny").replace(num_splits=3, train_aspects=())
 Trainer(config, make_splits(read_11k(sys.argv[1]), "dorsal_r", 3), sys.argv[2], progress=False).fit()
@@ -477,3 +480,62 @@ def test_two_processes_fit_the_same_whitening(free, hands, splits, tmp_path):
     one, two = (load_run(run).whitening.matrix for run in (free.run, tmp_path / "run"))
     assert same(one, two, 1e-3 * one.abs().max())
     assert json.loads((tmp_path / "run" / "last" / "state.json").read_text())["history"][0]["epoch"] == 0
+
+
+# --- words chosen by cross-validation ---------------------------------------------------------------------------
+@pytest.mark.parametrize("rows, fitted, dim, images", [(30, 20, 50, 4), (60, 50, 12, 5), (12, 10, 3000, 5)])
+def test_whitened_similarity_is_that_of_the_whitening(rows, fitted, dim, images):
+    x = unit(torch.randn(rows, dim, generator=torch.Generator().manual_seed(rows)) + 0.3)
+    labels, whitening = torch.arange(fitted) // images, Whitening(dim)
+    whitening.fit(x[:fitted], labels)
+    plain = unit(whitening(x))
+    assert same(whitened_similarity(x @ x.T, torch.arange(fitted), labels, dim), plain @ plain.T)
+    with pytest.raises(PromptSGError, match="no person has two different ones"):
+        whitened_similarity(torch.ones(4, 4), torch.arange(4), torch.tensor([0, 0, 1, 1]), 3)
+
+
+def people(count, images=4):
+    who = np.repeat([f"p{i}" for i in range(count)], images)
+    return pd.DataFrame({"pid": who, "identity": who, "aspect": "dorsal_r", "path": [f"{i}.jpg" for i in range(len(who))]})
+
+
+def test_people_are_dealt_whole():
+    frame = people(13)
+    dealt = deal_people(frame, 5)
+    assert pd.Series(dealt).groupby(frame.pid).nunique().eq(1).all() and sorted(set(dealt)) == [0, 1, 2, 3, 4]
+    assert pd.Series(dealt).value_counts().between(8, 12).all() and (deal_people(frame, 5) == dealt).all()
+    with pytest.raises(PromptSGError, match="3 train-side people are too few for 2 folds"):
+        deal_people(people(3), 2)
+
+
+def test_the_word_that_knows_people_is_chosen_and_noise_is_not():
+    generator, frame = torch.Generator().manual_seed(0), people(20)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)
+    knows = unit(draw(20, 32).repeat_interleave(4, 0) + 0.7 * draw(80, 32))
+    parts = {"class token": unit(draw(80, 32)), "patches": unit(draw(80, 32)), "noise": unit(draw(80, 32)), "ring": knows}
+    table = choose_words(parts, frame, "dorsal_r", most=1, progress=False)
+    assert table.words.tolist() == ["", "ring"] and table.kept.tolist() == [True, True]
+    assert table.gain[1] > 3 * table.error[1] > 0 and table.mAP[1] == pytest.approx(table.mAP[0] + table.gain[1])
+    useless = choose_words({**parts, "patches": 0 * knows + knows, "ring": parts["noise"]}, frame, "dorsal_r", progress=False)
+    assert not useless.kept.iloc[-1] and len(useless) == 2
+
+
+def test_parts_are_those_of_the_models_embedding(splits):
+    config = version("training_free", "hand-vit-tiny").replace(words=("hand", "ring"), cache_pixels=False)
+    torch.manual_seed(0)
+    model, rows = PromptSG(config.replace(whiten=False), 2).eval(), splits.test.head(3)
+    parts = word_parts(model, rows, ["hand", "ring"], progress=False)
+    assert list(parts) == ["class token", "patches", "hand", "ring"]
+    whole = torch.cat([*parts.values()], 1) / 2
+    assert same(Feed(model, model.config, progress=False).embed(rows).of(rows), whole)
+    with pytest.raises(PromptSGError, match="only a version that pools"):
+        word_parts(PromptSG(Config(), 2), rows, ["hand"])
+
+
+def test_tune_command_says_what_to_set(hands, tmp_path, capsys):
+    (tmp_path / "words.txt").write_text("hand\nring\n", encoding="utf-8")
+    command("tune", "--data", hands, "--config", "training_free@hand-rn-tiny", "--words", tmp_path / "words.txt", "--most", 1,
+            "--out", tmp_path / "table.csv", "-s", "num_splits=2")
+    table, said = pd.read_csv(tmp_path / "table.csv"), capsys.readouterr().out
+    assert len(table) == 2 and table.mAP.between(1, 100).all() and table.words[1] in ("hand", "ring")
+    assert (f"words=[{table.words[1]}]" if table.kept[1] else "no word helps") in said
