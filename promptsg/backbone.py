@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         return ImageFeatures(embedding, patches, tuple(reversed(states[-3:])), dense)
 
     def _way(self, number):
-        "How a block is gone through: `way(block, x) -> (x, what dense tokens are made of or None)`."
+        "How a block is gone through: `way(block, x) -> (x, what makes dense tokens or None)`."
         return lambda block, x: (block(x), None)
 
     def _run(self, block, x, way):
@@ -169,7 +169,7 @@ class ViTBackbone(Backbone):
 
     @property
     def cut(self):
-        "As `Backbone.cut`; dense tokens are made within the last block, so that one is never before it."
+        "As `Backbone.cut`; the last block is never before it where it makes dense tokens."
         return min(self.frozen, len(self.blocks) - ("dense" in self.tokens))
 
     def _way(self, number):
@@ -188,7 +188,7 @@ class ViTBackbone(Backbone):
 
 
 def dense_block(block, x, whole=True):
-    """(`block(x)` (B, 1 + M, W), what dense tokens are made of (B, M, W)) of an open_clip block, Eq. (1).
+    """(`block(x)` (B, 1 + M, W), what makes dense tokens (B, M, W)) of an open_clip block, Eq. (1).
 
     Queries, keys and values are computed once, for both. Without `whole` the block's own pass is
     that of the class token alone, (B, 1, W)."""
@@ -197,7 +197,7 @@ def dense_block(block, x, whole=True):
     q, k, v = (split_heads(t, attn.num_heads) for t in projected)
     out = lambda seen: attn.out_proj(seen.transpose(1, 2).flatten(2))
     look = F.scaled_dot_product_attention
-    mixed = (look(q[:, :, 1:], q, v) + look(k[:, :, 1:], k, v)) / 2                       # (B, heads, M, d)
+    mixed = (look(q[:, :, 1:], q, v) + look(k[:, :, 1:], k, v)) / 2  # (B, heads, M, d)
     x = x[:, kept] + block.ls_1(out(look(q[:, :, kept], k, v)))
     return x + block.ls_2(block.mlp(block.ln_2(x))), out(mixed)
 
@@ -500,9 +500,10 @@ class Bank:
 
 
 def save_bank(path, sentences, vectors):
-    "Writes a bank of N different sentences and their vectors (N, D). `PromptSGError` where they are none."
+    "Writes a bank of N different sentences, vectors (N, D). `PromptSGError` where they are none."
     bank = _checked_bank(Bank(tuple(sentences), vectors.float()), "the bank")
-    save_tensors(path, {"vectors": bank.vectors}, sentences=json.dumps(bank.sentences, ensure_ascii=False))
+    texts = json.dumps(bank.sentences, ensure_ascii=False)
+    save_tensors(path, {"vectors": bank.vectors}, sentences=texts)
 
 
 def read_bank(path, dim=None):
@@ -517,16 +518,16 @@ def read_bank(path, dim=None):
 
 
 def _checked_bank(bank, where, dim=None):
-    "The bank itself; `PromptSGError`, begun with `where`, unless it has a vector for each different text."
+    "The bank itself; `PromptSGError`, begun with `where`, unless each text is another and has a vector."
     texts, shape = bank.sentences, tuple(bank.vectors.shape)
     if not all(isinstance(one, str) and one.strip() for one in texts) or len(set(texts)) < len(texts):
         raise PromptSGError(f"{where} has sentences that are empty or there twice; give each once")
     if len(shape) != 2 or shape[0] != len(texts) or len(texts) < 2:
-        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; give a vector (a row) for "
-                            "each sentence, and two or more")
+        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; give a "
+                            "vector (a row) for each sentence, and two or more")
     if dim not in (None, shape[1]):
-        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image tower ends in {dim}; give the bank "
-                            "that belongs to this image tower")
+        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image tower ends "
+                            f"in {dim}; give the bank that belongs to this image tower")
     check_numbers({"vectors": bank.vectors}, where)
     if not bank.vectors.any(1).all():
         raise PromptSGError(f"{where} has a sentence whose vector is 0; make the bank again")
@@ -557,7 +558,8 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, or an embedded one.
 
     `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with a
-    text tower that was aligned to these image weights, or with a bank of sentences. "random" weights are drawn from `seed` alone, the others leave it unused.
+    text tower that was aligned to these image weights, or with a bank of sentences. "random" weights
+    are drawn from `seed` alone, the others leave it unused.
     Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd size."""
     name = tower_name(model)
     config = model_config(name)

@@ -432,7 +432,8 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and eval_prompt: simplified":
-        lambda c: c.language and c.fusion == "pool" and (c.use_composed_prompt or c.eval_prompt == "composed"),
+        lambda c: c.language and c.fusion == "pool" and (c.use_composed_prompt
+                                                         or c.eval_prompt == "composed"),
     "fusion: pool has no text of an image's own for the contrastive loss; set supcon_loss_weight to 0":
         lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
     "words look with fusion: pool alone; set that, or leave words out":

@@ -76,12 +76,13 @@ class OpenRun:
 
     @torch.inference_mode()
     def _tower(self, frame):
-        "What the fusion reads of a frame's images: {embedding (N, D), patches, dense (N, M, D)}, without those it does not."
+        "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D)}."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
         bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
-        read = [name for name in ("embedding", "patches", "dense") if getattr(found[0], name) is not None]
+        kinds = ("embedding", "patches", "dense")
+        read = [name for name in kinds if getattr(found[0], name) is not None]
         return {name: torch.cat([getattr(one, name) for one in found]) for name in read}
 
     def add(self, path):
@@ -95,7 +96,8 @@ class OpenRun:
         if len(known):
             return known.path.iloc[0]
         own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
-        self.tower = {name: torch.cat([self.tower[name], rows]) for name, rows in self._tower(own).items()}
+        more = self._tower(own).items()
+        self.tower = {name: torch.cat([self.tower[name], rows]) for name, rows in more}
         self.frame = pd.concat([self.frame, own], ignore_index=True)
         self.seen.cache_clear()
         return path
@@ -113,7 +115,8 @@ class OpenRun:
         if not self.config.language:
             return
         if prompt == "composed" and not self.model.composes:
-            raise PromptSGError("this version makes no pseudo word, so no prompt can be composed; choose simplified")
+            raise PromptSGError("this version makes no pseudo word, so no prompt can be composed; "
+                                "choose simplified")
         if self.config.words:
             self.model.prompt.set_prompt(words=tuple(word.strip() for word in words.split(",")))
             return
@@ -125,7 +128,8 @@ class OpenRun:
     def _see(self, prompt, words):
         "(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a sentence."
         self._say(prompt, words)
-        seen, attention = self._look(prompt) if self.config.language else (self.tower["embedding"], None)
+        plain = self.tower["embedding"], None
+        seen, attention = self._look(prompt) if self.config.language else plain
         features = F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
         rows = {path: row for row, path in enumerate(self.frame.path)}
         return Embeddings(rows, features, self.model.trained_on), attention
@@ -269,7 +273,8 @@ class Explorer:
         config = self.run.config
         if config.fusion == "pool" and config.language:
             return [word.strip() for word in self.words.split(",")] if config.words else [self.words]
-        return [f"head {number}" for number in range(1, config.attention_heads + 1)] if config.language else []
+        heads = range(1, config.attention_heads + 1) if config.language else []
+        return [f"head {number}" for number in heads]
 
     def as_evaluated(self, name):
         "(prompt, words) that an opened version is evaluated with."
@@ -323,7 +328,8 @@ def draw_attention(explorer, figure=None):
     Raises `PromptSGError` without language."""
     maps, state = explorer.attention(), explorer.state
     names = explorer.heads
-    chosen = {"mean": (maps.mean(1, keepdims=True), ["mean of maps" if explorer.run.config.fusion == "pool" else "mean of heads"]), "every head": (maps, names)}
+    mean = "mean of words" if explorer.run.config.fusion == "pool" else "mean of heads"
+    chosen = {"mean": (maps.mean(1, keepdims=True), [mean]), "every head": (maps, names)}
     chosen |= {name: (maps[:, [number]], [name]) for number, name in enumerate(names)}
     maps, labels = chosen.get(state.head, chosen["mean"])  # a version with fewer heads shows their mean
     pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in (state.query, explorer.ranked().path[0])]

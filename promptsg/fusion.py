@@ -135,9 +135,10 @@ class MultiModalInteraction(nn.Module):
 
 # %% ../nbs/06_fusion.ipynb #pool
 class WordPooling(nn.Module):
-    """Equation (1), without a parameter: `forward(directions (T, D), patches (B, M, D), embedding (B, D), tokens (B, M, D)) -> Fused`.
+    """Equation (1), without a parameter, in float32.
 
-    `tokens` are what the words look at and pool, dense ones or the patches again. In float32."""
+    `forward(directions (T, D), patches (B, M, D), embedding (B, D), tokens (B, M, D)) -> Fused`;
+    `tokens` are what the words look at and pool, dense ones or the patches again."""
 
     def __init__(self, dim, words=1, temperature=50.0):
         super().__init__()
@@ -147,6 +148,6 @@ class WordPooling(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             unit = lambda x: F.normalize(x.float(), dim=-1)
             tokens, mean = unit(tokens), unit(unit(patches).mean(1))
-            attention = (self.temperature * (directions.float() @ tokens.mT)).softmax(-1)       # (B, T, M)
-            pooled = unit(attention @ tokens).flatten(1)                                        # (B, T D)
+            attention = (self.temperature * (directions.float() @ tokens.mT)).softmax(-1)  # (B, T, M)
+            pooled = unit(attention @ tokens).flatten(1)  # (B, T D)
             return Fused(torch.cat([unit(embedding), mean, pooled], 1), attention)

@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from open_clip import CustomTextCLIP
 from torch import nn
 
-from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, model_config, read_state_dict,
-                               save_tensors, text_tower)
+from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, model_config,
+                               read_state_dict, save_tensors, text_tower)
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import MultiModalInteraction, WordPooling
@@ -28,8 +28,8 @@ from .prompt import BankPrompt, PromptEncoder
 # %% ../nbs/09_model.ipynb #cell003
 @dataclass
 class PromptSGOutput:
-    """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the image-only
-    control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank speaks."""
+    """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
+    image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank speaks."""
     # (B, D) the image seen through the text, (B, (2 + T) D) where T words pool; before the head
     embedding: torch.Tensor
     retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
@@ -66,7 +66,8 @@ class PromptSG(nn.Module, ModelHubMixin):
             width = self.fusion.out_dim
         self.head = _head(config, width, num_classes)
         self.whitening = Whitening(self.head.out_dim) if config.whiten else None
-        self.centres = nn.Parameter(torch.zeros(num_classes, width)) if config.loss_centre_weight else None
+        centres = torch.zeros(num_classes, width)
+        self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
     def forward(self, images=None, prompt=None, labels=None, frozen=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
@@ -78,12 +79,13 @@ class PromptSG(nn.Module, ModelHubMixin):
             return self._output(features.embedding, features, labels)
         fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense)
         sentence = None if text is None else text.sentence
-        return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s, attention=fused.attention)
+        return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s,
+                            attention=fused.attention)
 
     def fuse(self, embedding, patches=None, prompt=None, dense=None):
-        """The images (B, D), (B, M, D) seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is not made.
+        """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is not made.
 
-        `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
+        `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
         tokens = patches if dense is None else dense
         if self.config.fusion == "pool":
             self._checked_prompt(prompt)
@@ -145,7 +147,9 @@ class PromptSG(nn.Module, ModelHubMixin):
             self.train(was)
 
     def attention_maps(self, images, prompt=None):
-        "Where the text looks: (B, heads or words, rows, columns), each map summing to 1. `PromptSGError` without language."
+        """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.
+
+        `PromptSGError` without language."""
         if not self.config.language:
             raise PromptSGError("the image-only control has no text and so no attention map; train a version with language")
         with torch.no_grad():
@@ -208,7 +212,7 @@ class PromptSG(nn.Module, ModelHubMixin):
 
 # %% ../nbs/09_model.ipynb #cell006
 def _language(config, towers):
-    "The prompt encoder, the inversion MLP (None where no prompt is composed) and the fusion, made to fit the towers."
+    "Prompt encoder, inversion MLP (None where no prompt is composed) and fusion, fit to the towers."
     if towers.text is None:
         raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
                             "to it (promptsg align-text makes one), or language to false")
@@ -230,8 +234,9 @@ def _language(config, towers):
 def _banked(config, towers, words):
     "`_language` for a bank of sentences."
     if config.use_composed_prompt or config.eval_prompt == "composed":
-        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be composed of them; set "
-                            "use_composed_prompt: false and eval_prompt: simplified, or text_pretrained to a text tower")
+        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be composed of "
+                            "them; set use_composed_prompt: false and eval_prompt: simplified, or "
+                            "text_pretrained to a text tower")
     return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim)
 
 
@@ -239,8 +244,9 @@ def _fusion(config, dim):
     "The fusion that the config names."
     if config.fusion == "pool":
         return WordPooling(dim, len(config.words) or 1, config.word_temperature)
-    return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers,
-                                 config.transformer_layers - config.cross_attention_layers, config.fusion, config.dropout)
+    blocks = config.transformer_layers - config.cross_attention_layers
+    return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers, blocks,
+                                 config.fusion, config.dropout)
 
 
 def _tokens(config):
@@ -283,8 +289,8 @@ def _as_spoken(model):
     "The model's config with the sentences that its prompt has now: `set_prompt` may have changed them."
     if not model.config.language:
         return model.config
-    return model.config.replace(prompt_template=model.prompt.template.template, words=model.prompt.words,
-                                simplified_prompt=model.prompt.sentence.template)
+    return model.config.replace(prompt_template=model.prompt.template.template,
+                                words=model.prompt.words, simplified_prompt=model.prompt.sentence.template)
 
 
 def _record(model):
@@ -295,7 +301,8 @@ def _record(model):
     text = model.prompt.text if own and isinstance(model.prompt, PromptEncoder) else None
     bank = list(model.prompt.sentences) if own and isinstance(model.prompt, BankPrompt) else None
     sizes = text and {**{name: getattr(text, name) for name in ("context_length", "vocab_size", "width", "heads")}, "layers": len(text.transformer.resblocks)}
-    return {"library": "promptsg", "tower": model.config.tower + ("" if named else "-quickgelu"), "text_cfg": sizes, "sentences": bank,
+    return {"library": "promptsg", "tower": model.config.tower + ("" if named else "-quickgelu"), "text_cfg": sizes,
+            "sentences": bank,
             "identities": model.num_classes, "trained_on": model.trained_on and sorted(model.trained_on.images),
             "images": {"height_width": list(model.backbone.image_size), "mean": list(model.mean), "std": list(model.std)},
             "config": _as_spoken(model).model_dump(mode="json")}
@@ -336,11 +343,16 @@ def _read_record(folder):
     return record
 
 
+def _texts(value):
+    "A list of two or more different texts."
+    return (isinstance(value, list) and all(isinstance(one, str) for one in value)
+            and len(set(value)) == len(value) > 1)
+
+
 _RECORD = {  # key of config.json -> whether a value can be that
     "config": lambda value: isinstance(value, dict), "tower": lambda value: isinstance(value, str),
     "text_cfg": lambda value: value is None or isinstance(value, dict),
-    "sentences": lambda value: value is None or (isinstance(value, list) and len(set(map(repr, value))) == len(value) > 1
-                                                  and all(isinstance(one, str) for one in value)),
+    "sentences": lambda value: value is None or _texts(value),
     "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
     "trained_on": lambda value: value is None or (isinstance(value, list)
                                                   and all(isinstance(one, str) for one in value))}

@@ -100,9 +100,10 @@ def _continue(block, x, before, mask, rows):
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/04_prompt.ipynb #words
-_THINGS = ("person dog cat horse bird fish tree flower leaf mountain river beach street house kitchen room chair table bed "
-           "sofa lamp book phone computer clock cup bottle plate apple bread pizza cake car bus train boat "
-           "airplane bicycle bag shirt shoe ball toy wall floor sky cloud field").split()
+_THINGS = ("person dog cat horse bird fish tree flower leaf mountain river beach street house kitchen "
+           "room chair table bed sofa lamp book phone computer clock cup bottle plate apple bread pizza "
+           "cake car bus train boat airplane bicycle bag shirt shoe ball toy wall floor sky cloud "
+           "field").split()
 PLAIN_SENTENCES = tuple(f"A photo of a {thing}." for thing in _THINGS)
 
 
@@ -112,16 +113,16 @@ def directions(sentences, others):
     `PromptSGError` for a sentence that says what the others say on average."""
     found = F.normalize(sentences.float(), dim=1) - F.normalize(others.float(), dim=1).mean(0)
     if found.norm(dim=1).min() < 1e-4:
-        raise PromptSGError("a word says what the mean of the other sentences says, so nothing tells it from them; "
-                            "choose another word")
+        raise PromptSGError("a word says what the mean of the other sentences says, so nothing tells it "
+                            "from them; choose another word")
     return F.normalize(found, dim=1)
 
 
 def check_word_count(old, new):
     "`PromptSGError` unless there are as many words as the embedding was made for."
     if len(old) != len(new):
-        raise PromptSGError(f"there are {len(new)} words where the embedding has a place for {len(old)}; give as "
-                            "many, with commas between them")
+        raise PromptSGError(f"there are {len(new)} words where the embedding has a place for {len(old)}; "
+                            "give as many, with commas between them")
 
 # %% ../nbs/04_prompt.ipynb #cell010
 def _fingerprint(module):
@@ -190,12 +191,15 @@ class PromptEncoder(nn.Module):
         return TextFeatures(words[:, -1].expand(batch, -1), lambda: words.expand(batch, -1, -1))
 
     def directions(self):
-        "What tells each word, or the simplified sentence, from `PLAIN_SENTENCES`, Eq. (2): (T, D), each of length 1."
-        return self._once("directions", lambda: self.directions_of(self._word_tokens or [self.sentence]))
+        "What tells each word, or the simplified sentence, from `PLAIN_SENTENCES`: (T, D), Eq. (2)."
+        said = self._word_tokens or [self.sentence]
+        return self._once("directions", lambda: self.directions_of(said))
 
     def directions_of(self, sentences):
         "Those of any sentences (text, or `PromptTokens`), (T, D)."
-        told = lambda one: one if isinstance(one, PromptTokens) else tokenize_prompt(one, self.tokenizer, self.aspect)
+        def told(one):
+            tokens = isinstance(one, PromptTokens)
+            return one if tokens else tokenize_prompt(one, self.tokenizer, self.aspect)
         said = lambda sentences: torch.cat([self._read(told(one))[:, -1] for one in sentences])
         return directions(said(sentences), said(PLAIN_SENTENCES))
 
@@ -238,7 +242,8 @@ class PromptEncoder(nn.Module):
     def _read(self, sentence):
         "Words (1, L - 1, D) of a `PromptTokens` without a place for s*."
         positions = self.text.positional_embedding[:len(sentence.ids)]
-        return self._project(self._states(self.word_embeddings(sentence.ids)[None] + positions))[:, 1:]
+        words = self.word_embeddings(sentence.ids)[None] + positions
+        return self._project(self._states(words))[:, 1:]
 
     def _words(self, prefix, x):
         "Words (B, L - 1, D) from the states (B, R, W) after the last block."
@@ -268,7 +273,7 @@ class BankPrompt(nn.Module):
         self.set_prompt(template, simplified, words)
 
     def set_prompt(self, template=None, simplified=None, words=None):
-        "Changes the simplified sentence or the words; a template is kept, as nothing can be composed."
+        "Changes the simplified sentence or the words; a template is only kept."
         if template is not None:
             self.template = PromptTokens(template, (), None, template)
         if simplified is not None:
@@ -281,8 +286,9 @@ class BankPrompt(nn.Module):
             self.words = tuple(words)
 
     def composed(self, pseudo_token):
-        raise PromptSGError("a bank of sentences has no words to compose a prompt of; set use_composed_prompt: false and "
-                            "eval_prompt: simplified, or text_pretrained to a text tower")
+        raise PromptSGError("a bank of sentences has no words to compose a prompt of; set "
+                            "use_composed_prompt: false and eval_prompt: simplified, or text_pretrained to "
+                            "a text tower")
 
     def simplified(self, batch):
         "`TextFeatures` of the simplified prompt for `batch` images; its one word is the sentence."
@@ -290,7 +296,7 @@ class BankPrompt(nn.Module):
         return TextFeatures(sentence, lambda: sentence[:, None])
 
     def directions(self):
-        "What tells each word, or the simplified sentence, from all of the bank, Eq. (2): (T, D), each of length 1."
+        "What tells each word, or the simplified sentence, from all of the bank: (T, D), Eq. (2)."
         return self.directions_of(self.words or (self.sentence.template,))
 
     def directions_of(self, sentences):
@@ -307,6 +313,6 @@ class BankPrompt(nn.Module):
             near = difflib.get_close_matches(filled[:200], self.sentences, n=12, cutoff=0)
             rest = len(self.sentences) - len(near)
             there = ", ".join(shown(one) for one in near) + (f" and {rest} others" if rest else "")
-            raise PromptSGError(f"the bank has no sentence {shown(filled, 200)}; it has {there}; choose one of these, or "
-                                "make another bank with promptsg bank")
+            raise PromptSGError(f"the bank has no sentence {shown(filled, 200)}; it has {there}; choose "
+                                "one of these, or make another bank with promptsg bank")
         return self.sentences.index(filled)

@@ -115,8 +115,9 @@ def _said(config):
     "What the text says, in a sentence."
     if config.language and config.fusion == "pool":
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
-        return f"Beside class token and patches, its patch tokens are pooled where these words look: {words}."
-    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the image; ranked with the {config.eval_prompt} prompt."
+        return f"Beside class token and patches, patch tokens are pooled where these words look: {words}."
+    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the image; "
+            f"ranked with the {config.eval_prompt} prompt."
             if config.language else "This is the image-only control: no prompt and no text.")
 
 
@@ -129,9 +130,12 @@ def _trained(record):
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
             "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
-    if not config.epochs:
-        return _table(["what", "value"], rows.items()) + "\n\nNothing was trained by gradient: the whitening alone was fitted, to these images and those held out."
-    return _table(["what", "value"], rows.items()) + "\n\n" + _choice(config.select, len(record["epochs"]))
+    chosen = _choice(config.select, len(record["epochs"])) if config.epochs else _NOTHING
+    return _table(["what", "value"], rows.items()) + "\n\n" + chosen
+
+
+_NOTHING = ("Nothing was trained by gradient: the whitening alone was fitted, to these images and those "
+            "held out.")
 
 
 def _choice(select, epochs):
@@ -206,7 +210,7 @@ class _SpokenPrompt(nn.Module):
     def __init__(self, prompt, composed, pooled=False):
         super().__init__()
         if pooled:
-            self.register_buffer("looks", prompt.directions().clone())                            # (T, D)
+            self.register_buffer("looks", prompt.directions().clone())  # (T, D)
             return
         if not composed:
             self.register_buffer("said", prompt.simplified(1).words.clone())                      # (1, L - 1, D)
@@ -236,7 +240,8 @@ class _Embedding(nn.Module):
         super().__init__()
         self.model, self.kind = copy.deepcopy(model).cpu().float().eval().requires_grad_(False), prompt
         if model.config.language:
-            self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed", model.config.fusion == "pool")
+            self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed",
+                                              model.config.fusion == "pool")
 
     def forward(self, images):
         return F.normalize(self.model(images, self.kind).retrieval, dim=1)

@@ -668,7 +668,7 @@ class Trainer:
         found = self.feed.embed(whole)  # not whitened yet
         self.history = [{"epoch": 0, **self.validate(self._fitted(found, self.splits.train))}]
         self._fitted(found, whole)
-        self.accelerator.log({name: value for name, value in self.history[0].items() if name != "epoch"}, step=0)
+        self.accelerator.log({name: self.history[0][name] for name in ("val_rank1", "val_mAP")}, step=0)
         self._save(-1, whitened=True)
         if self.progress:
             print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
@@ -805,7 +805,8 @@ class Trainer:
         return bool(patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience)
 
     def _save(self, epoch, **more):
-        """best/ first: if the run is killed in between, the epoch is simply repeated. Everything else can be made again from last/.
+        """best/ first: if the run is killed in between, the epoch is simply repeated. Everything else
+        can be made again from last/.
 
         `more` goes into the states."""
         if not self.accelerator.is_main_process:
@@ -916,7 +917,8 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     tensors, state = read_checkpoint(run / which)
     config = Config.from_yaml(run / "config.yml").replace(tracker="none")  # nothing is trained, so nothing is written into the run
     if not config.epochs:
-        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run that was trained")
+        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run that "
+                            "was trained")
     trainer = Trainer(config, splits, run, progress=False, losses=losses, build=build)
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)

@@ -27,17 +27,19 @@ def whitened_similarity(gram, fitted, labels, dim):
     Raises `PromptSGError` where no identity has two different images."""
     gram, n = gram.double(), len(fitted)
     one = F.one_hot(labels.long()).double()
-    apart = torch.eye(n, dtype=gram.dtype) - one @ (one / one.sum(0)).T              # takes the identity's mean away
+    # takes the identity's mean away
+    apart = torch.eye(n, dtype=gram.dtype) - one @ (one / one.sum(0)).T
     near = gram[:, fitted]
     centred = gram - near.mean(1)[:, None] - near.mean(1)[None] + near[fitted].mean()
-    seen = near @ apart - near[fitted].mean(0) @ apart                               # (N, n) on residuals
-    inner = apart @ near[fitted] @ apart                                             # (n, n)
+    seen = near @ apart - near[fitted].mean(0) @ apart  # (N, n) on residuals
+    inner = apart @ near[fitted] @ apart                # (n, n)
     if inner.trace() < 1e-12:
-        raise PromptSGError("whitening learns from how one person's images differ, and no person has two different ones")
+        raise PromptSGError("whitening learns from how one person's images differ, and no person has two "
+                            "different ones")
     ridge, share = _ridge(inner, dim)
     if share < 1:
-        system = torch.linalg.solve(n * ridge / (1 - share) * torch.eye(n, dtype=gram.dtype) + inner, seen.T)
-        centred = centred - seen @ system
+        system = n * ridge / (1 - share) * torch.eye(n, dtype=gram.dtype) + inner
+        centred = centred - seen @ torch.linalg.solve(system, seen.T)
     size = centred.diagonal().clamp(min=1e-24).rsqrt()
     return (centred * size[:, None] * size[None]).float()
 
@@ -52,25 +54,28 @@ def _ridge(inner, dim):
 
 # %% ../nbs/21_tune.ipynb #cv
 def deal_people(frame, folds=5, seed=0):
-    "A fold number (N,) for each row of a frame, all images of a person in one. `PromptSGError` for too few people."
+    """A fold number (N,) for each row of a frame, all images of a person in one.
+
+    `PromptSGError` for too few people."""
     people = np.unique(frame.pid)
     if len(people) < 2 * folds:
-        raise PromptSGError(f"{len(people)} train-side people are too few for {folds} folds of two or more; give more people, or "
-                            "fewer folds")
+        raise PromptSGError(f"{len(people)} train-side people are too few for {folds} folds of two or more; "
+                            "give more people, or fewer folds")
     order = np.random.default_rng([seed, folds]).permutation(len(people))
     return (order % folds)[np.searchsorted(people, frame.pid)]
 
 
 def train_people(splits):
     "The images of the train side, those held out for validation too: a frame, each image once."
-    return pd.concat([splits.train, splits.val_query, splits.val_gallery], ignore_index=True).drop_duplicates("path", ignore_index=True)
+    whole = pd.concat([splits.train, splits.val_query, splits.val_gallery])
+    return whole.drop_duplicates("path", ignore_index=True)
 
 
 def cross_validate(gram, frame, aspect, dim, folds=5, draws=3, seed=0):
     """mAP (0..1) of each fold's people, (folds,), whitened by the other folds' people.
 
-    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's images, all
-    of the train side. Ranked are the images of `aspect`: a held-out person's against one of each of
+    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's images,
+    all of the train side. Ranked are the images of `aspect`: a held-out person's against one of each of
     the people, `draws` times. `PromptSGError` as `deal_people`."""
     dealt, scores = deal_people(frame, folds, seed), []
     ranked, rng = (frame.aspect == aspect).to_numpy(), np.random.default_rng([seed, folds, draws])
@@ -94,12 +99,13 @@ def _ranked(similarity, frame, ranked, held, rng):
 
 # %% ../nbs/21_tune.ipynb #words
 def word_parts(model, frame, words, temperature=None, batch_size=32, progress=True, feed=None):
-    """{part: (N, D) rows of length 1} of a frame's images under a model that pools: `class token`, `patches`, and each word.
+    """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches`, and each word.
 
     One pass over the images, however many words there are. `temperature`: the config's for None.
     `PromptSGError` for a model without pooling words, and for a word that its text does not know."""
     if model.config.fusion != "pool" or not model.config.language:
-        raise PromptSGError("only a version that pools where words look has words to choose; give --config training_free@BACKBONE")
+        raise PromptSGError("only a version that pools where words look has words to choose; give --config "
+                            "training_free@BACKBONE")
     words, feed = list(words), feed or Feed(model, model.config, progress=progress)
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -108,33 +114,38 @@ def word_parts(model, frame, words, temperature=None, batch_size=32, progress=Tr
     key = "frozen" if model.config.cache_frozen else "image"
 
     def embed(x):
-        seen = model.backbone.features_after(x.float() if key == "frozen" else model.backbone.features_before(x))
+        kept = x.float() if key == "frozen" else model.backbone.features_before(x)
+        seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks, seen.patches, seen.embedding, tokens).embedding
-    found = embed_images(embed, frame, feed.still, batch_size=batch_size, device=device, progress=progress,
-                         dataset=lambda rows, transform: feed.evaluation(rows), key=key).of(frame)
-    rows = F.normalize(found.unflatten(1, (-1, looks.shape[1])), dim=2)               # (N, 2 + T, D)
+    found = embed_images(embed, frame, feed.still, batch_size=batch_size, device=device,
+                         progress=progress, dataset=lambda rows, transform: feed.evaluation(rows), key=key)
+    rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[1])), dim=2)  # (N, 2 + T, D)
     return dict(zip(["class token", "patches", *words], rows.unbind(1)))
 
 
 def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
-    """Words chosen greedily beside class token and patches: a DataFrame, a row a step, the last ones those to keep.
+    """Words chosen greedily beside class token and patches: a DataFrame, a row a step.
 
-    `parts` is what `word_parts` gives for the train side's images. Columns: `words` so far, `mAP` (percent, mean over
-    folds), `gain` over the step before with its standard error over folds, `kept`: the step helped."""
+    `parts` is what `word_parts` gives for the train side's images. Columns: `words` so far, `mAP`
+    (percent, mean over folds), `gain` over the step before and its standard `error` over folds, `kept`:
+    the step helped. The last row that is kept has the words."""
     grams = {name: rows @ rows.T for name, rows in parts.items()}
     candidates, dim = list(parts)[2:], next(iter(parts.values())).shape[1]
-    measured = lambda total, number: 100 * cross_validate(total / number, frame, aspect, number * dim, folds, seed=seed)
+    measured = lambda total, number: 100 * cross_validate(total / number, frame, aspect, number * dim,
+                                                          folds, seed=seed)
     chosen, total = [], grams["class token"] + grams["patches"]
     before = measured(total, 2)
     steps = [dict(words="", mAP=before.mean(), gain=np.nan, error=np.nan, kept=True)]
     while len(chosen) < most and steps[-1]["kept"] and candidates:
         number = len(chosen) + 3
-        tried = {word: measured(total + grams[word], number) for word in progress_bar(candidates, progress, desc=f"word {number - 2}")}
+        bar = progress_bar(candidates, progress, desc=f"word {number - 2}")
+        tried = {word: measured(total + grams[word], number) for word in bar}
         best = max(tried, key=lambda word: tried[word].mean())
         gain = tried[best] - before
-        steps.append(dict(words=", ".join([*chosen, best]), mAP=tried[best].mean(), gain=gain.mean(),
-                          error=gain.std(ddof=1) / folds ** 0.5, kept=bool(gain.mean() > 0)))
+        steps.append(dict(words=", ".join([*chosen, best]), mAP=tried[best].mean(),
+                          gain=gain.mean(), error=gain.std(ddof=1) / folds ** 0.5,
+                          kept=bool(gain.mean() > 0)))
         chosen, total, before = [*chosen, best], total + grams[best], tried[best]
         candidates.remove(best)
     return pd.DataFrame(steps)

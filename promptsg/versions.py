@@ -21,8 +21,9 @@ _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size
 
 # What a budget for training may not change where nothing is trained. No epoch is chosen, so nobody
 # is held out, and each image is seen once, so frozen blocks need no cache.
-_NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_frozen=False, steps_per_epoch=None,
-                       val_type="images", select="last", crop_padding=0, flip=0.0, erasing=0.0)
+_NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_frozen=False,
+                       steps_per_epoch=None, val_type="images", select="last", crop_padding=0,
+                       flip=0.0, erasing=0.0)
 
 OURS = {
     "paper": _PAPER,
@@ -30,8 +31,8 @@ OURS = {
     "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
     "best": _PAPER.replace(variant="best", select="last", whiten=True),
     "training_free": _PAPER.replace(
-        variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool", patch_tokens="dense",
-        supcon_loss_weight=0.0, classifier="linear", whiten=True, **_NOTHING_TRAINS),
+        variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool",
+        patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True, **_NOTHING_TRAINS),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -195,8 +196,8 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
             "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
-            "training_free": "nothing is trained by gradient: dense tokens pooled where the words look, beside class token and "
-                             "patches, whitened within train people",
+            "training_free": "nothing is trained by gradient: dense tokens pooled where the words look, beside "
+                             "class token and patches, whitened within train people",
             "best": "paper with its last epoch kept, not the one validated best, and its ranking embedding whitened within train people"}
 
 
