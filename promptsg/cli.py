@@ -46,40 +46,54 @@ Sets = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Change a
 
 # %% ../nbs/16_cli.ipynb #cell005
 def parse_sets(pairs):
-    """`['epochs=3', 'image_size=[224, 128]', 'variant=mine: 2'] -> {'epochs': 3, 'image_size': [224, 128], 'variant': 'mine: 2'}`.
+    """`['epochs=3', 'image_size=[224, 128]', 'variant=mine: 2'] -> {'epochs': 3, 'image_size':
+    [224, 128], 'variant': 'mine: 2'}`.
 
-    A field of text takes what follows the equals sign as it is (null where it may be left out), another is read as YAML.
-    `PromptSGError` without an equals sign, and for what is no YAML."""
+    A field of text takes what follows the equals sign as it is (null where it may be left out),
+    another is read as YAML. `PromptSGError` without an equals sign, and for what is no YAML."""
     changes = {}
     for pair in pairs or []:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals:
             raise PromptSGError(f"--set {shown(pair)} has no equals sign; write FIELD=VALUE")
         try:
-            text = Config.takes_text(key) and not (value == "null" and Config.model_fields[key].default is None)
+            text = Config.takes_text(key) and not (
+                value == "null" and Config.model_fields[key].default is None
+            )
             changes[key] = value if text else read_yaml(value)
         except PromptSGError as error:
-            raise PromptSGError(f"--set {shown(pair)} cannot be read ({error}); write FIELD=VALUE, such as epochs=3") from None
+            raise PromptSGError(
+                f"--set {shown(pair)} cannot be read ({error}); write FIELD=VALUE, such as epochs=3"
+            ) from None
     return changes
 
 
 def read_config(text, sets=None):
-    "The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with `--set` changes."
+    """The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with
+    `--set` changes."""
     from promptsg.versions import version
+
     name, at, backbone = str(text).partition("@")
     config = version(name, backbone) if at and not os.path.exists(text) else Config.from_yaml(text)
     return config.replace(**parse_sets(sets))
 
 
 def chosen_config(run, config, sets, **changes):
-    """The `Config` of a run, or of `config` for the image tower untrained; `changes` come before `--set`. Imports no PyTorch.
+    """The `Config` of a run, or of `config` for the image tower untrained; `changes` come before
+    `--set`. Imports no PyTorch.
 
-    `PromptSGError` unless one of `run` and `config` is given, and for a run folder or config that is none."""
+    `PromptSGError` unless one of `run` and `config` is given, and for a run folder or config
+    that is none."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
     if run and not (run / "config.yml").is_file():
-        raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
-    return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(**changes, **parse_sets(sets))
+        raise PromptSGError(
+            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
+            "train"
+        )
+    return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(
+        **changes, **parse_sets(sets)
+    )
 
 
 def read_frame(data, config, level=None, only=False):
@@ -87,19 +101,25 @@ def read_frame(data, config, level=None, only=False):
 
     `only`: one image file will do as well. `level`: `--identity-level`; the config's for None."""
     from promptsg.readers import left_out_lines, read_data, read_images
-    frame = (read_images if only else read_data)(data, config.dataset, level or config.identity_level)
+
+    frame = (read_images if only else read_data)(
+        data, config.dataset, level or config.identity_level
+    )
     for line in left_out_lines(frame.attrs.get("excluded", {})):
         typer.echo(line, err=True)
     return frame
 
 
 def ready_model(run, config, sets, **changes):
-    """The model of a run, or with `config` its image tower untrained, in evaluation mode on the machine's device; `changes` come before `--set`.
+    """The model of a run, or with `config` its image tower untrained, in evaluation mode on the
+    machine's device; `changes` come before `--set`.
 
-    Joins the processes that torchrun or accelerate started. `PromptSGError` as `chosen_config` and `load_run` raise it."""
+    Joins the processes that torchrun or accelerate started. `PromptSGError` as `chosen_config`
+    and `load_run` raise it."""
     chosen = chosen_config(run, config, sets, **changes)
     from promptsg.model import untrained
     from promptsg.training import load_run, make_accelerator
+
     model = load_run(run, **{**changes, **parse_sets(sets)}) if run else untrained(chosen)
     return model.to(make_accelerator(model.config).device)
 
@@ -108,29 +128,47 @@ _UNITS = "percent, mean ± standard deviation over splits"
 
 
 def print_table(results):
-    "Mean and standard deviation over splits, in percent, one row a result, with what the numbers say and do not; returns the table."
+    """Mean and standard deviation over splits, in percent, one row a result, with what the numbers
+    say and do not; returns the table."""
     import pandas as pd
     from promptsg.evaluation import notes
-    table = pd.DataFrame({name: {f"{column}": f"{row['mean']:.2f} ± {row['std']:.2f}" for column, row in result.summary.iterrows()}
-                          for name, result in results.items()}).T
+
+    table = pd.DataFrame(
+        {
+            name: {
+                f"{column}": f"{row['mean']:.2f} ± {row['std']:.2f}"
+                for column, row in result.summary.iterrows()
+            }
+            for name, result in results.items()
+        }
+    ).T
     typer.echo("\n".join([_UNITS, table.to_string(), *notes(results)]))
     return table
 
 # %% ../nbs/16_cli.ipynb #cell007
 @app.command()
-def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", help=CONFIG)] = None,
-          out: Annotated[Optional[Path], typer.Option("--out", help="Run folder to write.")] = None,
-          resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False, level: Level = None,
-          sets: Sets = None):
+def train(
+    data: Data,
+    config: Annotated[Optional[str], typer.Option("--config", help=CONFIG)] = None,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Run folder to write.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    level: Level = None,
+    sets: Sets = None,
+):
     "Train one config; the run folder gets config.yml, splits.json, metrics.csv, best/ and last/."
     from promptsg.files import check_writable
     from promptsg.readers import for_data
+
     if config is None and not (resume and out):
-        raise PromptSGError("no config is given; add --config FILE (or --resume with --out RUN to go on with a run)")
+        raise PromptSGError(
+            "no config is given; add --config FILE (or --resume with --out RUN to go on with a run)"
+        )
     begun = bool(out) and (out / "config.yml").is_file()
     if resume and config is None and not begun:
-        raise PromptSGError(f"there is no run in {out} to resume (it has no config.yml); give --out the folder of a run, "
-                            "or start one with --config, without --resume")
+        raise PromptSGError(
+            f"there is no run in {out} to resume (it has no config.yml); give --out the folder of "
+            "a run, or start one with --config, without --resume"
+        )
     chosen = read_config(config or out / "config.yml", sets)
     folder = out or Path(chosen.output_dir or Path("runs") / chosen.experiment)
     check_writable(folder)
@@ -141,10 +179,13 @@ def train(data: Data, config: Annotated[Optional[str], typer.Option("--config", 
 def _train(config, frame, folder, resume):
     from promptsg.data import check_images
     from promptsg.training import Trainer, make_accelerator, processes, splits_of
+
     make_accelerator(config)  # joins the processes, so that one of them speaks
     splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
-    if processes()[0] == 0:  # the test images too: they are measured next, and a torn file is better found before the training than after
-        check_images([path for part in (splits.train, splits.val, splits.val_gallery, splits.test) for path in part.path])
+    if processes()[0] == 0:
+        # The test images too: they are measured next, and a torn file is better found before the
+        # training than after.
+        check_images([*splits.known.path, *splits.test.path])
     Trainer(config, splits, folder).fit(resume=resume)
     if processes()[0] == 0:
         typer.echo(f"trained; the run is in {folder}")
@@ -154,21 +195,45 @@ Protocol = Annotated[str, typer.Option("--protocol", help="clipfh or mba.")]
 
 
 @app.command("evaluate")
-def evaluate_command(data: Data, run: AnyRun = None, config: Untrained = None, protocol: Protocol = "clipfh",
-                     cross: Annotated[bool, typer.Option("--cross", help="The data is another data set than the run's: everybody in it is a "
-                                                                         "test person.")] = False,
-                     out: Annotated[Optional[Path], typer.Option("--out", help="Folder for the results; by default one in the run's folder, "
-                                                                               "named after what is measured.")] = None,
-                     level: Level = None, sets: Sets = None):
-    "Measure a run on its own query/gallery splits, or with --cross on another data set, or a config before training."
+def evaluate_command(
+    data: Data,
+    run: AnyRun = None,
+    config: Untrained = None,
+    protocol: Protocol = "clipfh",
+    cross: Annotated[
+        bool,
+        typer.Option(
+            "--cross",
+            help="The data is another data set than the run's: everybody in it is a test person.",
+        ),
+    ] = False,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            help="Folder for the results; by default one in the run's folder, "
+            "named after what is measured.",
+        ),
+    ] = None,
+    level: Level = None,
+    sets: Sets = None,
+):
+    """Measure a run on its own query/gallery splits, or with --cross on another data set, or a
+    config before training."""
     from promptsg.files import check_writable
+
     if cross and not run:
-        raise PromptSGError("--cross measures a run on another data set; give --run FOLDER (with --config nothing was trained, so leave --cross out)")
+        raise PromptSGError(
+            "--cross measures a run on another data set; give --run FOLDER (with --config nothing "
+            "was trained, so leave --cross out)"
+        )
     chosen = chosen_config(run, config, sets)
     check_writable(out or run or Path("runs"))
-    frame = read_frame(data, chosen.replace(dataset="11k") if cross else chosen, level)
+    other = dict(dataset="11k", identity_level=None)  # how another data set lies is seen there
+    frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
     from promptsg.training import measure, processes
+
     splits, fitted = _what_to_measure(run, model, frame, cross)
     results, _ = measure(model, splits, (protocol,), config=fitted)
     if processes()[0] == 0:
@@ -179,28 +244,44 @@ def evaluate_command(data: Data, run: AnyRun = None, config: Untrained = None, p
 
 
 def _what_to_measure(run, model, frame, cross):
-    "(`Splits`, `Config` for the record): the run's own splits, another data set's, or those of an untrained tower."
+    """(`Splits`, `Config` for the record): the run's own splits, another data set's, or those of
+    an untrained tower."""
     from promptsg.data import cross_splits, for_data, run_splits
     from promptsg.training import left_out, splits_of
+
     config = model.config
     if not run:
         config = for_data(config, frame)
         return splits_of(config, frame, said=frame.attrs.get("excluded", ())), config
     own = not cross
-    splits = run_splits(run, frame) if own else cross_splits(frame, config.aspect, config.num_splits, config.seed, model.trained_on)
+    splits = (
+        run_splits(run, frame)
+        if own
+        else cross_splits(frame, config.aspect, config.num_splits, config.seed, model.trained_on)
+    )
     return left_out(splits, said=frame.attrs.get("excluded", ())), config
 
 
 def results_folder(run, config, splits, data):
-    """The folder for what is measured; another measurement has another folder, so none is written over.
+    """The folder for what is measured; another measurement has another folder, so none is written
+    over.
 
-    The run's own, where it is measured as it was trained; below it one named after another data set, or after the hash of
-    another config; without a run, one below runs/zero-shot."""
+    The run's own, where it is measured as it was trained; below it one named after another data
+    set, or after the hash of another config; without a run, one below runs/zero-shot."""
     from promptsg.data import data_hash
+
     if run is None:
-        return Path("runs") / "zero-shot" / f"{plain_name(config.tower)}-{config.hash[:8]}-{data_hash(splits.test)[:8]}"
+        return (
+            Path("runs")
+            / "zero-shot"
+            / f"{plain_name(config.tower)}-{config.hash[:8]}-{data_hash(splits.test)[:8]}"
+        )
     other = Config.from_yaml(run / "config.yml").changed(config)
-    names = [f"cross-{plain_name(Path(data).stem)}-{data_hash(splits.test)[:8]}"] if splits.cross else []
+    names = (
+        [f"cross-{plain_name(Path(data).stem)}-{data_hash(splits.test)[:8]}"]
+        if splits.cross
+        else []
+    )
     return Path(run, *names, *([f"config-{config.hash[:8]}"] if other else []))
 
 
@@ -213,12 +294,23 @@ _ONCE = dict(cache_frozen=False, cache_pixels=False)  # images that are seen onc
 
 
 @app.command()
-def embed(data: Annotated[Path, typer.Option("--data", help="An image file, a data folder or a CSV.")], run: AnyRun = None,
-          config: Untrained = None,
-          out: Annotated[Path, typer.Option("--out", help="File to write (.npz): features, paths, identities and a record.")] = Path("embeddings.npz"),
-          level: Level = None, sets: Sets = None):
-    "Write the embeddings of images, by a run or an untrained tower: L2-normalised rows, their paths and identities."
+def embed(
+    data: Annotated[Path, typer.Option("--data", help="An image file, a data folder or a CSV.")],
+    run: AnyRun = None,
+    config: Untrained = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="File to write (.npz): features, paths, identities and a record."
+        ),
+    ] = Path("embeddings.npz"),
+    level: Level = None,
+    sets: Sets = None,
+):
+    """Write the embeddings of images, by a run or an untrained tower: L2-normalised rows, their
+    paths and identities."""
     from promptsg.files import check_writable, counted
+
     chosen = chosen_config(run, config, sets, **_ONCE)
     check_writable(out.parent)
     if out.is_dir():
@@ -226,11 +318,14 @@ def embed(data: Annotated[Path, typer.Option("--data", help="An image file, a da
     frame = read_frame(data, chosen, level, only=True)
     model = ready_model(run, config, sets, **_ONCE)
     from promptsg.training import Feed, processes
+
     found = Feed(model, model.config).embed(frame).of(frame).numpy()
     if processes()[0]:
         return
     _write_embeddings(out, found, frame, record_of(model, frame))
-    typer.echo(f"{counted(found.shape[0], 'embedding')} of {found.shape[1]} dimensions are in {out}")
+    typer.echo(
+        f"{counted(found.shape[0], 'embedding')} of {found.shape[1]} dimensions are in {out}"
+    )
 
 
 def _write_embeddings(out, features, frame, record):
@@ -239,30 +334,57 @@ def _write_embeddings(out, features, frame, record):
 
     import numpy as np
     from promptsg.files import writing
+
     with writing(out) as part, open(part, "wb") as opened:
-        np.savez(opened, features=features, paths=frame.path.to_numpy(str), identities=frame.identity.to_numpy(str),
-                 record=json.dumps(record))
+        np.savez(
+            opened,
+            features=features,
+            paths=frame.path.to_numpy(str),
+            identities=frame.identity.to_numpy(str),
+            record=json.dumps(record),
+        )
 
 
 def record_of(model, frame):
-    "What embeddings and searches say of themselves: `{weights, config, data_hash, source, left_out}`."
+    """What embeddings and searches say of themselves: `{weights, config, data_hash, source,
+    left_out}`."""
     from promptsg.data import data_hash
     from promptsg.training import weights_hash
-    return {"weights": weights_hash(model), "config": model.config.model_dump(mode="json"), "data_hash": data_hash(frame),
-            "source": frame.attrs.get("source", ""), "left_out": frame.attrs.get("excluded", {})}
+
+    return {
+        "weights": weights_hash(model),
+        "config": model.config.model_dump(mode="json"),
+        "data_hash": data_hash(frame),
+        "source": frame.attrs.get("source", ""),
+        "left_out": frame.attrs.get("excluded", {}),
+    }
 
 
 @app.command()
-def search(query: Annotated[Path, typer.Option("--query", help="An image file.")],
-           gallery: Annotated[Path, typer.Option("--gallery", "--data", help="Data folder or CSV to search.")], run: AnyRun = None,
-           config: Untrained = None,
-           top: Annotated[int, typer.Option("--top", min=1, help="How many gallery images.")] = 10,
-           out: Annotated[Optional[Path], typer.Option("--out", help="Folder for table, picture and record; by default one below search/, "
-                                                                     "named after the search.")] = None,
-           level: Level = None, sets: Sets = None):
-    "Find the gallery images nearest to a query, by a run or, without any training, by an untrained tower; a table and a picture."
+def search(
+    query: Annotated[Path, typer.Option("--query", help="An image file.")],
+    gallery: Annotated[
+        Path, typer.Option("--gallery", "--data", help="Data folder or CSV to search.")
+    ],
+    run: AnyRun = None,
+    config: Untrained = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many gallery images.")] = 10,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            help="Folder for table, picture and record; by default one below search/, "
+            "named after the search.",
+        ),
+    ] = None,
+    level: Level = None,
+    sets: Sets = None,
+):
+    """Find the gallery images nearest to a query, by a run or, without any training, by an
+    untrained tower; a table and a picture."""
     from promptsg.files import check_writable, content_hash
     from promptsg.readers import find_same, read_picture
+
     chosen = chosen_config(run, config, sets, **_ONCE)
     check_writable(out or Path("search"))
     one, many = read_picture(query), read_frame(gallery, chosen, level)
@@ -270,11 +392,19 @@ def search(query: Annotated[Path, typer.Option("--query", help="An image file.")
     one["identity"] = many.identity[same].iloc[0] if same.any() else "?"
     others = many[~same].reset_index(drop=True)
     if not len(others):
-        raise PromptSGError(f"the gallery {gallery} holds nothing but the query's own picture; give a gallery with other pictures")
+        raise PromptSGError(
+            f"the gallery {gallery} holds nothing but the query's own picture; give a gallery with "
+            "other pictures"
+        )
     model = ready_model(run, config, sets, **_ONCE)
     table = _nearest(model, one, others, top)
-    record = {"query": str(query), "query_hash": content_hash(query), "top": top, "left out as the query itself": int(same.sum()),
-              **record_of(model, many)}
+    record = {
+        "query": str(query),
+        "query_hash": content_hash(query),
+        "top": top,
+        "left out as the query itself": int(same.sum()),
+        **record_of(model, many),
+    }
     folder = out or Path("search") / f"{plain_name(query.stem)}-{_key(record)}"
     _write_search(folder, record, one, table)
     typer.echo(table.drop(columns="path").round({"similarity": 4}).to_string(index=False))
@@ -282,8 +412,10 @@ def search(query: Annotated[Path, typer.Option("--query", help="An image file.")
 
 
 def _nearest(model, one, many, top):
-    "The `top` nearest rows of `many`: a DataFrame of rank (from 1), image, identity, path, similarity."
+    """The `top` nearest rows of `many`: a DataFrame of rank (from 1), image, identity, path,
+    similarity."""
     from promptsg.training import Feed
+
     feed = Feed(model, model.config)
     similarity = (feed.embed(one).of(one) @ feed.embed(many).of(many).T)[0]
     order = similarity.argsort(descending=True, stable=True)[:top].numpy()
@@ -296,19 +428,24 @@ def _key(record):
     "Eight hex digits that name a search by what was searched with what."
     import hashlib
     import json
+
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _write_search(folder, record, one, table):
-    "search.json, nearest.csv and nearest.png. `PromptSGError` where the folder holds another search."
+    """search.json, nearest.csv and nearest.png. `PromptSGError` where the folder holds another
+    search."""
     from promptsg.files import held, read_json, write_csv, write_json
     from promptsg.plots import save_figure
+
     with held(folder):
         file = folder / "search.json"
         if file.exists() and read_json(file, "choose another folder with --out") != record:
             raise PromptSGError(f"{folder} holds another search; choose another folder with --out")
         write_csv(folder / "nearest.csv", table)
-        figure = ranked_figure([(one.iloc[0], table, table.similarity.tolist())], named=True, digits=3)
+        figure = ranked_figure(
+            [(one.iloc[0], table, table.similarity.tolist())], named=True, digits=3
+        )
         save_figure(figure, folder / "nearest.png")
         write_json(file, record)
 
@@ -326,7 +463,8 @@ def export(run: Run, out: Annotated[Path, typer.Option("--out", help="Folder to 
 
 # %% ../nbs/16_cli.ipynb #cell011
 def ranked_figure(rows, named=False, **options):
-    "Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities over the pictures if `named`; an unknown one is '?'."
+    """Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities
+    over the pictures if `named`; an unknown one is '?'."""
     from PIL import ImageOps
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
@@ -368,7 +506,8 @@ def attention_figure(model, frame, images=4, seed=0):
 
 
 def steps_figure(model, embeddings, splits, top=4, seed=0):
-    "From a picture to a ranking: one random query of the first split, its s*, the sentence, where it looks (mean over heads), what is found."
+    """From a picture to a ranking: one random query of the first split, its s*, the sentence,
+    where it looks (mean over heads), what is found."""
     import torch
     from promptsg.data import load_image
     from promptsg.evaluation import rank_gallery
@@ -386,16 +525,19 @@ def steps_figure(model, embeddings, splits, top=4, seed=0):
 
 # %% ../nbs/16_cli.ipynb #cell013
 def demo_config():
-    "`paper` on the embedded ResNet with 12 epochs in place of 16, so that the demo ends within five minutes on two slow cores."
+    """`paper` on the embedded ResNet with 12 epochs in place of 16, so that the demo ends within
+    five minutes on two slow cores."""
     from promptsg.versions import version
     return version("paper", "hand-rn-tiny").replace(epochs=12)
 
 
 def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress=True):
-    """Untrained baseline, training, ten splits, and the table and figures in `out`; returns `{row: Result}`.
+    """Untrained baseline, training, ten splits, and the table and figures in `out`; returns `{row:
+    Result}`.
 
-    Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it trains `demo_config()`.
-    A finished training in `out` is used again, an interrupted one continued. `PromptSGError` when `out` holds a run of another config."""
+    Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it
+    trains `demo_config()`. A finished training in `out` is used again, an interrupted one
+    continued. `PromptSGError` when `out` holds a run of another config."""
     from promptsg.data import check_writable, counted, for_data
     from promptsg.model import untrained
     from promptsg.synth import demo_hands
@@ -552,7 +694,8 @@ def check_weights():
 
 
 def check_data(root, level=None):
-    "What a data folder holds, read the way train reads it, each image to its end: people, sides, what is left out, what is odd about the pictures."
+    """What a data folder holds, read the way train reads it, each image to its end: people, sides,
+    what is left out, what is odd about the pictures."""
     if root is None:
         yield "data", "not given", "promptsg doctor --data FOLDER looks into it; promptsg synth --out FOLDER draws hands"
         return
@@ -588,7 +731,8 @@ def _finding(found):
 
 @app.command()
 def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data folder to look into.")] = None, level: Level = None):
-    "Say what is installed, which weights and data are found, and what to do about what is not. Exit code 2 when a check failed."
+    """Say what is installed, which weights and data are found, and what to do about what is not.
+    Exit code 2 when a check failed."""
     import platform
     import torch
     from promptsg.data import counted

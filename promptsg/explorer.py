@@ -60,10 +60,12 @@ _AT_ONCE = 48  # images whose patches the fusion works on: more would not stay i
 
 
 class OpenRun:
-    """A trained model, and what its image tower says of every test image, kept in memory: a new prompt runs text, fusion and head alone.
+    """A trained model, and what its image tower says of every test image, kept in memory: a new
+    prompt runs text, fusion and head alone.
 
-    `frame` is the reader's DataFrame of the data that the run's `splits.json` names. Raises `PromptSGError` as `load_run` and
-    reading its splits do, and for an image that cannot be read."""
+    `frame` is the reader's DataFrame of the data that the run's `splits.json` names. Raises
+    `PromptSGError` as `load_run` and reading its splits do, and for an image that cannot be
+    read."""
 
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)
@@ -88,7 +90,8 @@ class OpenRun:
     def add(self, path):
         """Have a picture of one's own among the images; returns the path under which it is there.
 
-        A picture that is there already, under whatever name, is that one. `PromptSGError` when it cannot be read."""
+        A picture that is there already, under whatever name, is that one. `PromptSGError` when
+        it cannot be read."""
         if path in set(self.frame.path):
             return path
         data = self.frame[self.frame.identity != "?"]
@@ -126,7 +129,8 @@ class OpenRun:
 
     @torch.inference_mode()
     def _see(self, prompt, words):
-        "(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a sentence."
+        """(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a
+        sentence."""
         self._say(prompt, words)
         plain = self.tower["embedding"], None
         seen, attention = self._look(prompt) if self.config.language else plain
@@ -135,9 +139,11 @@ class OpenRun:
         return Embeddings(rows, features, self.model.trained_on), attention
 
     def _look(self, prompt):
-        "What `model` makes of what the tower said: the images seen through the text (N, D), and attention (N, heads, rows, columns)."
+        """What `model` makes of what the tower said: the images seen through the text (N, D), and
+        attention (N, heads, rows, columns)."""
         parts = zip(*(rows.split(_AT_ONCE) for rows in self.tower.values()))
-        fused = [self.model.fuse(prompt=prompt, **dict(zip(self.tower, part)))[0] for part in parts]
+        seen = [dict(zip(self.tower, part)) for part in parts]
+        fused = [self.model.fuse(prompt=prompt, **part)[0] for part in seen]
         attention = torch.cat([one.attention for one in fused])
         return torch.cat([one.embedding for one in fused]), attention.unflatten(2, self.model.backbone.grid).cpu()
 
@@ -145,7 +151,8 @@ class OpenRun:
         return evaluate(self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config)
 
     def attention(self, paths, prompt, words):
-        "(len(paths), heads, rows, columns) where the text looks, each map summing to 1. `PromptSGError` without language."
+        """(len(paths), heads, rows, columns) where the text looks, each map summing to 1.
+        `PromptSGError` without language."""
         embeddings, attention = self.seen(prompt, words)
         if attention is None:
             raise PromptSGError("a version trained without language has no text and so no attention map; choose one with language")
@@ -172,10 +179,12 @@ def _thumbnail(path):
 
 
 class Explorer:
-    """The logic of the explorer, without widgets: `set_...` methods change `state`, or raise `PromptSGError` and leave it; the others read it.
+    """The logic of the explorer, without widgets: `set_...` methods change `state`, or raise
+    `PromptSGError` and leave it; the others read it.
 
-    `runs`: what `find_runs` takes. `frame`: the reader's DataFrame of the runs' data. Queries and gallery are those of the first split,
-    measures those of all splits. A run is opened when it is first chosen; the first with language is chosen to begin with."""
+    `runs`: what `find_runs` takes. `frame`: the reader's DataFrame of the runs' data. Queries
+    and gallery are those of the first split, measures those of all splits. A run is opened when
+    it is first chosen; the first with language is chosen to begin with."""
 
     def __init__(self, runs, frame, protocol="clipfh", progress=True):
         self.folders, self.frame, self.protocol, self.progress = find_runs(runs), frame, protocol, progress
@@ -208,7 +217,8 @@ class Explorer:
 
     # --- choose --------------------------------------------------------------------------------------------------------
     def set_run(self, name):
-        "Another version, with the kind of prompt that it is evaluated with; the picture and what was typed for that version stay."
+        """Another version, with the kind of prompt that it is evaluated with; the picture and what
+        was typed for that version stay."""
         self._change(run=name, prompt=self._opened(name).config.eval_prompt)
 
     def set_query(self, path):
@@ -232,7 +242,8 @@ class Explorer:
             self.set_query(others.path.sample(1, random_state=seed).iloc[0])
 
     def set_prompt(self, words=None, prompt=None):
-        "Other words (None: those last typed for this version, or its own), or the other kind of prompt, composed or simplified."
+        """Other words (None: those last typed for this version, or its own), or the other kind of
+        prompt, composed or simplified."""
         if not self.run.config.language:
             raise PromptSGError(f"{self.state.run} was trained without language, so it has no prompt; choose another version")
         prompt = prompt or self.state.prompt
@@ -282,7 +293,8 @@ class Explorer:
         return run.config.eval_prompt, run.words(run.config.eval_prompt)
 
     def ranked(self):
-        "The gallery, nearest first, as a DataFrame: image, identity, path, similarity (cosine), right (None for a person nobody knows)."
+        """The gallery, nearest first, as a DataFrame: image, identity, path, similarity (cosine),
+        right (None for a person nobody knows)."""
         gallery = getattr(self.run.splits, self.run.protocol.gallery)[0]
         gallery = gallery[~find_same(self.state.query, gallery)].reset_index(drop=True)
         query = self.run.frame[self.run.frame.path == self.state.query]
@@ -292,7 +304,8 @@ class Explorer:
         return found.assign(similarity=near[0].tolist(), right=None if who == "?" else found.identity == who)
 
     def attention(self):
-        "Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing to 1. `PromptSGError` without language."
+        """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing
+        to 1. `PromptSGError` without language."""
         return self.run.attention([self.state.query, self.ranked().path[0]], *self.said)
 
     @property
@@ -301,7 +314,8 @@ class Explorer:
         return self.state.run + ("" if self.said == self.as_evaluated(self.state.run) else ", this prompt")
 
     def measures(self):
-        "`{name: Result}`: each version as it is evaluated, if it was opened or evaluated before, and the one shown with the prompt in use."
+        """`{name: Result}`: each version as it is evaluated, if it was opened or evaluated before,
+        and the one shown with the prompt in use."""
         found = {name: self._result(name) for name in self.folders}
         found[self.shown] = self.run.result(*self.said)
         return {name: result for name, result in found.items() if result is not None}

@@ -29,18 +29,24 @@ UNFINISHED = ".promptsg-"  # an unfinished file's name begins so
 
 def disk_sentence(path, error):
     "What an `OSError` at `path` is to the user: one sentence."
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return (f"{path} cannot be written ({reason}); free space there, or choose a folder that can be written. Nothing that was saved before "
-            "has changed")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    reason = reason.splitlines()[0]
+    return (
+        f"{path} cannot be written ({reason}); free space there, or choose a folder that can be "
+        "written. Nothing that was saved before has changed"
+    )
 
 
 @contextmanager
 def writing(path):
-    """A path to write to. When the block ends well it becomes `path`: a reader sees the old file or the new one, never half of it.
+    """A path to write to. When the block ends well it becomes `path`: a reader sees the old file
+    or the new one, never half of it.
 
-    Makes the folder. When the block fails, the old file stays and nothing else is left. Raises `PromptSGError` where the disk refuses."""
+    Makes the folder. When the block fails, the old file stays and nothing else is left. Raises
+    `PromptSGError` where the disk refuses."""
     path = Path(path)
-    part = path.with_name(f"{UNFINISHED}{uuid4().hex}{path.suffix}")  # libraries choose the format by the suffix
+    name = f"{UNFINISHED}{uuid4().hex}{path.suffix}"  # libraries choose the format by the suffix
+    part = path.with_name(name)
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +76,19 @@ def write_json(path, value):
 
 # %% ../nbs/00a_files.ipynb #before
 def check_writable(folder):
-    "Nothing, or `PromptSGError` when `folder` is a file, or files cannot be written there (or where it would be made)."
+    """Nothing, or `PromptSGError` when `folder` is a file, or files cannot be written there (or
+    where it would be made)."""
     folder = Path(folder).absolute()
     place = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not place.is_dir():
-        raise PromptSGError(f"{place} is a file, so nothing can be written below it; choose another folder with --out")
+        raise PromptSGError(
+            f"{place} is a file, so nothing can be written below it; choose another folder with "
+            "--out"
+        )
     try:
-        with tempfile.TemporaryFile(dir=place) as probe:  # without a name, so a kill leaves nothing there
+        with tempfile.TemporaryFile(
+            dir=place
+        ) as probe:  # without a name, so a kill leaves nothing there
             probe.write(bytes(1 << 16))
             probe.flush()
     except OSError as error:
@@ -84,16 +96,19 @@ def check_writable(folder):
 
 # %% ../nbs/00a_files.ipynb #held
 def sweep(folder):
-    "Delete what killed processes left unfinished below `folder`. Only its holder may: others could be writing."
+    """Delete what killed processes left unfinished below `folder`. Only its holder may: others
+    could be writing."""
     for part in Path(folder).rglob(f"{UNFINISHED}*"):
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def held(folder):
-    """The block is the only one of all processes that holds `folder`, which is made, and taken away again if it stays empty.
+    """The block is the only one of all processes that holds `folder`, which is made, and taken
+    away again if it stays empty.
 
-    `PromptSGError` when another holds it. Where the system has no such locks (Windows), nothing is checked."""
+    `PromptSGError` when another holds it. Where the system has no such locks (Windows), nothing
+    is checked."""
     made = not Path(folder).exists()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -105,7 +120,10 @@ def held(folder):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise PromptSGError(f"another process is writing into {folder}; wait until it has ended, or choose another folder with --out") from None
+        raise PromptSGError(
+            f"another process is writing into {folder}; wait until it has ended, or choose another "
+            "folder with --out"
+        ) from None
     try:
         sweep(folder)
         yield
@@ -121,7 +139,8 @@ _hashes = {}  # (path, size, times, number on the disk) -> hash
 
 
 def content_hash(path):
-    "The first 24 hex digits of SHA-256 over a file's bytes. `PromptSGError` naming a file that cannot be read."
+    """The first 24 hex digits of SHA-256 over a file's bytes. `PromptSGError` naming a file that
+    cannot be read."""
     try:
         stat = os.stat(path)
         key = (str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -130,7 +149,9 @@ def content_hash(path):
                 _hashes[key] = hashlib.file_digest(opened, "sha256").hexdigest()[:24]
         return _hashes[key]
     except OSError:
-        raise PromptSGError(f"{path} cannot be read; restore the file or take it out of the data") from None
+        raise PromptSGError(
+            f"{path} cannot be read; restore the file or take it out of the data"
+        ) from None
 
 
 def same_file(one, other):
@@ -139,13 +160,19 @@ def same_file(one, other):
 
 # %% ../nbs/00a_files.ipynb #read
 def read_json(path, advice="make it again"):
-    "The object (a dict) of a JSON file. `PromptSGError` naming the file, with `advice`, when it is missing, damaged or holds something else."
+    """The object (a dict) of a JSON file. `PromptSGError` naming the file, with `advice`, when it
+    is missing, damaged or holds something else."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PromptSGError(f"{path} cannot be read as JSON ({type(error).__name__}); {advice}") from None
+        raise PromptSGError(
+            f"{path} cannot be read as JSON ({type(error).__name__}); {advice}"
+        ) from None
     if not isinstance(value, dict):
-        raise PromptSGError(f"{path} holds a {type(value).__name__} where an object of names and values belongs; {advice}")
+        raise PromptSGError(
+            f"{path} holds a {type(value).__name__} where an object of names and values belongs; "
+            f"{advice}"
+        )
     return value
 
 
@@ -174,6 +201,7 @@ def _bare(cell):
 def _text_changed(table, change):
     "A copy of the table with `change` done to each cell of the columns that are not numbers."
     from pandas.api.types import is_numeric_dtype
+
     table = table.copy()
     for name in table:
         if not is_numeric_dtype(table[name]):
@@ -191,23 +219,27 @@ def csv_text(table):
 
 
 def write_csv(path, table):
-    """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it is a formula.
+    """Write a DataFrame, without its index, as CSV, whole or not at all. No text in it is a
+    formula.
 
     File names that are not UTF-8 keep their bytes. `read_csv` gives the same table back."""
     with writing(path) as part:
         part.write_bytes(csv_text(table).encode("utf-8", "surrogateescape"))
 
 
-_AS_WRITTEN = dict(keep_default_na=False, na_values=[""], encoding_errors="surrogateescape",
-                   low_memory=False)
+_AS_WRITTEN = dict(
+    keep_default_na=False, na_values=[""], encoding_errors="surrogateescape", low_memory=False
+)
 
 
 def read_csv(path, **options):
-    """The DataFrame that `write_csv` wrote. Only an empty cell is missing: a person may be called NA.
+    """The DataFrame that `write_csv` wrote. Only an empty cell is missing: a person may be called
+    NA.
 
     `options` go to `pandas.read_csv`; `dtype={name: str}` keeps text that looks like numbers.
     `PromptSGError` when the file is missing or is no table."""
     import pandas as pd
+
     try:
         return _text_changed(pd.read_csv(path, **{**_AS_WRITTEN, **options}), _bare)
     except (OSError, ValueError, TypeError, OverflowError) as error:

@@ -25,28 +25,32 @@ _FRAME_LISTS = ("queries", "galleries", "galleries_all")
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    "Who is trained on, validated on and tested on, for one aspect: DataFrames of the reader's columns."
+    """Who is trained on, validated on and tested on, for one aspect: DataFrames of the reader's
+    columns."""
+
     aspect: str
-    train: pd.DataFrame         # images to train on, those of `train_aspects` included
-    val: pd.DataFrame           # what validation uses of the train side
+    train: pd.DataFrame  # images to train on, those of `train_aspects` included
+    val: pd.DataFrame  # what validation uses of the train side
     val_query: pd.DataFrame
     val_gallery: pd.DataFrame
-    test: pd.DataFrame          # all images of the test identities
-    queries: list               # one DataFrame per split
-    galleries: list             # one image per test identity
-    galleries_all: list         # the same and the other aspects' galleries (HD: and the extra people)
-    excluded: dict              # reason -> number of images, what the reader left out included
-    source: str = ""            # what the reader says the data is
+    test: pd.DataFrame  # all images of the test identities
+    queries: list  # one DataFrame per split
+    galleries: list  # one image per test identity
+    galleries_all: list  # the same and the other aspects' galleries (HD: and the extra people)
+    excluded: dict  # reason -> number of images, what the reader left out included
+    source: str = ""  # what the reader says the data is
     people: frozenset = frozenset()  # every person of the data that the splits were made of
-    cross: bool = False         # another data set than the one a model was trained on
+    cross: bool = False  # another data set than the one a model was trained on
 
     @property
     def counts(self):
         "Identities and images of each part (of split 0 where there are several), as a DataFrame."
         parts = {name: getattr(self, name) for name in _FRAMES}
         parts |= {name: getattr(self, name)[0] for name in _FRAME_LISTS}
-        sizes = {name: {"identities": part.identity.nunique(), "images": len(part)}
-                 for name, part in parts.items()}
+        sizes = {
+            name: {"identities": part.identity.nunique(), "images": len(part)}
+            for name, part in parts.items()
+        }
         return pd.DataFrame(sizes).T
 
     @property
@@ -58,15 +62,17 @@ class Splits:
         return rows.drop_duplicates("image").sort_values("image", ignore_index=True)
 
     def save(self, path):
-        "Write each image's name, identity and content hash, and the parts, as JSON; `load` reads them back."
+        """Write each image's name, identity and content hash, and the parts, as JSON; `load` reads
+        them back."""
         write_text(path, json.dumps(stored_splits(self)))
 
     @classmethod
     def load(cls, path, frame, parts=None):
         """The splits stored at `path`, their rows taken from `frame`.
 
-        `parts`: names of the parts that must be whole, None for all; of the others those images come back that are there.
-        Raises `PromptSGError` for a damaged file, and naming images that are missing, changed, or another identity's."""
+        `parts`: names of the parts that must be whole, None for all; of the others those images
+        come back that are there. Raises `PromptSGError` for a damaged file, and naming images
+        that are missing, changed, or another identity's."""
         return _load(read_stored(path), path, frame, parts or (*_FRAMES, *_FRAME_LISTS))
 
     @property
@@ -76,15 +82,25 @@ class Splits:
 
 # %% ../nbs/01c_splits.ipynb #store
 def stored_splits(splits):
-    "What `splits.json` holds: each image once with identity and content hash, and each part as places in that list."
+    """What `splits.json` holds: each image once with identity and content hash, and each part as
+    places in that list."""
     images = splits.all
     place = {name: number for number, name in enumerate(images.image)}
     places = lambda part: [place[name] for name in part.image]
     rows = [[row.image, row.identity, content_hash(row.path)] for row in images.itertuples()]
     parts = {name: places(getattr(splits, name)) for name in _FRAMES}
     lists = {name: [places(part) for part in getattr(splits, name)] for name in _FRAME_LISTS}
-    return {"format": 2, "aspect": splits.aspect, "source": splits.source, "cross": splits.cross,
-            "excluded": splits.excluded, "people": sorted(splits.people), "images": rows, **parts, **lists}
+    return {
+        "format": 2,
+        "aspect": splits.aspect,
+        "source": splits.source,
+        "cross": splits.cross,
+        "excluded": splits.excluded,
+        "people": sorted(splits.people),
+        "images": rows,
+        **parts,
+        **lists,
+    }
 
 
 def read_stored(path):
@@ -94,127 +110,195 @@ def read_stored(path):
         if stored.get("format") != 2:
             return _from_names(stored)
         names, identities, hashes = zip(*stored["images"])
-        parts = [*(stored[name] for name in _FRAMES), *(part for name in _FRAME_LISTS for part in stored[name])]
-        whole = all(type(place) is int and 0 <= place < len(names) for part in parts for place in part)
-        texts = all(isinstance(text, str) for text in (*names, *identities, *hashes, stored["aspect"], *stored["people"]))
-        if not (whole and texts and isinstance(stored["excluded"], dict) and len(set(names)) == len(names)):
+        parts = [
+            *(stored[name] for name in _FRAMES),
+            *(part for name in _FRAME_LISTS for part in stored[name]),
+        ]
+        whole = all(
+            type(place) is int and 0 <= place < len(names) for part in parts for place in part
+        )
+        texts = all(
+            isinstance(text, str)
+            for text in (*names, *identities, *hashes, stored["aspect"], *stored["people"])
+        )
+        if not (
+            whole
+            and texts
+            and isinstance(stored["excluded"], dict)
+            and len(set(names)) == len(names)
+        ):
             raise ValueError("a part names an image that is not listed")
         return stored
     except (KeyError, TypeError, ValueError) as error:
-        raise PromptSGError(f"{path} is not a list of splits ({type(error).__name__}: {error}); give a whole run folder, "
-                            "or make the splits again with make_splits") from None
+        raise PromptSGError(
+            f"{path} is not a list of splits ({type(error).__name__}: {error}); give a whole run "
+            "folder, or make the splits again with make_splits"
+        ) from None
 
 
 def _from_names(stored):
     "The first format, which held names alone: neither identities nor contents can be checked."
     lists = [part for name in _FRAME_LISTS for part in stored[name]]
-    names = sorted({name for part in (*(stored[name] for name in _FRAMES), *lists) for name in part})
+    names = sorted(
+        {name for part in (*(stored[name] for name in _FRAMES), *lists) for name in part}
+    )
     place = {name: number for number, name in enumerate(names)}
     places = lambda part: [place[name] for name in part]
-    return {**stored, "source": "", "cross": False, "people": [], "images": [[name, "", ""] for name in names],
-            **{name: places(stored[name]) for name in _FRAMES},
-            **{name: [places(part) for part in stored[name]] for name in _FRAME_LISTS}}
+    return {
+        **stored,
+        "source": "",
+        "cross": False,
+        "people": [],
+        "images": [[name, "", ""] for name in names],
+        **{name: places(stored[name]) for name in _FRAMES},
+        **{name: [places(part) for part in stored[name]] for name in _FRAME_LISTS},
+    }
 
 
 def _changes(rows, frame):
-    "What happened in `frame` to stored rows (image, identity, hash): `{what: [image, ...]}`, empty lists left out."
+    """What happened in `frame` to stored rows (image, identity, hash): `{what: [image, ...]}`,
+    empty lists left out."""
     now = frame.set_index("image")
     there = {name: name in now.index for name, _, _ in rows}
-    found = {"missing": [name for name, _, _ in rows if not there[name]],
-             "now of another identity": [name for name, who, _ in rows
-                                         if who and there[name] and now.identity[name] != who],
-             "changed in content": [name for name, _, digest in rows
-                                    if digest and there[name] and content_hash(now.path[name]) != digest]}
+    found = {
+        "missing": [name for name, _, _ in rows if not there[name]],
+        "now of another identity": [
+            name for name, who, _ in rows if who and there[name] and now.identity[name] != who
+        ],
+        "changed in content": [
+            name
+            for name, _, digest in rows
+            if digest and there[name] and content_hash(now.path[name]) != digest
+        ],
+    }
     return {what: names for what, names in found.items() if names}
 
 
 def _sentence(changes):
     "`2 images are missing (a.jpg first)`, for each kind of change."
-    return ", ".join(f"{counted(len(names), 'image')} {'is' if len(names) == 1 else 'are'} {what} ({names[0]}"
-                     f"{' first' if len(names) > 1 else ''})" for what, names in changes.items())
+    return ", ".join(
+        f"{counted(len(names), 'image')} {'is' if len(names) == 1 else 'are'} {what} "
+        f"({names[0]}{' first' if len(names) > 1 else ''})"
+        for what, names in changes.items()
+    )
 
 
 def _load(stored, path, frame, needed):
     "`Splits.load`, from what `read_stored` gave."
-    flat = lambda name: stored[name] if name in _FRAMES else [place for part in stored[name] for place in part]
+    flat = lambda name: (
+        stored[name] if name in _FRAMES else [place for part in stored[name] for place in part]
+    )
     wanted = sorted({place for name in needed for place in flat(name)})
     _refuse(path, _changes([stored["images"][place] for place in wanted], frame))
     by_name = frame.drop_duplicates("image").set_index("image", drop=False).rename_axis(None)
     names = [name for name, _, _ in stored["images"]]
 
     def rows(places):
-        return by_name.loc[[names[place] for place in places if names[place] in by_name.index]].reset_index(drop=True)
-    return Splits(stored["aspect"], **{name: rows(stored[name]) for name in _FRAMES},
-                  **{name: [rows(part) for part in stored[name]] for name in _FRAME_LISTS},
-                  **{name: stored[name] for name in ("excluded", "source", "cross")},
-                  people=frozenset(stored["people"]))
+        return by_name.loc[
+            [names[place] for place in places if names[place] in by_name.index]
+        ].reset_index(drop=True)
+
+    return Splits(
+        stored["aspect"],
+        **{name: rows(stored[name]) for name in _FRAMES},
+        **{name: [rows(part) for part in stored[name]] for name in _FRAME_LISTS},
+        **{name: stored[name] for name in ("excluded", "source", "cross")},
+        people=frozenset(stored["people"]),
+    )
 
 
 def _refuse(path, changes):
     if changes:
-        raise PromptSGError(f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, or start a new "
-                            "run in another folder")
+        raise PromptSGError(
+            f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, or "
+            "start a new run in another folder"
+        )
 
 
 def check_unchanged(path, splits):
-    "Nothing, or `PromptSGError` naming how `splits`, made of the data as it is now, differ from those stored at `path`."
+    """Nothing, or `PromptSGError` naming how `splits`, made of the data as it is now, differ from
+    those stored at `path`."""
     stored, now = read_stored(path), splits.all
     added = sorted(set(now.image) - {name for name, _, _ in stored["images"]})
     _refuse(path, _changes(stored["images"], now) | ({"new": added} if added else {}))
-    parts = [name for name in (*_FRAMES, *_FRAME_LISTS) if stored_splits(splits)[name] != stored[name]]
+    parts = [
+        name for name in (*_FRAMES, *_FRAME_LISTS) if stored_splits(splits)[name] != stored[name]
+    ]
     if parts:
-        raise PromptSGError(f"the images are those of {path} but are divided otherwise ({', '.join(parts)}): another seed, other "
-                            "sides or another number of splits; give the settings that the run was started with")
+        raise PromptSGError(
+            f"the images are those of {path} but are divided otherwise ({', '.join(parts)}): "
+            "another seed, other sides or another number of splits; give the settings that the "
+            "run was started with"
+        )
 
 # %% ../nbs/01c_splits.ipynb #trainside
 @dataclass(frozen=True)
 class TrainSide:
     "Who a model was trained or validated on; nobody of them may be ranked as a test person."
-    people: frozenset = frozenset()      # pids, of the run's own data set
-    images: frozenset = frozenset()      # content hashes of their images
+
+    people: frozenset = frozenset()  # pids, of the run's own data set
+    images: frozenset = frozenset()  # content hashes of their images
     identities: frozenset = frozenset()  # of the run's own data set
 
     def check(self, splits, galleries):
-        """Nothing, or `PromptSGError` naming who of the train side would be ranked: as a test person, or in the `galleries` as an
-        identity that was trained on, or by an image that was."""
+        """Nothing, or `PromptSGError` naming who of the train side would be ranked: as a test
+        person, or in the `galleries` as an identity that was trained on, or by an image that
+        was."""
         ranked = pd.concat([splits.test, *galleries]).drop_duplicates("path")
         if not splits.cross:
             self._refuse(splits.test.pid[splits.test.pid.isin(self.people)], "person", "people")
-            self._refuse(ranked.identity[ranked.identity.isin(self.identities)], "identity", "identities")
+            self._refuse(
+                ranked.identity[ranked.identity.isin(self.identities)], "identity", "identities"
+            )
         seen = [path for path in ranked.path if self.images and content_hash(path) in self.images]
         self._refuse(pd.Series(seen, dtype=object), "image", "images")
 
     def _refuse(self, found, *words):
         if len(found):
-            raise PromptSGError(f"{counted(found.nunique(), *words)} of those to be ranked ({found.iloc[0]} first) belong to what this model was "
-                                "trained on, so the result would say nothing; measure a run on its own splits (run_splits), and another "
-                                "data set with cross_splits (on the command line: --cross)")
+            raise PromptSGError(
+                f"{counted(found.nunique(), *words)} of those to be ranked ({found.iloc[0]} first) "
+                "belong to what this model was trained on, so the result would say nothing; "
+                "measure a run on its own splits (run_splits), and another data set with "
+                "cross_splits (on the command line: --cross)"
+            )
 
 
 def train_side(path):
     "The `TrainSide` that a `splits.json` names."
     stored = read_stored(path)
-    known = {place for name in ("train", "val", "val_query", "val_gallery") for place in stored[name]}
+    known = {
+        place for name in ("train", "val", "val_query", "val_gallery") for place in stored[name]
+    }
     rows = [stored["images"][place] for place in known]
     identities = frozenset(who for _, who, _ in rows if who)
-    return TrainSide(frozenset(who.rsplit(":", 1)[0] for who in identities),
-                     frozenset(digest for _, _, digest in rows if digest), identities)
+    return TrainSide(
+        frozenset(who.rsplit(":", 1)[0] for who in identities),
+        frozenset(digest for _, _, digest in rows if digest),
+        identities,
+    )
 
 
 def run_splits(run, frame):
-    """A run's own splits, its images taken from `frame`, the data as it is now. What it ranks must be there unchanged.
+    """A run's own splits, its images taken from `frame`, the data as it is now. What it ranks must
+    be there unchanged.
 
-    `excluded` counts images of people that the run does not know, and images that were added since. Raises
-    `PromptSGError` naming images that are missing or changed."""
+    `excluded` counts images of people that the run does not know, and images that were added
+    since. Raises `PromptSGError` naming images that are missing or changed."""
     path = Path(run) / "splits.json"
     splits = Splits.load(path, frame, ("test", "queries", "galleries", "galleries_all"))
     there = set(read_names(path))
     new = frame[(frame.aspect == splits.aspect) & ~frame.image.isin(there)]
     strange = ~new.pid.isin(splits.people)
-    counts = {"of a person whom the run does not know": int(strange.sum()),
-              "added since the run was started": int((~strange).sum())}
+    counts = {
+        "of a person whom the run does not know": int(strange.sum()),
+        "added since the run was started": int((~strange).sum()),
+    }
     own = {reason: count for reason, count in splits.excluded.items() if reason == SINGLE}
-    left = {**frame.attrs.get("excluded", {}), **own, **{why: count for why, count in counts.items() if count}}
+    left = {
+        **frame.attrs.get("excluded", {}),
+        **own,
+        **{why: count for why, count in counts.items() if count},
+    }
     return replace(splits, excluded=left)
 
 
@@ -229,7 +313,8 @@ def _generator(seed, *purpose):
 
 
 def _one_each(rows, rng):
-    "(rest, picked): one random image per identity is picked. Rows are sorted first, so their order does not matter."
+    """(rest, picked): one random image per identity is picked. Rows are sorted first, so their
+    order does not matter."""
     rows = rows.sort_values(["identity", "image"], ignore_index=True)
     places = [rng.choice(places) for _, places in sorted(rows.groupby("identity").indices.items())]
     picked = rows.index.isin(places)
@@ -243,18 +328,28 @@ def _turns(images, n_splits, rng):
 
 
 def _monte_carlo(test, n_splits, seed):
-    "[(queries, gallery)] of each split: one gallery image per identity, the rest are queries. The first splits do not depend on `n_splits`."
+    """[(queries, gallery)] of each split: one gallery image per identity, the rest are queries.
+    The first splits do not depend on `n_splits`."""
     test = test.sort_values(["identity", "image"], ignore_index=True)
-    turns = [_turns(rows, n_splits, _generator(seed, identity)) for identity, rows in sorted(test.groupby("identity").indices.items())]
+    turns = [
+        _turns(rows, n_splits, _generator(seed, identity))
+        for identity, rows in sorted(test.groupby("identity").indices.items())
+    ]
     galleries = [test.index.isin(chosen) for chosen in np.transpose(turns)]
-    return [(test[~chosen].reset_index(drop=True), test[chosen].reset_index(drop=True)) for chosen in galleries]
+    return [
+        (test[~chosen].reset_index(drop=True), test[chosen].reset_index(drop=True))
+        for chosen in galleries
+    ]
 
 
 def _given(test, pairs, n_splits):
-    "[(queries, gallery)] of each split where the data set itself says which images they are: names of `pairs`."
+    """[(queries, gallery)] of each split where the data set itself says which images they are:
+    names of `pairs`."""
     if n_splits > len(pairs):
-        raise PromptSGError(f"the data comes with {counted(len(pairs), 'split')} of its own but num_splits is {n_splits}; set "
-                            f"num_splits to at most {len(pairs)}")
+        raise PromptSGError(
+            f"the data comes with {counted(len(pairs), 'split')} of its own but num_splits is "
+            f"{n_splits}; set num_splits to at most {len(pairs)}"
+        )
     pick = lambda names: test[test.image.isin(names)].reset_index(drop=True)
     return [(pick(query), pick(gallery)) for query, gallery in pairs[:n_splits]]
 
@@ -265,11 +360,15 @@ def _pairs(test, n_splits, seed, given):
 
 
 def _with_sides(frame, seed):
-    "`frame` with train and test sides; where the reader gave none, a seeded half of the people trains."
+    """`frame` with train and test sides; where the reader gave none, a seeded half of the people
+    trains."""
     if frame.side.ne("").all():
         return frame
     if frame.side.ne("").any():
-        raise PromptSGError("some rows have a side and some have none; give all of them train or test, or leave all empty")
+        raise PromptSGError(
+            "some rows have a side and some have none; give all of them train or test, or leave "
+            "all empty"
+        )
     people = _generator(seed, "sides").permutation(sorted(set(frame.pid)))
     return frame.assign(side=np.where(frame.pid.isin(people[: len(people) // 2]), "train", "test"))
 
@@ -278,38 +377,59 @@ def _check_people(rows, aspect):
     "Both sides there, nobody on both, and somebody with two test images to be query and gallery."
     both = set(rows.pid[rows.side == "train"]) & set(rows.pid[rows.side == "test"])
     if both:
-        raise PromptSGError(f"person {min(both)} is on the train and the test side of {aspect}; put all of a person's images on one side")
+        raise PromptSGError(
+            f"person {min(both)} is on the train and the test side of {aspect}; put all of a "
+            "person's images on one side"
+        )
     for side in ("train", "test"):
         if not (rows.side == side).any():
-            raise PromptSGError(f"{aspect} has no {side} person; give data with people on both sides (at least two)")
+            raise PromptSGError(
+                f"{aspect} has no {side} person; give data with people on both sides (at least two)"
+            )
     if not rows.identity[rows.side == "test"].duplicated().any():
-        raise PromptSGError(f"no test identity of {aspect} has two images, so there is no query with a match; give more images")
+        raise PromptSGError(
+            f"no test identity of {aspect} has two images, so there is no query with a match; give "
+            "more images"
+        )
 
 # %% ../nbs/01c_splits.ipynb #cell016
 def _hold_identities(train, rng, given=None):
-    "(train, val, query, gallery): a tenth of the identities, at least two (one of three), held out whole."
+    """(train, val, query, gallery): a tenth of the identities, at least two (one of three), held
+    out whole."""
     sizes = train.identity.value_counts()
     able = sorted(sizes.index[sizes > 1])  # one image cannot be both query and gallery
-    held = min(max(2, round(len(sizes) / 10)), max(1, len(sizes) - 2))  # two at least are left to train on
+    held = min(
+        max(2, round(len(sizes) / 10)), max(1, len(sizes) - 2)
+    )  # two at least are left to train on
     if len(able) < held or len(sizes) - held < 2:
-        raise PromptSGError(f"{counted(len(sizes), 'train identity', 'train identities')} ({len(able)} with two images) are too few to hold out {held} for "
-                            "validation; validate on images instead (val='images', on the command line --set val_type=images), or give more people")
+        raise PromptSGError(
+            f"{counted(len(sizes), 'train identity', 'train identities')} ({len(able)} with two "
+            f"images) are too few to hold out {held} for validation; validate on images instead "
+            "(val='images', on the command line --set val_type=images), or give more people"
+        )
     chosen = train.identity.isin(rng.choice(able, held, replace=False))
     val = train[chosen].reset_index(drop=True)
     return train[~chosen].reset_index(drop=True), val, *_one_each(val, rng)
 
 
 def _hold_images(train, rng, given=None):
-    """(train, val, query, gallery): one image of each train identity that has two or more; its gallery is a train image.
+    """(train, val, query, gallery): one image of each train identity that has two or more; its
+    gallery is a train image.
 
     `given`: names of these images, where the data set itself says which."""
     several = train.identity.duplicated(keep=False)
     rest, val = _one_each(train[several], rng)
     if given:
         held = train.image.isin(given) & several
-        rest, val = train[several & ~held].reset_index(drop=True), train[held].reset_index(drop=True)
+        rest, val = (
+            train[several & ~held].reset_index(drop=True),
+            train[held].reset_index(drop=True),
+        )
     if not len(val):
-        raise PromptSGError("no train identity has two images, so none can be kept for validation; give more images per person")
+        raise PromptSGError(
+            "no train identity has two images, so none can be kept for validation; give more "
+            "images per person"
+        )
     _, gallery = _one_each(rest, rng)
     return pd.concat([rest, train[~several]], ignore_index=True), val, val, gallery
 
@@ -321,60 +441,89 @@ def _more_training(frame, aspects, banned):
     "Train-side images of further aspects, without the people in `banned`."
     absent = [aspect for aspect in aspects if aspect not in set(frame.aspect)]
     if absent:
-        raise PromptSGError(f"train_aspects names {absent[0]!r}, which the data does not have; it has {', '.join(sorted(set(frame.aspect)))}")
+        raise PromptSGError(
+            f"train_aspects names {absent[0]!r}, which the data does not have; it has "
+            f"{', '.join(sorted(set(frame.aspect)))}"
+        )
     return frame[frame.aspect.isin(aspects) & (frame.side == "train") & ~frame.pid.isin(banned)]
 
 
 def _galleries_all(frame, n_splits, seed, given):
     "For each split, the galleries of every aspect, and the people who only ever join galleries."
-    draws = [_pairs(rows, n_splits, seed, given.get(aspect)) for aspect, rows in frame[frame.side == "test"].groupby("aspect")]
+    draws = [
+        _pairs(rows, n_splits, seed, given.get(aspect))
+        for aspect, rows in frame[frame.side == "test"].groupby("aspect")
+    ]
     extra = frame[frame.side == "extra"]
-    return [pd.concat([*(draw[split][1] for draw in draws), extra], ignore_index=True) for split in range(n_splits)]
+    return [
+        pd.concat([*(draw[split][1] for draw in draws), extra], ignore_index=True)
+        for split in range(n_splits)
+    ]
 
 # %% ../nbs/01c_splits.ipynb #cell017
 SINGLE = "single test image (gallery only)"
 
 
 def check_table(frame):
-    "Nothing, or `PromptSGError` where a table lists an image twice: it would be drawn twice, or lie on both sides."
+    """Nothing, or `PromptSGError` where a table lists an image twice: it would be drawn twice, or
+    lie on both sides."""
     for column in ("image", "path"):
         twice = frame[column][frame[column].duplicated()]
         if len(twice):
-            raise PromptSGError(f"the table lists the {column} {twice.iloc[0]!r} twice ({counted(len(twice), 'such row')}); give each "
-                                "image one row and one identity")
+            raise PromptSGError(
+                f"the table lists the {column} {twice.iloc[0]!r} twice "
+                f"({counted(len(twice), 'such row')}); give each image one row and one identity"
+            )
 
 
 def _checked(frame, aspect, n_splits):
     if n_splits < 1:
         raise PromptSGError(f"n_splits={n_splits} is not possible; give at least 1")
     if aspect not in set(frame.aspect):
-        raise PromptSGError(f"the data has no image of aspect {aspect!r}; it has {', '.join(sorted(set(frame.aspect)))}")
+        raise PromptSGError(
+            f"the data has no image of aspect {aspect!r}; it has "
+            f"{', '.join(sorted(set(frame.aspect)))}"
+        )
     check_table(frame)
 
 
 def make_splits(frame, aspect, n_splits=10, seed=0, val="identities", train_aspects=()):
     """Training, validation and `n_splits` query/gallery splits of one aspect: a `Splits`.
 
-    Depends on the seed and the set of rows, not on their order. `val` is "identities" (a tenth of the train identities, at
-    least two, held out; one of three) or "images" (MBA-Net: one image per train identity). `train_aspects` adds train-side images of other
-    aspects, but never of a person who is tested or, with val="identities", validated on. A test identity with a single
-    image stays in the gallery, as in MBA-Net, has no query, and is counted in `.excluded`. Where the data set comes with queries and
-    galleries of its own (`frame.attrs["pairs"]`), they are taken in place of a draw.
-    Raises `PromptSGError` for an unknown aspect, a person on both sides, an image listed twice, or too few people or images."""
+    Depends on the seed and the set of rows, not on their order. `val` is "identities" (a tenth
+    of the train identities, at least two, held out; one of three) or "images" (MBA-Net: one
+    image per train identity). `train_aspects` adds train-side images of other aspects, but
+    never of a person who is tested or, with val="identities", validated on. A test identity
+    with a single image stays in the gallery, as in MBA-Net, has no query, and is counted in
+    `.excluded`. Where the data set comes with queries and galleries of its own
+    (`frame.attrs["pairs"]`), they are taken in place of a draw. Raises `PromptSGError` for an
+    unknown aspect, a person on both sides, an image listed twice, or too few people or images."""
     if val not in _HOLD_OUT:
         raise PromptSGError(f"val={val!r} is not possible; val is 'identities' or 'images'")
     _checked(frame, aspect, n_splits)
-    about, frame = _about(frame), _with_sides(frame.sort_values(["identity", "image"], ignore_index=True), seed)
+    about, frame = (
+        _about(frame),
+        _with_sides(frame.sort_values(["identity", "image"], ignore_index=True), seed),
+    )
     frame.attrs = {}
     rows = frame[frame.aspect == aspect]
     _check_people(rows, aspect)
-    train, held, val_query, val_gallery = _HOLD_OUT[val](rows[rows.side == "train"].reset_index(drop=True),
-                                                         _generator(seed, aspect, "val"), about["val"].get(aspect))
+    train, held, val_query, val_gallery = _HOLD_OUT[val](
+        rows[rows.side == "train"].reset_index(drop=True),
+        _generator(seed, aspect, "val"),
+        about["val"].get(aspect),
+    )
     test = rows[rows.side == "test"].reset_index(drop=True)
     banned = set(test.pid) | (set(held.pid) if val == "identities" else set())
     more = _more_training(frame, [other for other in train_aspects if other != aspect], banned)
-    return Splits(aspect, pd.concat([train, more], ignore_index=True), held, val_query, val_gallery,
-                  **_tested(frame, test, aspect, n_splits, seed, about))
+    return Splits(
+        aspect,
+        pd.concat([train, more], ignore_index=True),
+        held,
+        val_query,
+        val_gallery,
+        **_tested(frame, test, aspect, n_splits, seed, about),
+    )
 
 
 def _about(frame):
@@ -386,17 +535,24 @@ def _tested(frame, test, aspect, n_splits, seed, about):
     "The fields of `Splits` that have to do with the test side."
     pairs = _pairs(test, n_splits, seed, about["pairs"].get(aspect))
     single = int((~test.identity.duplicated(keep=False)).sum())
-    return dict(test=test, queries=[query for query, _ in pairs], galleries=[gallery for _, gallery in pairs],
-                galleries_all=_galleries_all(frame, n_splits, seed, about["pairs"]),
-                excluded={**about["excluded"], SINGLE: single}, source=about["source"],
-                people=frozenset(frame.pid))
+    return dict(
+        test=test,
+        queries=[query for query, _ in pairs],
+        galleries=[gallery for _, gallery in pairs],
+        galleries_all=_galleries_all(frame, n_splits, seed, about["pairs"]),
+        excluded={**about["excluded"], SINGLE: single},
+        source=about["source"],
+        people=frozenset(frame.pid),
+    )
 
 # %% ../nbs/01c_splits.ipynb #cross
 def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
-    """`Splits` of a data set on which nothing was trained: everybody in it is a test person (HD's extra people join galleries).
+    """`Splits` of a data set on which nothing was trained: everybody in it is a test person (HD's
+    extra people join galleries).
 
-    `aspect`: the one to measure; `hand` where the data does not tell aspects apart. `trained_on`: the model's `TrainSide`.
-    Raises `PromptSGError` as `make_splits` does, and for images that the model was trained on."""
+    `aspect`: the one to measure; `hand` where the data does not tell aspects apart.
+    `trained_on`: the model's `TrainSide`. Raises `PromptSGError` as `make_splits` does, and for
+    images that the model was trained on."""
     aspect = "hand" if set(frame.aspect) == {"hand"} else aspect
     _checked(frame, aspect, n_splits)
     about = _about(frame)
@@ -405,10 +561,20 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
     frame.attrs = {}
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
     if not test.identity.duplicated().any():
-        raise PromptSGError(f"no identity of {aspect} has two images, so there is no query with a match; give more images")
+        raise PromptSGError(
+            f"no identity of {aspect} has two images, so there is no query with a match; give more "
+            "images"
+        )
     nobody = frame.iloc[:0]
-    splits = Splits(aspect, nobody, nobody, nobody, nobody, cross=True,
-                    **_tested(frame, test, aspect, n_splits, seed, about))
+    splits = Splits(
+        aspect,
+        nobody,
+        nobody,
+        nobody,
+        nobody,
+        cross=True,
+        **_tested(frame, test, aspect, n_splits, seed, about),
+    )
     if trained_on is not None:
         trained_on.check(splits, splits.galleries_all)
     return splits

@@ -463,9 +463,11 @@ def _own_tensors(model):
 
 
 def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
-    """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a readable `folder/state.json`.
+    """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a
+    readable `folder/state.json`.
 
-    `scaler`: fp16's loss scale, a dict of numbers. A file of that name is always complete. `PromptSGError` when the disk refuses."""
+    `scaler`: fp16's loss scale, a dict of numbers. A file of that name is always complete.
+    `PromptSGError` when the disk refuses."""
     tensors = {f"model/{name}": t.clone() for name, t in _own_tensors(model).items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for p, values in optimizer.state.items() if optimizer else ():
@@ -481,7 +483,8 @@ def _write_state(folder, state):
 
 
 def read_checkpoint(folder):
-    "(tensors, state) of a checkpoint folder. `PromptSGError` when it is missing, truncated, altered, or not one of ours."
+    """(tensors, state) of a checkpoint folder. `PromptSGError` when it is missing, truncated,
+    altered, or not one of ours."""
     file = Path(folder) / "checkpoint.safetensors"
     if not file.is_file():
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
@@ -506,7 +509,8 @@ def _checked_state(state):
 
 
 def load_weights(model, tensors, state, where):
-    "Puts a checkpoint's weights into a model. `PromptSGError` when the backbone or its frozen weights are not those it was trained with."
+    """Puts a checkpoint's weights into a model. `PromptSGError` when the backbone or its frozen
+    weights are not those it was trained with."""
     own, stored = _own_tensors(model), {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     wrong = mismatch(own, stored)
     if wrong:
@@ -538,10 +542,12 @@ def read_run(run):
 
 
 def load_run(run, which="best", build=PromptSG, **changes):
-    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last", `build(config, num_classes)` what `Trainer` built with.
+    """The trained model of a run folder, in evaluation mode; `which` is "best" or "last",
+    `build(config, num_classes)` what `Trainer` built with.
 
-    `changes` replaces fields of its config, such as where the weights lie, but none that decides who was trained on (`SPLIT_FIELDS`). The
-    model's `trained_on` says who that was. Raises `PromptSGError` for what is missing or does not fit."""
+    `changes` replaces fields of its config, such as where the weights lie, but none that
+    decides who was trained on (`SPLIT_FIELDS`). The model's `trained_on` says who that was.
+    Raises `PromptSGError` for what is missing or does not fit."""
     stored = read_run(run)
     config = stored.replace(**changes)
     other = [name for name in SPLIT_FIELDS if getattr(config, name) != getattr(stored, name)]
@@ -561,12 +567,13 @@ def load_run(run, which="best", build=PromptSG, **changes):
 class Trainer:
     """Trains one config on one `Splits` into one run folder.
 
-    `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`, `metrics.csv`, `best/` and `last/`.
-    With `epochs: 0` nothing is trained by gradient: the whitening is fitted, in one pass over the images.
-    `losses(output: PromptSGOutput, labels (B,), config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be others; they are
-    code and so not in config.yml: give them again to resume, and `build` to `load_run`.
-    Raises `PromptSGError` when the folder holds another run, before the first step when images of training or validation cannot be read, or when
-    a loss is not finite."""
+    `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`,
+    `metrics.csv`, `best/` and `last/`. With `epochs: 0` nothing is trained by gradient: the
+    whitening is fitted, in one pass over the images. `losses(output: PromptSGOutput, labels (B,),
+    config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be
+    others; they are code and so not in config.yml: give them again to resume, and `build` to
+    `load_run`. Raises `PromptSGError` when the folder holds another run, before the first step
+    when images of training or validation cannot be read, or when a loss is not finite."""
     config: Config
     splits: object
     out: Path
@@ -717,7 +724,8 @@ class Trainer:
         return terms
 
     def _whiten(self):
-        "Fits the whitening of best/ to the train images, once. last/ stays without: it is there to go on from."
+        """Fits the whitening of best/ to the train images, once. last/ stays without: it is there
+        to go on from."""
         self.accelerator.wait_for_everyone()
         tensors, state = read_checkpoint(self.out / "best")
         if state.get("whitened"):
@@ -729,9 +737,10 @@ class Trainer:
             save_checkpoint(self.out / "best", self.model, {**state, "whitened": True})
 
     def validate(self, found=None):
-        """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery and one image of each person
-        trained on: a handful of people alone would soon be told apart perfectly, and then no epoch is better than another.
-        `found`: their `Embeddings`, where they are there."""
+        """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery
+        and one image of each person trained on: a handful of people alone would soon be told
+        apart perfectly, and then no epoch is better than another. `found`: their `Embeddings`,
+        where they are there."""
         query, known = self.splits.val_query, self.splits.train[self.splits.train.aspect == self.splits.aspect]
         known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
@@ -786,7 +795,8 @@ class Trainer:
         return state["epoch"]
 
     def _write_again(self, state):
-        "What is made from the checkpoints, for the run may have been killed between a checkpoint and these."
+        """What is made from the checkpoints, for the run may have been killed between a checkpoint
+        and these."""
         _write_state(self.out / "last", state)
         if (self.out / "best" / "checkpoint.safetensors").exists():
             _write_state(self.out / "best", read_checkpoint(self.out / "best")[1])
@@ -796,7 +806,8 @@ class Trainer:
         write_text(self.out / "metrics.csv", pd.DataFrame(self.history).to_csv(index=False))
 
     def _best_epoch(self):
-        "The epoch with the highest validation mAP, of equal ones the last, which has learnt longer; with `select: last` the last of all."
+        """The epoch with the highest validation mAP, of equal ones the last, which has learnt
+        longer; with `select: last` the last of all."""
         value = lambda row: (self.config.select == "best" and row["val_mAP"], row["epoch"])
         return max(self.history, key=value)["epoch"] if self.history else 0
 
@@ -805,10 +816,8 @@ class Trainer:
         return bool(patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience)
 
     def _save(self, epoch, **more):
-        """best/ first: if the run is killed in between, the epoch is simply repeated. Everything else
-        can be made again from last/.
-
-        `more` goes into the states."""
+        """best/ first: if the run is killed in between, the epoch is simply repeated. Everything
+        else can be made again from last/. `more` goes into the states."""
         if not self.accelerator.is_main_process:
             return
         state = dict(epoch=epoch + 1, best_epoch=self._best_epoch(), classes=list(self.classes), history=self.history,
@@ -838,7 +847,8 @@ def _with_options(model, config):
 
 
 def make_accelerator(config, out=None):
-    """An `Accelerator` for a config, and in `out` the tracker's files; joins the processes of `accelerate launch` or `torchrun`.
+    """An `Accelerator` for a config, and in `out` the tracker's files; joins the processes of
+    `accelerate launch` or `torchrun`.
 
     Raises `PromptSGError` when the tracker's package is not installed."""
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
@@ -859,7 +869,8 @@ def make_accelerator(config, out=None):
 
 # %% ../nbs/12_training.ipynb #around
 def left_out(splits, said=()):
-    "What was left out, on stderr, by reason and count, by the first of many processes, but not the reasons in `said`; returns the splits."
+    """What was left out, on stderr, by reason and count, by the first of many processes, but not
+    the reasons in `said`; returns the splits."""
     for line in left_out_lines({reason: count for reason, count in splits.excluded.items() if reason not in said}):
         if processes()[0] == 0:
             print(line, file=sys.stderr)
@@ -873,14 +884,17 @@ def splits_of(config, frame, said=()):
 
 
 def weights_hash(model):
-    "The first 12 hex digits of SHA-256 over all weights of a model, frozen ones included: what a measurement was made with."
+    """The first 12 hex digits of SHA-256 over all weights of a model, frozen ones included: what a
+    measurement was made with."""
     return tensor_hash(model.state_dict())[:12]
 
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
-    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is embedded once, in float32.
+    """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is
+    embedded once, in float32.
 
-    `config` goes into the results' record, the model's own for None. `PromptSGError` as `evaluate` raises it."""
+    `config` goes into the results' record, the model's own for None. `PromptSGError` as
+    `evaluate` raises it."""
     device = make_accelerator(model.config).device
     model = model.to(device)
     embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
