@@ -518,16 +518,17 @@ def read_bank(path, dim=None):
 
 
 def _checked_bank(bank, where, dim=None):
-    "The bank itself; `PromptSGError`, begun with `where`, unless each text is another and has a vector."
+    "The bank itself; `PromptSGError`, begun with `where`, unless each text has its own vector."
     texts, shape = bank.sentences, tuple(bank.vectors.shape)
-    if not all(isinstance(one, str) and one.strip() for one in texts) or len(set(texts)) < len(texts):
+    whole = all(isinstance(one, str) and one.strip() for one in texts)
+    if not whole or len(set(texts)) < len(texts):
         raise PromptSGError(f"{where} has sentences that are empty or there twice; give each once")
     if len(shape) != 2 or shape[0] != len(texts) or len(texts) < 2:
-        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; give a "
-                            "vector (a row) for each sentence, and two or more")
+        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; "
+                            "give a vector (a row) for each sentence, and two or more")
     if dim not in (None, shape[1]):
-        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image tower ends "
-                            f"in {dim}; give the bank that belongs to this image tower")
+        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image "
+                            f"tower ends in {dim}; give the bank that belongs to this image tower")
     check_numbers({"vectors": bank.vectors}, where)
     if not bank.vectors.any(1).all():
         raise PromptSGError(f"{where} has a sentence whose vector is 0; make the bank again")
@@ -557,9 +558,9 @@ class Towers:
 def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=None, seed=0):
     """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, or an embedded one.
 
-    `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with a
-    text tower that was aligned to these image weights, or with a bank of sentences. "random" weights
-    are drawn from `seed` alone, the others leave it unused.
+    `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with
+    a text tower that was aligned to these image weights, or with a bank of sentences. "random"
+    weights are drawn from `seed` alone, the others leave it unused.
     Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd size."""
     name = tower_name(model)
     config = model_config(name)
@@ -712,7 +713,8 @@ def load_text(path, dim):
     config = _note(path, "text_cfg")
     if config is None:
         raise PromptSGError(f"{path} does not say what text tower it holds; make it with "
-                            "promptsg.pretrain.align_text, or a bank of sentences with promptsg bank")
+                            "promptsg.pretrain.align_text, or a bank of sentences with promptsg "
+                            "bank")
     text, tokenizer = text_tower(config, tensors, path)
     if text.output_dim != dim:
         raise PromptSGError(f"{path} ends in a space of {text.output_dim} dimensions, the image tower in one of {dim}; align a text tower to this image tower")

@@ -757,17 +757,20 @@ def pretrain_command(name: Annotated[str, typer.Argument(help="hand-vit-tiny or 
 @app.command("bank")
 def bank_command(
         sentences: Annotated[Path, typer.Option(
-            "--sentences", help="Text file (UTF-8), a sentence a line; lines that begin with # are left out.")],
+            "--sentences", help="Text file (UTF-8), a sentence a line; lines that begin with # are "
+                                "left out.")],
         out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
         config: Annotated[Optional[str], typer.Option(
             "--config", help="Whose text tower speaks: " + CONFIG)] = None,
         vectors: Annotated[Optional[list[Path]], typer.Option(
-            "--vectors", help="Instead of --config: .npy files with a row for each sentence, in order.")] = None,
+            "--vectors", help="Instead of --config: .npy files with a row for each sentence, in "
+                              "order.")] = None,
         sets: Sets = None):
     "Write a bank of sentences, which stands in a text tower's place: `text_pretrained` names it."
     from promptsg.files import check_writable, counted
     if (config is None) == (not vectors):
-        raise PromptSGError("give either --config (its text tower speaks) or --vectors FILE.npy (what one said)")
+        raise PromptSGError("give either --config (its text tower speaks) or --vectors FILE.npy "
+                            "(what one said)")
     check_writable(out.parent)
     from promptsg.pretrain import bank_of_tower, bank_of_vectors, read_sentences
     said = read_sentences(sentences)
@@ -786,8 +789,8 @@ def tune_command(
         config: Annotated[str, typer.Option(
             "--config", help="What pools: training_free@BACKBONE or a YAML file.")],
         most: Annotated[int, typer.Option("--most", min=1, help="How many words at most.")] = 3,
-        folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of train-side people.")] = 5,
-        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file for the table.")] = None,
+        folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of people.")] = 5,
+        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file to write.")] = None,
         level: Level = None, sets: Sets = None):
     "Choose words by cross-validation over train-side people; test people are not looked at."
     from promptsg.files import check_writable, write_csv
@@ -807,7 +810,7 @@ def tune_command(
         write_csv(out, table)
     kept = table.words[table.kept].iloc[-1]
     typer.echo(table.round(2).to_string(index=False))
-    typer.echo("mAP in percent, mean over folds of train-side people; error: standard error of the gain")
+    typer.echo("mAP in percent, mean over folds of train-side people; error: standard, of the gain")
     none = "no word helps beside class token and patches"
     typer.echo(f"train with --set 'words=[{kept}]'" if kept else none)
 

@@ -312,9 +312,9 @@ class Config(BaseModel):
     def _plain_words(cls, value):
         bad = next((one for one in value if not one.strip() or "," in one or "{}" in one), None)
         if bad is not None or len(set(value)) < len(value) or len(value) > 64:
-            fault = "a word is given twice, or more than 64 are" if bad is None else f"{shown(bad)} is none"
-            raise ValueError(f"{fault}; give up to 64 different words or sentences, none with a comma "
-                             "or a place {}")
+            many = "a word is given twice, or more than 64 are"
+            raise ValueError(f"{many if bad is None else f'{shown(bad)} is none'}; give up to 64 "
+                             "different words or sentences, none with a comma or a place {}")
         for one in value:
             check_places(one)
         return value
@@ -431,10 +431,11 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing),
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
-    "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and eval_prompt: simplified":
+    "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "
+    "eval_prompt: simplified":
         lambda c: c.language and c.fusion == "pool" and (c.use_composed_prompt
                                                          or c.eval_prompt == "composed"),
-    "fusion: pool has no text of an image's own for the contrastive loss; set supcon_loss_weight to 0":
+    "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to 0":
         lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
     "words look with fusion: pool alone; set that, or leave words out":
         lambda c: c.words and c.fusion != "pool",

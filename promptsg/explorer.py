@@ -280,10 +280,11 @@ class Explorer:
 
     @property
     def heads(self):
-        "Names of the attention's maps: of the heads, or of the words that pool; none without language."
+        "Names of the attention's maps: heads, or words that pool; none without language."
         config = self.run.config
         if config.fusion == "pool" and config.language:
-            return [word.strip() for word in self.words.split(",")] if config.words else [self.words]
+            words = self.words.split(",") if config.words else [self.words]
+            return [word.strip() for word in words]
         heads = range(1, config.attention_heads + 1) if config.language else []
         return [f"head {number}" for number in heads]
 

@@ -148,6 +148,7 @@ class WordPooling(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             unit = lambda x: F.normalize(x.float(), dim=-1)
             tokens, mean = unit(tokens), unit(unit(patches).mean(1))
-            attention = (self.temperature * (directions.float() @ tokens.mT)).softmax(-1)  # (B, T, M)
-            pooled = unit(attention @ tokens).flatten(1)  # (B, T D)
+            cosines = directions.float() @ tokens.mT                         # (B, T, M)
+            attention = (self.temperature * cosines).softmax(-1)
+            pooled = unit(attention @ tokens).flatten(1)                     # (B, T D)
             return Fused(torch.cat([unit(embedding), mean, pooled], 1), attention)

@@ -29,7 +29,8 @@ from .prompt import BankPrompt, PromptEncoder
 @dataclass
 class PromptSGOutput:
     """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
-    image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank speaks."""
+    image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank
+    speaks."""
     # (B, D) the image seen through the text, (B, (2 + T) D) where T words pool; before the head
     embedding: torch.Tensor
     retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
@@ -83,7 +84,8 @@ class PromptSG(nn.Module, ModelHubMixin):
                             attention=fused.attention)
 
     def fuse(self, embedding, patches=None, prompt=None, dense=None):
-        """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is not made.
+        """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is
+        not made.
 
         `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
         tokens = patches if dense is None else dense
@@ -97,7 +99,7 @@ class PromptSG(nn.Module, ModelHubMixin):
     def say(self, pseudo_token, prompt=None, batch=None):
         """`TextFeatures` of a prompt for s* (B, W), or without s* for `batch` images.
 
-        `PromptSGError` for another prompt than composed or simplified, and where none can be composed."""
+        `PromptSGError` for another prompt than composed or simplified, or one not composable."""
         if self._checked_prompt(prompt) == "composed":
             return self.prompt.composed(pseudo_token)
         return self.prompt.simplified(pseudo_token.shape[0] if batch is None else batch)
@@ -108,7 +110,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         if prompt not in ("composed", "simplified"):
             raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
         if prompt == "composed" and not self.composes:
-            raise PromptSGError("this model makes no s*, so no prompt can be composed; choose simplified")
+            raise PromptSGError("this model makes no s*, so no prompt can be composed; choose "
+                                "simplified")
         return prompt
 
     @property
@@ -212,7 +215,7 @@ class PromptSG(nn.Module, ModelHubMixin):
 
 # %% ../nbs/09_model.ipynb #cell006
 def _language(config, towers):
-    "Prompt encoder, inversion MLP (None where no prompt is composed) and fusion, fit to the towers."
+    "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
         raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
                             "to it (promptsg align-text makes one), or language to false")
@@ -234,9 +237,9 @@ def _language(config, towers):
 def _banked(config, towers, words):
     "`_language` for a bank of sentences."
     if config.use_composed_prompt or config.eval_prompt == "composed":
-        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be composed of "
-                            "them; set use_composed_prompt: false and eval_prompt: simplified, or "
-                            "text_pretrained to a text tower")
+        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be "
+                            "composed of them; set use_composed_prompt: false and eval_prompt: "
+                            "simplified, or text_pretrained to a text tower")
     return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim)
 
 
@@ -290,7 +293,8 @@ def _as_spoken(model):
     if not model.config.language:
         return model.config
     return model.config.replace(prompt_template=model.prompt.template.template,
-                                words=model.prompt.words, simplified_prompt=model.prompt.sentence.template)
+                                simplified_prompt=model.prompt.sentence.template,
+                                words=model.prompt.words)
 
 
 def _record(model):

@@ -324,7 +324,8 @@ def read_sentences(path):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise PromptSGError(f"{path} cannot be read ({why}); give a text file with a sentence a line") from None
+        raise PromptSGError(f"{path} cannot be read ({why}); give a text file with a sentence a "
+                            "line") from None
     said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not said:
         raise PromptSGError(f"{path} has no sentence; write one a line")
@@ -332,14 +333,14 @@ def read_sentences(path):
 
 
 def bank_of_vectors(sentences, files, out):
-    """Writes a bank of sentences and of the rows of .npy files (N, D), file by file; returns its sentences.
+    """Writes a bank of sentences and rows of .npy files (N, D), in order; returns its sentences.
 
-    A sentence that comes again keeps its first vector. `PromptSGError` unless there is a row for each."""
+    A sentence that comes again keeps its first vector. `PromptSGError` unless each has a row."""
     tables = [_read_rows(file) for file in files]
     if len({table.shape[1] for table in tables}) > 1 or sum(map(len, tables)) != len(sentences):
         shapes = ", ".join(f"{file} {table.shape}" for file, table in zip(files, tables))
-        raise PromptSGError(f"there are {len(sentences)} sentences for {shapes}; give as many rows as "
-                            "sentences, all of one width")
+        raise PromptSGError(f"there are {len(sentences)} sentences for {shapes}; give as many rows "
+                            "as sentences, all of one width")
     rows = {}
     for sentence, row in zip(sentences, np.concatenate(tables)):
         rows.setdefault(sentence, row)
@@ -354,8 +355,8 @@ def _read_rows(file):
         if table.ndim != 2 or table.dtype.kind != "f":
             raise ValueError(f"{table.dtype} of shape {table.shape}")
     except (OSError, ValueError, EOFError) as error:
-        raise PromptSGError(f"{file} is no table of numbers ({str(error)[:100]}); give a .npy file of floats "
-                            "(N, D)") from None
+        raise PromptSGError(f"{file} is no table of numbers ({str(error)[:100]}); give a .npy file "
+                            "of floats (N, D)") from None
     return table.astype(np.float32)
 
 
@@ -363,16 +364,18 @@ def _read_rows(file):
 def bank_of_tower(sentences, config, out):
     """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
 
-    `{aspect}` is filled in them. `PromptSGError` where its weights hold no text tower, and for a sentence that it cannot read."""
+    `{aspect}` is filled in them. `PromptSGError` where its weights hold no text tower, and for a
+    sentence that it cannot read."""
     towers = load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
                          config.seed)
     if towers.text is None or isinstance(towers.text, Bank):
-        raise PromptSGError(f"{config.text_pretrained or config.pretrained} holds no text tower; name one "
-                            "that does, such as --config paper@hand-vit-tiny")
+        file = config.text_pretrained or config.pretrained
+        raise PromptSGError(f"{file} holds no text tower; name one that does, such as --config "
+                            "paper@hand-vit-tiny")
     said = dict.fromkeys(fill_aspect(sentence, config.aspect_words) for sentence in sentences)
     for sentence in said:
         if tokenize_prompt(sentence, towers.tokenizer).place is not None:
-            raise PromptSGError(f"the sentence {sentence!r} has a place {{}} for s*; a bank holds whole "
-                                "sentences")
+            raise PromptSGError(f"the sentence {sentence!r} has a place {{}} for s*; a bank holds "
+                                "whole sentences")
     save_bank(out, said, encode_sentences(towers.text.eval(), towers.tokenizer([*said])))
     return tuple(said)

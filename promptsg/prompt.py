@@ -100,10 +100,10 @@ def _continue(block, x, before, mask, rows):
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/04_prompt.ipynb #words
-_THINGS = ("person dog cat horse bird fish tree flower leaf mountain river beach street house kitchen "
-           "room chair table bed sofa lamp book phone computer clock cup bottle plate apple bread pizza "
-           "cake car bus train boat airplane bicycle bag shirt shoe ball toy wall floor sky cloud "
-           "field").split()
+_THINGS = ("person dog cat horse bird fish tree flower leaf mountain river beach street house "
+           "kitchen room chair table bed sofa lamp book phone computer clock cup bottle plate "
+           "apple bread pizza cake car bus train boat airplane bicycle bag shirt shoe ball toy wall "
+           "floor sky cloud field").split()
 PLAIN_SENTENCES = tuple(f"A photo of a {thing}." for thing in _THINGS)
 
 
@@ -113,16 +113,16 @@ def directions(sentences, others):
     `PromptSGError` for a sentence that says what the others say on average."""
     found = F.normalize(sentences.float(), dim=1) - F.normalize(others.float(), dim=1).mean(0)
     if found.norm(dim=1).min() < 1e-4:
-        raise PromptSGError("a word says what the mean of the other sentences says, so nothing tells it "
-                            "from them; choose another word")
+        raise PromptSGError("a word says what the mean of the other sentences says, so nothing "
+                            "tells it from them; choose another word")
     return F.normalize(found, dim=1)
 
 
 def check_word_count(old, new):
     "`PromptSGError` unless there are as many words as the embedding was made for."
     if len(old) != len(new):
-        raise PromptSGError(f"there are {len(new)} words where the embedding has a place for {len(old)}; "
-                            "give as many, with commas between them")
+        raise PromptSGError(f"there are {len(new)} words where the embedding has a place for "
+                            f"{len(old)}; give as many, with commas between them")
 
 # %% ../nbs/04_prompt.ipynb #cell010
 def _fingerprint(module):
@@ -135,8 +135,8 @@ class PromptEncoder(nn.Module):
 
     `composed(s)` puts pseudo tokens (B, W) in their place and returns `TextFeatures` with a gradient to `s` alone;
     `simplified(batch)` repeats a sentence that was encoded once. `directions()` (T, D) are those of
-    `words`, or of the simplified sentence where there are none. Raises `PromptSGError` where a prompt
-    does not fit."""
+    `words`, or of the simplified sentence where there are none. Raises `PromptSGError` where a
+    prompt does not fit."""
     composes = True  # it can put s* into a sentence
 
     def __init__(self, text, tokenizer, template, simplified, aspect="", words=()):
@@ -260,7 +260,7 @@ class PromptEncoder(nn.Module):
 
 # %% ../nbs/04_prompt.ipynb #bank
 class BankPrompt(nn.Module):
-    """A `Bank` in a `PromptEncoder`'s place: the simplified prompt and the words are sentences of it.
+    """A `Bank` in a `PromptEncoder`'s place: simplified prompt and words are sentences of it.
 
     Raises `PromptSGError` for any other sentence, naming the nearest ones of those there, and for a
     composed prompt."""
@@ -287,8 +287,8 @@ class BankPrompt(nn.Module):
 
     def composed(self, pseudo_token):
         raise PromptSGError("a bank of sentences has no words to compose a prompt of; set "
-                            "use_composed_prompt: false and eval_prompt: simplified, or text_pretrained to "
-                            "a text tower")
+                            "use_composed_prompt: false and eval_prompt: simplified, or "
+                            "text_pretrained to a text tower")
 
     def simplified(self, batch):
         "`TextFeatures` of the simplified prompt for `batch` images; its one word is the sentence."
@@ -313,6 +313,6 @@ class BankPrompt(nn.Module):
             near = difflib.get_close_matches(filled[:200], self.sentences, n=12, cutoff=0)
             rest = len(self.sentences) - len(near)
             there = ", ".join(shown(one) for one in near) + (f" and {rest} others" if rest else "")
-            raise PromptSGError(f"the bank has no sentence {shown(filled, 200)}; it has {there}; choose "
-                                "one of these, or make another bank with promptsg bank")
+            raise PromptSGError(f"the bank has no sentence {shown(filled, 200)}; it has {there}; "
+                                "choose one of these, or make another bank with promptsg bank")
         return self.sentences.index(filled)

@@ -115,9 +115,10 @@ def _said(config):
     "What the text says, in a sentence."
     if config.language and config.fusion == "pool":
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
-        return f"Beside class token and patches, patch tokens are pooled where these words look: {words}."
-    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the image; "
-            f"ranked with the {config.eval_prompt} prompt."
+        return ("Beside class token and patches, patch tokens are pooled where these words look: "
+                f"{words}.")
+    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
+            f"image; ranked with the {config.eval_prompt} prompt."
             if config.language else "This is the image-only control: no prompt and no text.")
 
 
@@ -134,8 +135,8 @@ def _trained(record):
     return _table(["what", "value"], rows.items()) + "\n\n" + chosen
 
 
-_NOTHING = ("Nothing was trained by gradient: the whitening alone was fitted, to these images and those "
-            "held out.")
+_NOTHING = ("Nothing was trained by gradient: the whitening alone was fitted, to these images and "
+            "those held out.")
 
 
 def _choice(select, epochs):

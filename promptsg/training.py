@@ -660,32 +660,37 @@ class Trainer:
         self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
                                  numbered=True)
         images = self.feed.training(self.splits.train, self.classes)
-        loader = DataLoader(images, batch_sampler=self.sampler, num_workers=c.num_workers, pin_memory=c.pin_memory,
-                            generator=torch.Generator())  # its own, so that it takes no number from the dropout's
+        loader = DataLoader(images, batch_sampler=self.sampler, num_workers=c.num_workers,
+                            pin_memory=c.pin_memory,
+                            # its own, so that it takes no number from the dropout's
+                            generator=torch.Generator())
         self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
         self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
 
     def _without_training(self):
-        """`epochs: 0`: one pass over the images of the train side, and the whitening fitted to them.
+        """`epochs: 0`: one pass over the train side's images, and the whitening fitted to them.
 
-        The row of metrics.csv, epoch 0, is that of a whitening fitted without the images held out. What
-        is kept has seen those too: they are of the train side, and nothing was chosen by them."""
+        The row of metrics.csv, epoch 0, is that of a whitening fitted without the images held out.
+        What is kept has seen those too: they are of the train side, and nothing was chosen by
+        them."""
         whole = self._train_side().drop_duplicates("path")
         found = self.feed.embed(whole)  # not whitened yet
         self.history = [{"epoch": 0, **self.validate(self._fitted(found, self.splits.train))}]
         self._fitted(found, whole)
-        self.accelerator.log({name: self.history[0][name] for name in ("val_rank1", "val_mAP")}, step=0)
+        logged = {name: self.history[0][name] for name in ("val_rank1", "val_mAP")}
+        self.accelerator.log(logged, step=0)
         self._save(-1, whitened=True)
         if self.progress:
             print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
                   f"{100 * self.history[0]['val_mAP']:.1f} %", file=sys.stderr, flush=True)
 
     def _fitted(self, found, people):
-        "`Embeddings` whitened by what a frame's rows tell; as they are where the config whitens nothing."
+        "`Embeddings` whitened by what a frame's rows tell; as they are where nothing is whitened."
         if self.model.whitening is None:
             return found
-        self.model.whitening.fit(found.of(people), torch.from_numpy(pd.factorize(people.identity)[0]))
+        labels = torch.from_numpy(pd.factorize(people.identity)[0])
+        self.model.whitening.fit(found.of(people), labels)
         rows = found.features.to(self.accelerator.device)
         return replace(found, features=F.normalize(self.model.whitening(rows), dim=1).cpu())
 
@@ -931,8 +936,8 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     tensors, state = read_checkpoint(run / which)
     config = Config.from_yaml(run / "config.yml").replace(tracker="none")  # nothing is trained, so nothing is written into the run
     if not config.epochs:
-        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run that "
-                            "was trained")
+        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run "
+                            "that was trained")
     trainer = Trainer(config, splits, run, progress=False, losses=losses, build=build)
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)

@@ -22,8 +22,8 @@ from .training import Feed
 def whitened_similarity(gram, fitted, labels, dim):
     """Cosine similarities (N, N) of N whitened embeddings from their dot products, Eq. (1).
 
-    `gram` (N, N): of embeddings of length 1 and `dim` numbers. `fitted` (n,): the rows that the whitening
-    is fitted to, `labels` (n,) their class numbers from 0. Equal to `promptsg.heads.Whitening`.
+    `gram` (N, N): of embeddings of length 1 and `dim` numbers. `fitted` (n,): the rows that the
+    whitening is fitted to, `labels` (n,) their class numbers from 0. As `heads.Whitening` gives.
     Raises `PromptSGError` where no identity has two different images."""
     gram, n = gram.double(), len(fitted)
     one = F.one_hot(labels.long()).double()
@@ -34,8 +34,8 @@ def whitened_similarity(gram, fitted, labels, dim):
     seen = near @ apart - near[fitted].mean(0) @ apart  # (N, n) on residuals
     inner = apart @ near[fitted] @ apart                # (n, n)
     if inner.trace() < 1e-12:
-        raise PromptSGError("whitening learns from how one person's images differ, and no person has two "
-                            "different ones")
+        raise PromptSGError("whitening learns from how one person's images differ, and no person "
+                            "has two different ones")
     ridge, share = _ridge(inner, dim)
     if share < 1:
         system = n * ridge / (1 - share) * torch.eye(n, dtype=gram.dtype) + inner
@@ -59,8 +59,8 @@ def deal_people(frame, folds=5, seed=0):
     `PromptSGError` for too few people."""
     people = np.unique(frame.pid)
     if len(people) < 2 * folds:
-        raise PromptSGError(f"{len(people)} train-side people are too few for {folds} folds of two or more; "
-                            "give more people, or fewer folds")
+        raise PromptSGError(f"{len(people)} train-side people are too few for {folds} folds of two "
+                            "or more; give more people, or fewer folds")
     order = np.random.default_rng([seed, folds]).permutation(len(people))
     return (order % folds)[np.searchsorted(people, frame.pid)]
 
@@ -74,9 +74,9 @@ def train_people(splits):
 def cross_validate(gram, frame, aspect, dim, folds=5, draws=3, seed=0):
     """mAP (0..1) of each fold's people, (folds,), whitened by the other folds' people.
 
-    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's images,
-    all of the train side. Ranked are the images of `aspect`: a held-out person's against one of each of
-    the people, `draws` times. `PromptSGError` as `deal_people`."""
+    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's
+    images, all of the train side. Ranked are the images of `aspect`: a held-out person's against
+    one of each of the people, `draws` times. `PromptSGError` as `deal_people`."""
     dealt, scores = deal_people(frame, folds, seed), []
     ranked, rng = (frame.aspect == aspect).to_numpy(), np.random.default_rng([seed, folds, draws])
     for fold in range(folds):
@@ -102,10 +102,10 @@ def word_parts(model, frame, words, temperature=None, batch_size=32, progress=Tr
     """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches`, and each word.
 
     One pass over the images, however many words there are. `temperature`: the config's for None.
-    `PromptSGError` for a model without pooling words, and for a word that its text does not know."""
+    `PromptSGError` for a model without pooling words, and for a word that its text cannot say."""
     if model.config.fusion != "pool" or not model.config.language:
-        raise PromptSGError("only a version that pools where words look has words to choose; give --config "
-                            "training_free@BACKBONE")
+        raise PromptSGError("only a version that pools where words look has words to choose; give "
+                            "--config training_free@BACKBONE")
     words, feed = list(words), feed or Feed(model, model.config, progress=progress)
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -118,8 +118,9 @@ def word_parts(model, frame, words, temperature=None, batch_size=32, progress=Tr
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks, seen.patches, seen.embedding, tokens).embedding
+    rows_of = lambda rows, transform: feed.evaluation(rows)
     found = embed_images(embed, frame, feed.still, batch_size=batch_size, device=device,
-                         progress=progress, dataset=lambda rows, transform: feed.evaluation(rows), key=key)
+                         progress=progress, dataset=rows_of, key=key)
     rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[1])), dim=2)  # (N, 2 + T, D)
     return dict(zip(["class token", "patches", *words], rows.unbind(1)))
 
@@ -128,12 +129,12 @@ def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
     """Words chosen greedily beside class token and patches: a DataFrame, a row a step.
 
     `parts` is what `word_parts` gives for the train side's images. Columns: `words` so far, `mAP`
-    (percent, mean over folds), `gain` over the step before and its standard `error` over folds, `kept`:
-    the step helped. The last row that is kept has the words."""
+    (percent, mean over folds), `gain` over the step before and its standard `error` over folds,
+    `kept`: the step helped. The last row that is kept has the words."""
     grams = {name: rows @ rows.T for name, rows in parts.items()}
     candidates, dim = list(parts)[2:], next(iter(parts.values())).shape[1]
-    measured = lambda total, number: 100 * cross_validate(total / number, frame, aspect, number * dim,
-                                                          folds, seed=seed)
+    measured = lambda total, number: 100 * cross_validate(total / number, frame, aspect,
+                                                          number * dim, folds, seed=seed)
     chosen, total = [], grams["class token"] + grams["patches"]
     before = measured(total, 2)
     steps = [dict(words="", mAP=before.mean(), gain=np.nan, error=np.nan, kept=True)]

@@ -32,7 +32,8 @@ OURS = {
     "best": _PAPER.replace(variant="best", select="last", whiten=True),
     "training_free": _PAPER.replace(
         variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool",
-        patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True, **_NOTHING_TRAINS),
+        patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True,
+        **_NOTHING_TRAINS),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -196,8 +197,8 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
             "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
-            "training_free": "nothing is trained by gradient: dense tokens pooled where the words look, beside "
-                             "class token and patches, whitened within train people",
+            "training_free": "nothing is trained by gradient: dense tokens pooled where the words "
+                             "look, beside class token and patches, whitened within train people",
             "best": "paper with its last epoch kept, not the one validated best, and its ranking embedding whitened within train people"}
 
 
