@@ -1,10 +1,14 @@
 "The commands as a user types them: exit codes, one-sentence errors, and what they leave behind."
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -13,9 +17,21 @@ COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
 
 def promptsg(*arguments, code=0, **options):
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
-    assert done.returncode == code, done.stderr
-    return done
+    "A command as a user types it, in this process; with `options` (of subprocess.run) in one of its own."
+    if options:
+        done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+        assert done.returncode == code, done.stderr
+        return done
+    from promptsg.cli import main
+    out, err, on_term = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    try:
+        with patch.object(sys, "argv", ["promptsg", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
+            with pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        signal.signal(signal.SIGTERM, on_term)
+    assert ended.value.code == code, err.getvalue()
+    return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
