@@ -15,14 +15,22 @@ import torch.nn.functional as F
 
 from promptsg.backbone import Bank, ViTBackbone, load_towers, read_bank, save_bank
 from promptsg.config import Config, PromptSGError
+from promptsg.evaluation import ranked_images
 from promptsg.explorer import Explorer, draw_attention
 from promptsg.fusion import WordPooling
 from promptsg.heads import Whitening
-from promptsg.model import PromptSG
+from promptsg.model import PromptSG, untrained
 from promptsg.prompt import PLAIN_SENTENCES, BankPrompt, directions
 from promptsg.sharing import export_onnx, export_run, model_card
 from promptsg.training import Feed, Trainer, frozen_hash, load_run, measure, read_checkpoint
-from promptsg.tune import choose_words, deal_people, whitened_similarity, word_parts
+from promptsg.tune import (
+    choose_words,
+    deal_people,
+    measure_parts,
+    train_people,
+    whitened_similarity,
+    word_parts,
+)
 from promptsg.versions import version
 
 TINY = ["hand-vit-tiny", "hand-rn-tiny"]
@@ -632,7 +640,14 @@ TWO = """
 import sys
 from promptsg.data import make_splits, read_11k
 from promptsg.training import Trainer
-from promptsg.tune import choose_words, deal_people, whitened_similarity, word_parts
+from promptsg.tune import (
+    choose_words,
+    deal_people,
+    measure_parts,
+    train_people,
+    whitened_similarity,
+    word_parts,
+)
 from promptsg.versions import version
 config = version("training_free", "hand-vit-tiny").replace(num_splits=3, train_aspects=())
 splits = make_splits(read_11k(sys.argv[1]), "dorsal_r", 3)
@@ -744,6 +759,12 @@ def test_parts_are_those_of_the_models_embedding(splits):
     assert list(parts) == ["class token", "patches", "hand", "ring"]
     whole = torch.cat([*parts.values()], 1) / 2
     assert same(Feed(model, model.config, progress=False).embed(rows).of(rows), whole)
+    more = word_parts(model, rows, ["ring"], controls=True, progress=False)
+    assert list(more)[2:] == ["ring", "no word", "random"] and same(more["ring"], parts["ring"])
+    with torch.no_grad():
+        images = [row["image"] for row in Feed(model, model.config, progress=False).evaluation(rows)]
+        dense = unit(model.backbone(torch.stack(images)).dense)
+    assert same(more["no word"], unit(dense.mean(1))) and not same(more["random"], more["ring"], 0.1)
     with pytest.raises(PromptSGError, match="only a version that pools"):
         word_parts(PromptSG(Config(), 2), rows, ["hand"])
 
@@ -770,3 +791,17 @@ def test_tune_command_says_what_to_set(hands, tmp_path, capsys):
         len(table) == 2 and table.mAP.between(1, 100).all() and table.words[1] in ("hand", "ring")
     )
     assert (f"words=[{table.words[1]}]" if table.kept[1] else "no word helps") in said
+
+
+def test_parts_are_measured_as_the_run_is(free, splits):
+    "Class token, patches and the run's sentence side by side have the run's result."
+    model, frame = load_run(free.run), pd.concat([train_people(splits), ranked_images(splits)])
+    frame, said = frame.drop_duplicates("path"), free.config.simplified_prompt
+    parts = word_parts(model, frame, [said], progress=False)
+    made_of = {"all": ["class token", "patches", said], "zero-shot": ["class token"]}
+    found = measure_parts(parts, frame, splits, made_of, ("clipfh",))
+    expected = measure(model, splits, ("clipfh",), progress=False)[0]["clipfh"].summary
+    assert np.allclose(found["all"]["clipfh"].summary, expected, atol=0.1)
+    plain = measure_parts(parts, frame, splits, made_of, ("clipfh",), whiten=False)
+    zero = measure(untrained(free.config), splits, ("clipfh",), progress=False)[0]["clipfh"].summary
+    assert np.allclose(plain["zero-shot"]["clipfh"].summary, zero, atol=0.1)
