@@ -762,9 +762,13 @@ def test_parts_are_those_of_the_models_embedding(splits):
     more = word_parts(model, rows, ["ring"], controls=True, progress=False)
     assert list(more)[2:] == ["ring", "no word", "random"] and same(more["ring"], parts["ring"])
     with torch.no_grad():
-        images = [row["image"] for row in Feed(model, model.config, progress=False).evaluation(rows)]
+        images = [
+            row["image"] for row in Feed(model, model.config, progress=False).evaluation(rows)
+        ]
         dense = unit(model.backbone(torch.stack(images)).dense)
-    assert same(more["no word"], unit(dense.mean(1))) and not same(more["random"], more["ring"], 0.1)
+    assert same(more["no word"], unit(dense.mean(1))) and not same(
+        more["random"], more["ring"], 0.1
+    )
     with pytest.raises(PromptSGError, match="only a version that pools"):
         word_parts(PromptSG(Config(), 2), rows, ["hand"])
 
@@ -805,3 +809,25 @@ def test_parts_are_measured_as_the_run_is(free, splits):
     plain = measure_parts(parts, frame, splits, made_of, ("clipfh",), whiten=False)
     zero = measure(untrained(free.config), splits, ("clipfh",), progress=False)[0]["clipfh"].summary
     assert np.allclose(plain["zero-shot"]["clipfh"].summary, zero, atol=0.1)
+
+
+def test_a_report_has_the_version_that_trains_nothing(hands, tmp_path):
+    from promptsg.report import load_report, make_report, read_metrics, train_table
+
+    settings = dict(batch_size=8, instances=2, num_splits=2)
+    make_report(
+        tmp_path,
+        ["hand-rn-tiny"],
+        ["training_free"],
+        data=hands,
+        protocols=("clipfh",),
+        changes=dict(settings, steps_per_epoch=1, early_stop_patience=None),
+        progress=False,
+    )
+    assert not list(tmp_path.rglob("failed.txt"))
+    report = load_report(tmp_path)
+    (run,) = {file.parent for file in tmp_path.rglob("config.yml") if "training_free" in str(file)}
+    assert read_metrics(run).epoch.tolist() == [0]
+    rows = train_table(report, "hand-rn-tiny", "dorsal_r")
+    assert rows[rows.epoch == 0].is_best.tolist() == [True]
+    assert "training_free" in set(report.results.version)
