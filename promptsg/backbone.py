@@ -281,6 +281,13 @@ def tensor_hash(tensors):
     return digest.hexdigest()[:24]
 
 
+def _checksum(tensors, metadata):
+    "Of tensors and of what is said with them, but for the checksum and the library's own word."
+    said = {name: text for name, text in metadata.items() if name not in ("format", "sha256")}
+    words = f"{tensor_hash(tensors)} {json.dumps(said, sort_keys=True)}"
+    return hashlib.sha256(words.encode()).hexdigest()[:24]
+
+
 def save_tensors(path, tensors, **metadata):
     """Writes a safetensors file, whole or not at all, with a checksum and `metadata` {name: text}.
 
@@ -288,7 +295,8 @@ def save_tensors(path, tensors, **metadata):
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with writing(path) as part:
         try:
-            save_file(tensors, part, metadata={"format": "pt", **metadata, "sha256": tensor_hash(tensors)})
+            checksum = _checksum(tensors, metadata)
+            save_file(tensors, part, metadata={"format": "pt", **metadata, "sha256": checksum})
         except SafetensorError as error:  # its way to say that the disk refused
             raise OSError(str(error)) from None
         _sort_metadata(part)
@@ -320,8 +328,8 @@ def read_tensors(path):
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise PromptSGError(f"{path} is not a complete safetensors file ({shown(str(error), 100)[1:-1]}); "
                             "copy or download it again") from None
-    if "sha256" in metadata and metadata["sha256"] != tensor_hash(tensors):
-        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written; "
+    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata):
+        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written, or what stands with them; "
                             "copy or download it again")
     return tensors, metadata
 
@@ -399,6 +407,11 @@ def _read_pickled(path):
         return dict(reader.tensors(reader.load()))
 
 
+def _is_plain(tensor):
+    "A tensor whose numbers are all at hand: not sparse, quantised, or of the device that has none."
+    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
 def read_state_dict(path):
     """The tensors in a weight file, by name, as float32: safetensors, a PyTorch state dict or TorchScript.
 
@@ -419,7 +432,7 @@ def read_state_dict(path):
                             "and nothing in it was executed; save the weights as safetensors") from None
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     if not isinstance(tensors, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors.items()):
+            isinstance(name, str) and _is_plain(tensor) for name, tensor in tensors.items()):
         raise PromptSGError(f"{path} is not a state dict (names and tensors); save model.state_dict() as safetensors")
     if sum(tensor.numel() for tensor in tensors.values()) > 2 * path.stat().st_size:
         raise PromptSGError(f"{path} speaks of more numbers than it holds; "
@@ -569,7 +582,7 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     with _quiet(), _drawn_from(seed if pretrained == "random" else None):
         clip = _lighten(_from_hub(name, pretrained) if tag else open_clip.CustomTextCLIP(**config))
     has_text = True
-    if path:
+    if path is not None:
         visual, text = _parts(read_state_dict(path), path)
         _load(clip.visual, visual, path, f"the image tower of {name}", image="")
         has_text = bool(text)

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .backbone import model_config
 from .config import PromptSGError
 from .data import HandDataset, PixelCache, make_splits, progress_bar, read_11k, train_transform, write_text
+from .files import check_writable_file, regular
 from .evaluation import embed_images, evaluate, processor, ranked_images
 from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
@@ -377,6 +378,10 @@ def run_bench(cases=None, out=None, quick=False, progress=True):
     unknown = [name for name in cases or () if name not in CASES]
     if unknown:
         raise PromptSGError(f"benchmark case {unknown[0]!r} is not known; choose from {', '.join(CASES)}")
+    if out:
+        check_writable_file(out)
+        if os.path.exists(out):
+            read_bench(out)  # before the work
     machine, rows = _machine(quick), []
     for name in progress_bar(list(cases or CASES), progress, desc="benchmark"):
         now = {"peak_flop_per_s": peak_rate(256 if quick else 2048), "load": _load()}
@@ -400,7 +405,7 @@ def _write(out, machine, rows):
 def read_bench(path):
     "The table that `run_bench` wrote, with the machine in `attrs['machine']`. `PromptSGError` when the file is missing or damaged."
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        stored = json.loads(Path(regular(path)).read_text(encoding="utf-8"))
         table = pd.DataFrame(stored["rows"])
         table.attrs["machine"] = stored["machine"]
         return table

@@ -21,7 +21,7 @@ from typing import Annotated, Optional
 import click
 import typer
 
-from .config import Config, PromptSGError, read_yaml, shown
+from .config import Config, PromptSGError, one_line, read_yaml, shown
 
 # %% ../nbs/16_cli.ipynb #cell003
 class _Commands(typer.core.TyperGroup):
@@ -86,7 +86,7 @@ def chosen_config(run, config, sets, **changes):
     that is none."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
-    if run and not (run / "config.yml").is_file():
+    if run and not os.path.isfile(run / "config.yml"):
         raise PromptSGError(
             f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
             "train"
@@ -163,7 +163,7 @@ def train(
         raise PromptSGError(
             "no config is given; add --config FILE (or --resume with --out RUN to go on with a run)"
         )
-    begun = bool(out) and (out / "config.yml").is_file()
+    begun = bool(out) and os.path.isfile(out / "config.yml")
     if resume and config is None and not begun:
         raise PromptSGError(
             f"there is no run in {out} to resume (it has no config.yml); give --out the folder of "
@@ -173,7 +173,7 @@ def train(
     folder = out or Path(chosen.output_dir or Path("runs") / chosen.experiment)
     check_writable(folder)
     frame = read_frame(data, chosen, level)
-    _train(for_data(chosen, frame), frame, folder, resume and (folder / "config.yml").is_file())
+    _train(for_data(chosen, frame), frame, folder, resume and os.path.isfile(folder / "config.yml"))
 
 
 def _train(config, frame, folder, resume):
@@ -309,12 +309,10 @@ def embed(
 ):
     """Write the embeddings of images, by a run or an untrained tower: L2-normalised rows, their
     paths and identities."""
-    from promptsg.files import check_writable, counted
+    from promptsg.files import check_writable_file, counted
 
     chosen = chosen_config(run, config, sets, **_ONCE)
-    check_writable(out.parent)
-    if out.is_dir():
-        raise PromptSGError(f"{out} is a folder; give --out the name of a file to write")
+    check_writable_file(out)
     frame = read_frame(data, chosen, level, only=True)
     model = ready_model(run, config, sets, **_ONCE)
     from promptsg.training import Feed, processes
@@ -593,7 +591,7 @@ def synth(out: Annotated[Path, typer.Option("--out", help="Folder to write, in 1
           train: Annotated[int, typer.Option("--train", min=1, help="People on the train side.")] = 80,
           test: Annotated[int, typer.Option("--test", min=1, help="People on the test side.")] = 40,
           images: Annotated[int, typer.Option("--images", min=2, help="Images of each person and aspect.")] = 10,
-          seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same hands.")] = 0):
+          seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same hands.")] = 0):
     "Draw synthetic hands with a HandInfo.csv and a caption for each image."
     from promptsg.data import counted
     from promptsg.synth import write_hands
@@ -748,7 +746,7 @@ def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data f
 @app.command("pretrain")
 def pretrain_command(name: Annotated[str, typer.Argument(help="hand-vit-tiny or hand-rn-tiny.")],
                      out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-                     seed: Annotated[int, typer.Option("--seed")] = 7):
+                     seed: Annotated[int, typer.Option("--seed", min=0, max=2 ** 32 - 1)] = 7):
     "Train an embedded CLIP from nothing on synthetic hands and captions."
     from promptsg.pretrain import pretrain as run
     run(name, out, seed=seed)
@@ -820,9 +818,9 @@ def align_text_command(data: Data, config: Annotated[str, typer.Option("--config
                        out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], level: Level = None,
                        sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
-    from promptsg.files import check_writable, counted
+    from promptsg.files import check_writable_file, counted
     chosen = read_config(config, sets)
-    check_writable(out.parent)
+    check_writable_file(out)
     frame = read_frame(data, chosen, level)
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
@@ -858,7 +856,7 @@ def _stop(number, frame):
 
 
 def _say(sentence):
-    typer.echo(f"promptsg: {sentence}", err=True)
+    typer.echo(f"promptsg: {one_line(sentence)}", err=True)
 
 
 def _run(arguments):

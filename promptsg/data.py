@@ -365,4 +365,4 @@ def batches(loader):
     try:
         yield from loader
     except PromptSGError as error:
-        raise PromptSGError(re.sub(r"^promptsg\.\w+\.\w+Error: ", "", str(error).strip().splitlines()[-1])) from None
+        raise PromptSGError(re.sub(r"^promptsg\.\w+\.\w+Error: ", "", error.args[0].strip().splitlines()[-1])) from None

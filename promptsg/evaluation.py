@@ -166,7 +166,8 @@ class Result:
         stored = pd.DataFrame(summary).T.loc[MEASURES, ["mean", "std"]].to_numpy(float)
         by_query = self.per_query.groupby("split").ap.mean()
         splits = [*range(len(self.per_split))]
-        if not [*self.per_split.split] == [*by_query.index] == splits or len(self.cmc) != len(splits):
+        same = [*self.per_split.split] == [*by_query.index] == splits
+        if not (same and len(splits) == len(self.cmc) == self.record["splits"]):
             raise ValueError("its tables have other splits")
         if not (np.allclose(stored, self.summary) and np.allclose(by_query, self.per_split.mAP)):
             raise ValueError("its tables are of different evaluations")

@@ -7,6 +7,7 @@ __all__ = ['RECORD_FILE', 'WEIGHT_FILE', 'PromptSGOutput', 'PromptSG', 'zero_sho
 
 # %% ../nbs/09_model.ipynb #cell002
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -319,7 +320,7 @@ def _reason(error):
 
 def _local_folder(source, **options):
     "The folder itself, or that of the hub's repository, downloaded now or before."
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return Path(source)
     try:
         return Path(snapshot_download(str(source), allow_patterns=[RECORD_FILE, WEIGHT_FILE], **options))

@@ -27,6 +27,7 @@ from .backbone import (EMBEDDED, WEIGHTS, Bank, ViTBackbone, load_towers, model_
                                read_state_dict, save_bank, save_tensors, tokenizer_for)
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
+from .files import check_writable_file
 from .images import progress_bar
 from .prompt import fill_aspect, tokenize_prompt
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
@@ -122,7 +123,9 @@ def pretrain(name, out, images=None, steps=None, batch=64, texts=48, lr=1.5e-3, 
 
     `images` pictures are drawn once; a step takes `batch` of them and `texts` <= batch sentences; None for `images` or `steps` is what the shipped
     weights were trained with. Zero-shot accuracy on `unseen` pictures of people never trained on is printed every 100 steps and the file
-    written each time, so an interrupted run leaves one. Raises `PromptSGError` for another model name."""
+    written each time, so an interrupted run leaves one. Raises `PromptSGError` for another model name, and for
+    an `out` that cannot be written, before the work."""
+    check_writable_file(out)
     torch.manual_seed(seed)
     model, tokenizer = embedded_clip(name, "random")
     steps, images = steps or STEPS[name], images or IMAGES[name]

@@ -47,13 +47,13 @@ def tokenize_prompt(template, tokenizer, aspect=""):
     sentence longer than the text encoder reads."""
     pieces = fill_aspect(template, aspect).split("{}")
     if len(pieces) > 2:
-        raise PromptSGError(f"the prompt {template!r} has {len(pieces) - 1} places {{}} for s*; keep one")
+        raise PromptSGError(f"the prompt {shown(template, 200)} has {len(pieces) - 1} places {{}} for s*; keep one")
     before, *after = [tokenizer.encode(piece) for piece in pieces]
     place = len(before) + 1 if after else None
     middle = [tokenizer.sot_token_id, *after[0]] if after else []  # s* needs some id; its embedding is replaced
     ids = (tokenizer.sot_token_id, *before, *middle, tokenizer.eot_token_id)
     if len(ids) > tokenizer.context_length:
-        raise PromptSGError(f"the prompt {template!r} has {len(ids)} tokens but the text encoder reads {tokenizer.context_length}; shorten it")
+        raise PromptSGError(f"the prompt {shown(template, 200)} has {len(ids)} tokens but the text encoder reads {tokenizer.context_length}; shorten it")
     return PromptTokens("s*".join(pieces), ids, place, template)
 
 # %% ../nbs/04_prompt.ipynb #cell006

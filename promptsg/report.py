@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from .backbone import WEIGHTS
-from .config import Config, PromptSGError
+from .config import Config, PromptSGError, one_line
 from .data import check_images, data_hash, for_data, read_data
 from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol,
                                  paired_bootstrap, ranked_images)
 from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv,
-                            read_json, write_csv, write_json, write_text)
+                            read_json, regular, write_csv, write_json, write_text)
 from .images import progress_bar
 from .model import untrained, zero_shot_config
 from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms,
@@ -296,8 +296,11 @@ def _read_about(out):
 
 def _read_note(file):
     "The first line of a failed.txt, whatever bytes it holds."
-    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[0] if lines else "failed without a word"
+    try:
+        lines = regular(file).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return one_line(lines[0]) if lines else "failed without a word"
 
 
 def _read_evaluations(out, folders):
@@ -422,15 +425,24 @@ def _is(table, group):
 
 
 def results_table(results, gains, groups):
-    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with a row per version, its seeds, and for each of
-    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
-    rows = {}
+    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with
+    a row per version, its seeds (`3, 2` where the groups have other numbers of them), and for each of
+    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and
+    seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
+    rows, seeds = {}, {}
     for label, group in groups.items():
         for name, own in results[_is(results, group)].groupby("version", sort=False):
-            spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std()) for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
-            row = rows.setdefault(name, {"version": name, "seeds": own.seed.nunique() or ""})
-            row |= spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
-    return pd.DataFrame(rows.values()).fillna("")
+            seeds.setdefault(name, {})[own.seed.nunique()] = None  # in order, each once
+            rows.setdefault(name, {}).update(_group_cells(label, group, name, own, gains))
+    counts = {name: ", ".join(str(count or "") for count in found) for name, found in seeds.items()}
+    return pd.DataFrame([{"version": name, "seeds": counts[name], **row} for name, row in rows.items()]).fillna("")
+
+
+def _group_cells(label, group, name, own, gains):
+    "The cells of one version in one group."
+    spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+              for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
+    return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
 
 def pair_lines(gains, group):
@@ -547,11 +559,14 @@ def shipped_reference():
 def read_published(file):
     "A CSV of published results (backbone, version, rank1, rank5, rank10, mAP in percent) as fractions. `PromptSGError` if it is none."
     try:
-        table = pd.read_csv(file)
+        table = pd.read_csv(regular(file))
+        lost = [name for name in ("rank1", "mAP") if name not in table]
+        if lost:
+            raise ValueError(f"it has no column {lost[0]}")
         names = [name for name in MEASURES if name in table]
         return table.assign(**table[names] / 100)[["backbone", "version", *names]].dropna()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptSGError(f"{file} cannot be read as published results ({error}); it needs the columns backbone, version, rank1 and mAP, in percent") from None
+        raise PromptSGError(f"{file} cannot be read as published results ({str(error).strip()}); it needs the columns backbone, version, rank1 and mAP, in percent") from None
 
 
 def report_figures(report, gains, published=None):
@@ -627,12 +642,15 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     _check_pairs(pairs, runs)
     for protocol in protocols:
         find_protocol(protocol)
+    asked = version("image_only", backbones[0]).replace(**changes)  # for the sake of its errors too
+    if published:
+        read_published(published)
     check_writable(out)
     command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects,
                        protocol=protocols, pair=list(map(":".join, pairs)))
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
-        frame = read_data(folder, changes.get("dataset", "11k"), changes.get("identity_level"))
+        frame = read_data(folder, asked.dataset, asked.identity_level)
         if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
             runs = plan_runs(backbones, versions, seeds, ("hand",))
         jobs = make_jobs(out, runs, frame, protocols, changes)

@@ -10,6 +10,7 @@ import copy
 import html
 import importlib.util
 import logging
+import os
 import re
 import warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import nn
 from .backbone import check_numbers
 from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
-from .files import check_writable, content_hash, held, read_json, writing
+from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
 from .splits import read_stored
 from .training import load_run
@@ -35,8 +36,9 @@ _WHOLE_RUN = "the card is written from it, so give a whole run folder made by pr
 def _read_epochs(file, best):
     "metrics.csv by epoch; `PromptSGError` naming it when it is missing, damaged or has no row of the best epoch."
     try:
-        epochs = pd.read_csv(file).set_index("epoch")
-        epochs.loc[[best], ["val_mAP", "val_rank1"]].astype(float)
+        epochs = pd.read_csv(regular(file)).set_index("epoch")
+        if len(epochs.loc[[best], ["val_mAP", "val_rank1"]].astype(float)) != 1:
+            raise ValueError("an epoch is there twice")
         return epochs
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PromptSGError(f"{file} cannot be read ({type(error).__name__}); {_WHOLE_RUN}") from None
@@ -56,7 +58,7 @@ def read_record(run):
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     run = Path(run)
-    if not (run / "config.yml").is_file():
+    if not os.path.isfile(run / "config.yml"):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)

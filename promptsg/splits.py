@@ -108,7 +108,7 @@ def read_stored(path):
     stored = read_json(path, "give a whole run folder, or make the splits again with make_splits")
     try:
         if stored.get("format") != 2:
-            return _from_names(stored)
+            stored = _from_names(stored)
         names, identities, hashes = zip(*stored["images"])
         parts = [
             *(stored[name] for name in _FRAMES),
@@ -121,19 +121,30 @@ def read_stored(path):
             isinstance(text, str)
             for text in (*names, *identities, *hashes, stored["aspect"], *stored["people"])
         )
-        if not (
-            whole
-            and texts
-            and isinstance(stored["excluded"], dict)
-            and len(set(names)) == len(names)
-        ):
+        if not (whole and texts and len(set(names)) == len(names)):
             raise ValueError("a part names an image that is not listed")
+        _check_about(stored)
         return stored
     except (KeyError, TypeError, ValueError) as error:
         raise PromptSGError(
             f"{path} is not a list of splits ({type(error).__name__}: {error}); give a whole run "
             "folder, or make the splits again with make_splits"
         ) from None
+
+
+def _check_about(stored):
+    "`ValueError` unless the splits are of the test images, and the rest is of the right kind."
+    lists, test = [stored[name] for name in _FRAME_LISTS], set(stored["test"])
+    own = all(part and test.issuperset(part) for one in lists[:2] for part in one)
+    if len({len(one) for one in lists}) != 1 or not own:
+        raise ValueError("its splits are not of its test images")
+    identities = {stored["images"][place][1] for place in test} - {""}
+    if not all(identity.endswith(f":{stored['aspect']}") for identity in identities):
+        raise ValueError("its test images are of another aspect")
+    kinds = {"excluded": dict, "source": str, "cross": bool}
+    right = all(isinstance(stored[name], kind) for name, kind in kinds.items())
+    if not (lists[0] and right and all(type(n) is int for n in stored["excluded"].values())):
+        raise ValueError("no splits, or a wrong kind of excluded, source or cross")
 
 
 def _from_names(stored):

@@ -412,11 +412,14 @@ def write_hands(root, n_train=80, n_test=40, images_per_aspect=10, seed=0, ring=
     """Draws people into `root`: `Hands/*.jpg`, `captions.csv`, `drawn.json` and, last, `HandInfo.csv`.
 
     Returns the HandInfo table with `caption`. The same arguments write the same bytes. `PromptSGError`
-    for more than 900 train people, and where the disk refuses."""
+    for more than 900 train or 10,000 test people or 1,000 images of each aspect, and where the disk refuses."""
     root = Path(root)
-    if not 0 <= n_train <= 900 or n_test < 0:
-        raise PromptSGError(f"n_train={n_train}, n_test={n_test} cannot be numbered; "
-                            "ask for at most 900 train people and no negative number")
+    most = {"n_train": (n_train, 900), "n_test": (n_test, 10_000),
+            "images_per_aspect": (images_per_aspect, 1000)}
+    for name, (number, limit) in most.items():
+        if not 0 <= number <= limit:
+            raise PromptSGError(f"{name} is {number} and must be between 0 and {limit}; "
+                                "further hands would have no number")
     check_writable(root / "Hands")
     numbers = [*range(1, n_train + 1), *range(1100, 1100 + n_test)]
     jobs = [(number, aspect, image) for number in numbers for aspect in ASPECTS

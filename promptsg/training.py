@@ -38,7 +38,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
-from .config import Config, PromptSGError
+from .config import Config, PromptSGError, shown
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index,
                            content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
@@ -486,13 +486,15 @@ def read_checkpoint(folder):
     """(tensors, state) of a checkpoint folder. `PromptSGError` when it is missing, truncated,
     altered, or not one of ours."""
     file = Path(folder) / "checkpoint.safetensors"
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
         tensors, about = read_tensors(file)
+        if "sha256" not in about:
+            raise ValueError("it has no checksum")
         check_numbers({name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it")
         return tensors, _checked_state(json.loads(about["state"]))
-    except (KeyError, TypeError, ValueError) as error:  # a `PromptSGError` is a ValueError
+    except (KeyError, TypeError, ValueError, RecursionError) as error:  # a `PromptSGError` is a ValueError
         raise PromptSGError(f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's other checkpoint (best "
                             "or last) or train again") from None
 
@@ -503,9 +505,20 @@ _STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "fr
 def _checked_state(state):
     "The state itself; `ValueError` naming what is missing or of another kind."
     wrong = [name for name, kind in _STATE.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)]
-    if wrong or not all(isinstance(row, dict) for row in state["history"]):
+    if wrong or not _is_history(state["history"], state["epoch"]):
         raise ValueError(f"its state has no proper {(wrong or ['history'])[0]}")
+    named = state["classes"] and all(isinstance(name, str) for name in state["classes"])
+    if not (named and 0 <= state["best_epoch"] <= state["epoch"]):
+        raise ValueError("its state names epochs or classes that it cannot have")
     return state
+
+
+def _is_history(rows, epochs):
+    "A row of numbers for each epoch, from 1 on."
+    if not all(isinstance(row, dict) and "val_mAP" in row for row in rows):
+        return False
+    numbers = all(type(value) in (int, float) for row in rows for value in row.values())
+    return numbers and [row.get("epoch") for row in rows] == [*range(1, epochs + 1)]
 
 
 def load_weights(model, tensors, state, where):
@@ -522,11 +535,20 @@ def load_weights(model, tensors, state, where):
     model.load_state_dict(stored, strict=False)
 
 
-def _load_optimizer(optimizer, model, tensors):
+def _load_optimizer(optimizer, model, tensors, where):
+    "Puts a checkpoint's moments into the optimizer; `PromptSGError` where they do not fit the model."
     parameters = dict(model.named_parameters())
+
+    def fits(name, entry, value):
+        known = name in parameters and entry in ("step", "exp_avg", "exp_avg_sq")
+        shape = () if entry == "step" or not known else parameters[name].shape
+        return known and value.shape == shape and bool(value.isfinite().all())
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
-            name, entry = key.removeprefix("optimizer/").rsplit("/", 1)
+            name, _, entry = key.removeprefix("optimizer/").rpartition("/")
+            if not fits(name, entry, value):
+                raise PromptSGError(f"the checkpoint in {where} has no proper state of the optimizer for "
+                                    f"{shown(name)}; start the run again in another folder")
             device = "cpu" if entry == "step" else parameters[name].device
             optimizer.state[parameters[name]][entry] = value.to(device)
 
@@ -536,7 +558,7 @@ SPLIT_FIELDS = ("aspect", "train_aspects", "num_splits", "val_type", "seed", "da
 
 def read_run(run):
     "The `Config` of a run folder. `PromptSGError` when it is none."
-    if not (Path(run) / "config.yml").is_file():
+    if not os.path.isfile(Path(run) / "config.yml"):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     return Config.from_yaml(Path(run) / "config.yml")
 
@@ -791,7 +813,8 @@ class Trainer:
             raise PromptSGError(f"{self.out} was trained on other people than this data has; resume with the data it was started on")
         load_weights(self.model, tensors, state, self.out / "last")
         if self.optimizer is not None:
-            _load_optimizer(self.optimizer.optimizer, self.model, tensors)
+            optimizer = self.optimizer.optimizer
+            _load_optimizer(optimizer, self.model, tensors, self.out / "last")
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history, self._saved_epoch = state["history"], state["epoch"]

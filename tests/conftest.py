@@ -1,7 +1,10 @@
 "Data shared by the tests: a handful of synthetic people, written once a session."
 import os
 import shutil
+import signal
+import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -41,3 +44,21 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def promptsg(capfd, monkeypatch):
+    "`promptsg(*arguments, code=0)`: a command as a user types it, in this process; returns what it printed."
+    from promptsg.cli import main
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["promptsg", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        assert ended.value.code == code, said.err
+        return SimpleNamespace(stdout=said.out, stderr=said.err)
+    yield run
+    signal.signal(signal.SIGTERM, before)

@@ -27,24 +27,6 @@ from promptsg.training import Feed, Trainer, load_run, measure, read_checkpoint
 MAIN = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
 
-@pytest.fixture
-def promptsg(capfd, monkeypatch):
-    "`promptsg(*arguments, code=0)`: a command as a user types it, in this process; returns what it printed."
-    from promptsg.cli import main
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["promptsg", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        assert ended.value.code == code, said.err
-        return SimpleNamespace(stdout=said.out, stderr=said.err)
-    yield run
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def small(quick):
     return quick.replace(epochs=1, steps_per_epoch=1, batch_size=8, instances=2)
