@@ -514,11 +514,11 @@ def _checked_state(state):
 
 
 def _is_history(rows, epochs):
-    "A row of numbers for each epoch, from 1 on."
+    "A row of numbers for each epoch, from 1 on; that of epoch 0 where nothing was trained."
     if not all(isinstance(row, dict) and "val_mAP" in row for row in rows):
         return False
     numbers = all(type(value) in (int, float) for row in rows for value in row.values())
-    return numbers and [row.get("epoch") for row in rows] == [*range(1, epochs + 1)]
+    return numbers and [row.get("epoch") for row in rows] == ([*range(1, epochs + 1)] or [0])
 
 
 def load_weights(model, tensors, state, where):
