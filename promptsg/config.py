@@ -460,7 +460,7 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
     "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave early_stop_patience out or set select: best":
         lambda c: c.select == "last" and c.early_stop_patience,
     "warmup_epochs is longer than the training; make it at most epochs":
-        lambda c: c.warmup_epochs > c.epochs,
+        lambda c: c.epochs and c.warmup_epochs > c.epochs,
     "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
         lambda c: not (c.loss_id_weight or c.loss_tri_weight or (c.language and c.supcon_loss_weight)),
 }

@@ -490,7 +490,7 @@ def read_checkpoint(folder):
         raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
     try:
         tensors, about = read_tensors(file)
-        if "sha256" not in about:
+        if "sha256" not in about and set(about) != {"state"}:  # the first format held that alone
             raise ValueError("it has no checksum")
         check_numbers({name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it")
         return tensors, _checked_state(json.loads(about["state"]))
@@ -504,7 +504,7 @@ _STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "fr
 
 def _checked_state(state):
     "The state itself; `ValueError` naming what is missing or of another kind."
-    wrong = [name for name, kind in _STATE.items() if not isinstance(state, dict) or not isinstance(state.get(name), kind)]
+    wrong = [name for name, kind in _STATE.items() if not isinstance(state, dict) or type(state.get(name)) is not kind]
     if wrong or not _is_history(state["history"], state["epoch"]):
         raise ValueError(f"its state has no proper {(wrong or ['history'])[0]}")
     named = state["classes"] and all(isinstance(name, str) for name in state["classes"])
@@ -518,7 +518,10 @@ def _is_history(rows, epochs):
     if not all(isinstance(row, dict) and "val_mAP" in row for row in rows):
         return False
     numbers = all(type(value) in (int, float) for row in rows for value in row.values())
-    return numbers and [row.get("epoch") for row in rows] == ([*range(1, epochs + 1)] or [0])
+    if epochs == 0 and rows:  # nothing was trained
+        return numbers and len(rows) == 1 and rows[0].get("epoch") == 0
+    counted = all(row.get("epoch") == number for number, row in enumerate(rows, 1))
+    return numbers and counted and len(rows) == epochs
 
 
 def load_weights(model, tensors, state, where):

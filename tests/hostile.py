@@ -916,7 +916,7 @@ def checkpoints(rng):
     last = {"epoch text": with_(epoch="one"), "classes another": with_(classes=["a"]),
         "classes of lists": with_(classes=[["a"]]), "history empty rows": with_(history=[{}]),
         "history words": with_(history=[{"epoch": "a", "val_mAP": "b"}]),
-            "epoch -1": with_(epoch=-1), "epoch 99": with_(epoch=99),
+            "epoch -1": with_(epoch=-1), "epoch huge": with_(epoch=10 ** 30), "epoch true": with_(epoch=True), "epoch 99": with_(epoch=99),
             "history null": with_(history=[{"epoch": None, "val_mAP": None}])}
     for name, state in last.items():
         yield f"resume, state: {name}", _checkpoint(None, *RESUME, state=state, which="last", more=True)

@@ -831,3 +831,7 @@ def test_a_report_has_the_version_that_trains_nothing(hands, tmp_path):
     rows = train_table(report, "hand-rn-tiny", "dorsal_r")
     assert rows[rows.epoch == 0].is_best.tolist() == [True]
     assert "training_free" in set(report.results.version)
+
+
+def test_without_epochs_a_warm_up_is_no_matter():
+    assert version("paper", "hand-vit-tiny").replace(epochs=0).warmup_epochs == 1
