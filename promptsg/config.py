@@ -198,7 +198,13 @@ class Config(BaseModel):
     prompt_template: str = "A photo of a {} person's {aspect} hand."
     simplified_prompt: str = "A photo of a person's {aspect} hand."
     text_queries: Literal["sentence", "words"] = "sentence"    # Q: the sentence's end state alone, or each word's
-    fusion: Literal["text", "patches"] = "patches"             # which tokens pass on: attended text or reweighted patches
+    # which tokens pass on: attended text, reweighted patches, or patches pooled where words look
+    fusion: Literal["text", "patches", "pool"] = "patches"
+    # what the fusion reads of the patches: CLIP's own tokens, or dense ones
+    patch_tokens: Literal["plain", "dense"] = "plain"
+    # pool: what looks; none: the simplified prompt's sentence
+    words: tuple[str, ...] = ()
+    word_temperature: float = _within(50.0, 0, 1000, "it multiplies cosines", above=True)
     cross_attention_layers: int = _within(1, 1, 32, _MEMORY)
     transformer_layers: int = _within(3, 1, 32, _MEMORY)       # cross + self blocks
     attention_heads: int = _within(8, 1, 256, "each head gets a part of the width")
@@ -225,7 +231,8 @@ class Config(BaseModel):
     batch_size: int = _within(64, 2, 65536, "losses compare images, held in memory")  # P x K
     # K; P = batch_size / K
     instances: int = _within(4, 1, 1024, "that many images of one person are in a batch")
-    epochs: int = _within(60, 1, 100_000, _LONG)
+    # 0: nothing is trained by gradient; the whitening is fitted
+    epochs: int = _within(60, 0, 100_000, _LONG)
     # None: one pass over the training images
     steps_per_epoch: Optional[int] = _within(None, 1, 1_000_000, _LONG)
     # epochs without a better validation mAP
@@ -313,6 +320,18 @@ class Config(BaseModel):
     @classmethod
     def _known_places(cls, value):
         check_places(value)
+        return value
+
+    @field_validator("words")
+    @classmethod
+    def _plain_words(cls, value):
+        bad = next((one for one in value if not one.strip() or "," in one or "{}" in one), None)
+        if bad is not None or len(set(value)) < len(value) or len(value) > 64:
+            many = "a word is given twice, or more than 64 are"
+            raise ValueError(f"{many if bad is None else f'{shown(bad)} is none'}; give up to 64 "
+                             "different words or sentences, none with a comma or a place {}")
+        for one in value:
+            check_places(one)
         return value
 
     @field_validator("image_size", mode="before")
@@ -428,12 +447,20 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing),
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
+    "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "
+    "eval_prompt: simplified":
+        lambda c: c.language and c.fusion == "pool" and (c.use_composed_prompt
+                                                         or c.eval_prompt == "composed"),
+    "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to 0":
+        lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
+    "words look with fusion: pool alone; set that, or leave words out":
+        lambda c: c.words and c.fusion != "pool",
     "model and clip_model name different towers; give only one of them":
         lambda c: c.clip_model is not None and "model" in c.model_fields_set and tower_name(c.model) != tower_name(c.clip_model),
     "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave early_stop_patience out or set select: best":
         lambda c: c.select == "last" and c.early_stop_patience,
     "warmup_epochs is longer than the training; make it at most epochs":
-        lambda c: c.warmup_epochs > c.epochs,
+        lambda c: c.epochs and c.warmup_epochs > c.epochs,
     "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
         lambda c: not (c.loss_id_weight or c.loss_tri_weight or (c.language and c.supcon_loss_weight)),
 }

@@ -78,12 +78,14 @@ class OpenRun:
 
     @torch.inference_mode()
     def _tower(self, frame):
-        "Global embeddings (N, D) and patch embeddings (N, M, D) of the images of a frame."
+        "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D)}."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
         bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
-        return torch.cat([one.embedding for one in found]), torch.cat([one.patches for one in found])
+        kinds = ("embedding", "patches", "dense")
+        read = [name for name in kinds if getattr(found[0], name) is not None]
+        return {name: torch.cat([getattr(one, name) for one in found]) for name in read}
 
     def add(self, path):
         """Have a picture of one's own among the images; returns the path under which it is there.
@@ -97,20 +99,29 @@ class OpenRun:
         if len(known):
             return known.path.iloc[0]
         own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
-        self.tower = tuple(torch.cat(both) for both in zip(self.tower, self._tower(own)))
+        more = self._tower(own).items()
+        self.tower = {name: torch.cat([self.tower[name], rows]) for name, rows in more}
         self.frame = pd.concat([self.frame, own], ignore_index=True)
         self.seen.cache_clear()
         return path
 
     def words(self, prompt):
-        "The run's own sentence; empty without language."
+        "The run's own sentence, or its words with commas between them; empty without language."
         if not self.config.language:
             return ""
+        if self.config.words and prompt == "simplified":
+            return ", ".join(self.config.words)
         return self.config.prompt_template if prompt == "composed" else self.config.simplified_prompt
 
     def _say(self, prompt, words):
         "Set the sentence. `PromptSGError` when it does not fit."
         if not self.config.language:
+            return
+        if prompt == "composed" and not self.model.composes:
+            raise PromptSGError("this version makes no pseudo word, so no prompt can be composed; "
+                                "choose simplified")
+        if self.config.words:
+            self.model.prompt.set_prompt(words=tuple(word.strip() for word in words.split(",")))
             return
         self.model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": words})
         if prompt == "composed" and self.model.prompt.template.place is None:
@@ -121,7 +132,8 @@ class OpenRun:
         """(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a
         sentence."""
         self._say(prompt, words)
-        seen, attention = self._look(prompt) if self.config.language else (self.tower[0], None)
+        plain = self.tower["embedding"], None
+        seen, attention = self._look(prompt) if self.config.language else plain
         features = F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
         rows = {path: row for row, path in enumerate(self.frame.path)}
         return Embeddings(rows, features, self.model.trained_on), attention
@@ -129,7 +141,9 @@ class OpenRun:
     def _look(self, prompt):
         """What `model` makes of what the tower said: the images seen through the text (N, D), and
         attention (N, heads, rows, columns)."""
-        fused = [self.model.fuse(*part, prompt)[0] for part in zip(*(part.split(_AT_ONCE) for part in self.tower))]
+        parts = zip(*(rows.split(_AT_ONCE) for rows in self.tower.values()))
+        seen = [dict(zip(self.tower, part)) for part in parts]
+        fused = [self.model.fuse(prompt=prompt, **part)[0] for part in seen]
         attention = torch.cat([one.attention for one in fused])
         return torch.cat([one.embedding for one in fused]), attention.unflatten(2, self.model.backbone.grid).cpu()
 
@@ -266,8 +280,13 @@ class Explorer:
 
     @property
     def heads(self):
-        "Names of the attention heads; none without language."
-        return [f"head {number}" for number in range(1, self.run.config.attention_heads + 1)] if self.run.config.language else []
+        "Names of the attention's maps: heads, or words that pool; none without language."
+        config = self.run.config
+        if config.fusion == "pool" and config.language:
+            words = self.words.split(",") if config.words else [self.words]
+            return [word.strip() for word in words]
+        heads = range(1, config.attention_heads + 1) if config.language else []
+        return [f"head {number}" for number in heads]
 
     def as_evaluated(self, name):
         "(prompt, words) that an opened version is evaluated with."
@@ -324,7 +343,8 @@ def draw_attention(explorer, figure=None):
     Raises `PromptSGError` without language."""
     maps, state = explorer.attention(), explorer.state
     names = explorer.heads
-    chosen = {"mean": (maps.mean(1, keepdims=True), ["mean of heads"]), "every head": (maps, names)}
+    mean = "mean of words" if explorer.run.config.fusion == "pool" else "mean of heads"
+    chosen = {"mean": (maps.mean(1, keepdims=True), [mean]), "every head": (maps, names)}
     chosen |= {name: (maps[:, [number]], [name]) for number, name in enumerate(names)}
     maps, labels = chosen.get(state.head, chosen["mean"])  # a version with fewer heads shows their mean
     pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in (state.query, explorer.ranked().path[0])]

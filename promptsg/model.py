@@ -17,27 +17,31 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from open_clip import CustomTextCLIP
 from torch import nn
 
-from .backbone import (QuickGELU, check_numbers, load_towers, mismatch, model_config, read_state_dict,
-                               save_tensors, text_tower)
+from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, model_config,
+                               read_state_dict, save_tensors, text_tower)
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
-from .fusion import MultiModalInteraction
+from .fusion import MultiModalInteraction, WordPooling
 from .heads import HEADS, Whitening
 from .inversion import TextualInversionMLP
-from .prompt import PromptEncoder
+from .prompt import BankPrompt, PromptEncoder
 
 # %% ../nbs/09_model.ipynb #cell003
 @dataclass
 class PromptSGOutput:
-    "What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the image-only control."
-    embedding: torch.Tensor           # (B, D) the image seen through the text; before the head
+    """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
+    image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank
+    speaks."""
+    # (B, D) the image seen through the text, (B, (2 + T) D) where T words pool; before the head
+    embedding: torch.Tensor
     retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
     logits: torch.Tensor              # (B, C) one score per training identity
     visual: torch.Tensor              # (B, D) v, CLIP's global embedding
     states: tuple                     # up to three (B, W'): the image tower's last class-token states, of the blocks that can train
     text: torch.Tensor | None = None          # (B, D) l, the prompt's embedding
     pseudo_token: torch.Tensor | None = None  # (B, W) s*
-    attention: torch.Tensor | None = None     # (B, heads, M) where the text looks; sums to 1 over the patches
+    # (B, heads, M) where the text looks, (B, T, M) where T words pool; sums to 1 over the patches
+    attention: torch.Tensor | None = None
     centres: torch.Tensor | None = None       # (C, D) the learnt centres of the training identities; None unless the config weighs them
 
 # %% ../nbs/09_model.ipynb #cell005
@@ -57,11 +61,15 @@ class PromptSG(nn.Module, ModelHubMixin):
         self.trained_on = None
         self.backbone = towers.backbone
         self.backbone.unfreeze(config.unfreeze_blocks)
+        width = towers.dim
         if config.language:
+            self.backbone.tokens = _tokens(config)
             self.prompt, self.inversion, self.fusion = _language(config, towers)
-        self.head = _head(config, towers.dim, num_classes)
+            width = self.fusion.out_dim
+        self.head = _head(config, width, num_classes)
         self.whitening = Whitening(self.head.out_dim) if config.whiten else None
-        self.centres = nn.Parameter(torch.zeros(num_classes, towers.dim)) if config.loss_centre_weight else None
+        centres = torch.zeros(num_classes, width)
+        self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
     def forward(self, images=None, prompt=None, labels=None, frozen=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
@@ -71,21 +79,46 @@ class PromptSG(nn.Module, ModelHubMixin):
         features = self.backbone.features_after(self.backbone.features_before(images) if frozen is None else frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
-        fused, text, s = self.fuse(features.embedding, features.patches, prompt)
-        return self._output(fused.embedding, features, labels, text=text.sentence, pseudo_token=s, attention=fused.attention)
+        fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense)
+        sentence = None if text is None else text.sentence
+        return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s,
+                            attention=fused.attention)
 
-    def fuse(self, embedding, patches, prompt=None):
-        "The images (B, D), (B, M, D) seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W))."
-        s = self.inversion(embedding)
-        text = self.say(s, prompt)
-        return self.fusion(self.queries(text), patches, embedding), text, s
+    def fuse(self, embedding, patches=None, prompt=None, dense=None):
+        """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is
+        not made.
 
-    def say(self, pseudo_token, prompt=None):
-        "`TextFeatures` of a prompt for s* (B, W). `PromptSGError` for another prompt than composed or simplified."
+        `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
+        tokens = patches if dense is None else dense
+        if self.config.fusion == "pool":
+            self._checked_prompt(prompt)
+            return self.fusion(self.prompt.directions(), patches, embedding, tokens), None, None
+        s = self.inversion(embedding) if self.inversion is not None else None
+        text = self.say(s, prompt, embedding.shape[0])  # len() would fix an ONNX batch
+        return self.fusion(self.queries(text), tokens, embedding), text, s
+
+    def say(self, pseudo_token, prompt=None, batch=None):
+        """`TextFeatures` of a prompt for s* (B, W), or without s* for `batch` images.
+
+        `PromptSGError` for another prompt than composed or simplified, or one not composable."""
+        if self._checked_prompt(prompt) == "composed":
+            return self.prompt.composed(pseudo_token)
+        return self.prompt.simplified(pseudo_token.shape[0] if batch is None else batch)
+
+    def _checked_prompt(self, prompt):
+        "The kind of prompt itself, the config's for None."
         prompt = prompt or self.default_prompt
         if prompt not in ("composed", "simplified"):
             raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
-        return self.prompt.composed(pseudo_token) if prompt == "composed" else self.prompt.simplified(pseudo_token.shape[0])  # len() would fix an ONNX batch
+        if prompt == "composed" and not self.composes:
+            raise PromptSGError("this model makes no s*, so no prompt can be composed; choose "
+                                "simplified")
+        return prompt
+
+    @property
+    def composes(self):
+        "It makes a pseudo token s* from an image, and can put it into a sentence."
+        return self.config.language and self.inversion is not None
 
     def queries(self, text):
         "What of `TextFeatures` looks over the patches (B, T, D): the sentence (T = 1) or, if the config says so, every word."
@@ -118,7 +151,9 @@ class PromptSG(nn.Module, ModelHubMixin):
             self.train(was)
 
     def attention_maps(self, images, prompt=None):
-        "Where the text looks: (B, heads, rows, columns), each head's map summing to 1. `PromptSGError` without language."
+        """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.
+
+        `PromptSGError` without language."""
         if not self.config.language:
             raise PromptSGError("the image-only control has no text and so no attention map; train a version with language")
         with torch.no_grad():
@@ -181,20 +216,47 @@ class PromptSG(nn.Module, ModelHubMixin):
 
 # %% ../nbs/09_model.ipynb #cell006
 def _language(config, towers):
-    "The prompt encoder, the inversion MLP and the interaction module, made to fit the towers."
+    "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
         raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
                             "to it (promptsg align-text makes one), or language to false")
+    words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
+    if isinstance(towers.text, Bank):
+        return _banked(config, towers, words)
     width = towers.text.width
     if config.pseudo_token_dim not in (None, width):
         raise PromptSGError(f"pseudo_token_dim is {config.pseudo_token_dim} but s* takes a word's place, and words of this text "
                             f"encoder have {width} dimensions; leave the field out or set it to {width}")
-    prompt = PromptEncoder(towers.text, towers.tokenizer, config.prompt_template, config.simplified_prompt, config.aspect_words)
+    prompt = PromptEncoder(towers.text, towers.tokenizer, *words)
+    if config.fusion == "pool":
+        return prompt, None, _fusion(config, towers.dim)
     scale = towers.text.token_embedding.weight.std().item()
     inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm)
-    fusion = MultiModalInteraction(towers.dim, config.attention_heads, config.cross_attention_layers,
-                                   config.transformer_layers - config.cross_attention_layers, config.fusion, config.dropout)
-    return prompt, inversion, fusion
+    return prompt, inversion, _fusion(config, towers.dim)
+
+
+def _banked(config, towers, words):
+    "`_language` for a bank of sentences."
+    if config.use_composed_prompt or config.eval_prompt == "composed":
+        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be "
+                            "composed of them; set use_composed_prompt: false and eval_prompt: "
+                            "simplified, or text_pretrained to a text tower")
+    return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim)
+
+
+def _fusion(config, dim):
+    "The fusion that the config names."
+    if config.fusion == "pool":
+        return WordPooling(dim, len(config.words) or 1, config.word_temperature)
+    blocks = config.transformer_layers - config.cross_attention_layers
+    return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers, blocks,
+                                 config.fusion, config.dropout)
+
+
+def _tokens(config):
+    "Which of `promptsg.backbone.TOKENS` the fusion reads."
+    plain = config.patch_tokens == "plain" or config.fusion == "pool"
+    return ("patches",) * plain + ("dense",) * (config.patch_tokens == "dense")
 
 
 def _head(config, dim, num_classes):
@@ -232,16 +294,20 @@ def _as_spoken(model):
     if not model.config.language:
         return model.config
     return model.config.replace(prompt_template=model.prompt.template.template,
-                                simplified_prompt=model.prompt.sentence.template)
+                                simplified_prompt=model.prompt.sentence.template,
+                                words=model.prompt.words)
 
 
 def _record(model):
     "What config.json says: how to build the network, and how to prepare its images."
     quick = any(isinstance(module, QuickGELU) for module in model.modules())  # OpenAI's weights have it whatever the tower is called
     named = model_config(model.config.tower).get("quick_gelu", False) or not quick
-    text = model.prompt.text if model.config.language and model.config.text_pretrained else None
+    own = model.config.language and model.config.text_pretrained
+    text = model.prompt.text if own and isinstance(model.prompt, PromptEncoder) else None
+    bank = list(model.prompt.sentences) if own and isinstance(model.prompt, BankPrompt) else None
     sizes = text and {**{name: getattr(text, name) for name in ("context_length", "vocab_size", "width", "heads")}, "layers": len(text.transformer.resblocks)}
     return {"library": "promptsg", "tower": model.config.tower + ("" if named else "-quickgelu"), "text_cfg": sizes,
+            "sentences": bank,
             "identities": model.num_classes, "trained_on": model.trained_on and sorted(model.trained_on.images),
             "images": {"height_width": list(model.backbone.image_size), "mean": list(model.mean), "std": list(model.std)},
             "config": _as_spoken(model).model_dump(mode="json")}
@@ -282,9 +348,16 @@ def _read_record(folder):
     return record
 
 
+def _texts(value):
+    "A list of two or more different texts."
+    return (isinstance(value, list) and all(isinstance(one, str) for one in value)
+            and len(set(value)) == len(value) > 1)
+
+
 _RECORD = {  # key of config.json -> whether a value can be that
     "config": lambda value: isinstance(value, dict), "tower": lambda value: isinstance(value, str),
     "text_cfg": lambda value: value is None or isinstance(value, dict),
+    "sentences": lambda value: value is None or _texts(value),
     "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
     "trained_on": lambda value: value is None or (isinstance(value, list)
                                                   and all(isinstance(one, str) for one in value))}
@@ -305,6 +378,9 @@ def _bare_towers(record, image_size, tensors, where):
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         text, tokenizer = text_tower(record["text_cfg"], own, where)
         towers = replace(towers, text=text, tokenizer=tokenizer)
+    if record["sentences"]:
+        vectors = torch.zeros(len(record["sentences"]), towers.dim)  # filled with the other tensors
+        towers = replace(towers, text=Bank(tuple(record["sentences"]), vectors), tokenizer=None)
     return towers
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'QUESTIONS', 'TEXT_TOWER', 'true_pairs', 'contrastive_loss', 'draw_set', 'to_batch',
-           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'row_attributes', 'align_text']
+           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'row_attributes', 'align_text',
+           'read_sentences', 'bank_of_vectors', 'bank_of_tower']
 
 # %% ../nbs/17_pretrain.ipynb #cell002
 import json
@@ -22,11 +23,13 @@ from torch import nn
 from open_clip import CustomTextCLIP
 from open_clip.transformer import TextTransformer
 
-from .backbone import EMBEDDED, WEIGHTS, ViTBackbone, model_config, read_state_dict, save_tensors, tokenizer_for
+from .backbone import (EMBEDDED, WEIGHTS, Bank, ViTBackbone, load_towers, model_config,
+                               read_state_dict, save_bank, save_tensors, tokenizer_for)
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .files import check_writable_file
 from .images import progress_bar
+from .prompt import fill_aspect, tokenize_prompt
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
@@ -314,3 +317,68 @@ def _align_step(text, tokenizer, optimizer, image, phrases, rows, rng):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+
+# %% ../nbs/17_pretrain.ipynb #bank
+def read_sentences(path):
+    """The lines of a text file (UTF-8), without empty ones and those that begin with #.
+
+    `PromptSGError` for what is no text, and for no sentence."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise PromptSGError(f"{path} cannot be read ({why}); give a text file with a sentence a "
+                            "line") from None
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not said:
+        raise PromptSGError(f"{path} has no sentence; write one a line")
+    return said
+
+
+def bank_of_vectors(sentences, files, out):
+    """Writes a bank of sentences and rows of .npy files (N, D), in order; returns its sentences.
+
+    A sentence that comes again keeps its first vector. `PromptSGError` unless each has a row."""
+    tables = [_read_rows(file) for file in files]
+    if len({table.shape[1] for table in tables}) > 1 or sum(map(len, tables)) != len(sentences):
+        shapes = ", ".join(f"{file} {table.shape}" for file, table in zip(files, tables))
+        raise PromptSGError(f"there are {len(sentences)} sentences for {shapes}; give as many rows "
+                            "as sentences, all of one width")
+    rows = {}
+    for sentence, row in zip(sentences, np.concatenate(tables)):
+        rows.setdefault(sentence, row)
+    save_bank(out, rows, torch.from_numpy(np.stack([*rows.values()])))
+    return tuple(rows)
+
+
+def _read_rows(file):
+    "A table (N, D) of floats from a .npy file."
+    try:
+        table = np.load(file, allow_pickle=False)
+        if table.ndim != 2 or table.dtype.kind != "f":
+            raise ValueError(f"{table.dtype} of shape {table.shape}")
+    except (OSError, ValueError, EOFError) as error:
+        raise PromptSGError(f"{file} is no table of numbers ({str(error)[:100]}); give a .npy file "
+                            "of floats (N, D)") from None
+    return table.astype(np.float32)
+
+
+@torch.no_grad()
+def bank_of_tower(sentences, config, out):
+    """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
+
+    `{aspect}` is filled in them. `PromptSGError` where its weights hold no text tower, and for a
+    sentence that it cannot read."""
+    towers = load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
+                         config.seed)
+    if towers.text is None or isinstance(towers.text, Bank):
+        file = config.text_pretrained or config.pretrained
+        raise PromptSGError(f"{file} holds no text tower; name one that does, such as --config "
+                            "paper@hand-vit-tiny")
+    said = dict.fromkeys(fill_aspect(sentence, config.aspect_words) for sentence in sentences)
+    for sentence in said:
+        if tokenize_prompt(sentence, towers.tokenizer).place is not None:
+            raise PromptSGError(f"the sentence {sentence!r} has a place {{}} for s*; a bank holds "
+                                "whole sentences")
+    save_bank(out, said, encode_sentences(towers.text.eval(), towers.tokenizer([*said])))
+    return tuple(said)

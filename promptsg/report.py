@@ -61,7 +61,8 @@ class Run(NamedTuple):
 
 LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
-ORDER = ["zero-shot", "image_only", *(name + end for name in CHAIN for end in ("", "-logged")), "simplified", "paper", "best"]
+ORDER = ["zero-shot", "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
+         "simplified", "paper", "best", "training_free"]
 
 
 def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",)):
@@ -159,9 +160,10 @@ def read_metrics(run):
     "A run folder's metrics.csv. `PromptSGError` unless it has a row of numbers for each epoch."
     file = Path(run) / "metrics.csv"
     table = read_csv(file)
-    lost = [name for name in _METRICS if name not in table]
+    first = 0 if table.get("epoch", pd.Series([1])).eq(0).all() else 1  # 0: nothing was trained
+    lost = [name for name in _METRICS if name not in table and (first or name != "loss")]
     numbers = not lost and all(map(pd.api.types.is_numeric_dtype, table.dtypes))
-    if lost or not numbers or table.epoch.tolist() != [*range(1, len(table) + 1)] or not len(table):
+    if lost or not numbers or table.epoch.tolist() != [*range(first, len(table) + first)] or not len(table):
         what = f"no column {lost[0]}" if lost else "no row of numbers for each epoch from 1 on"
         raise PromptSGError(f"{file} has {what}; promptsg train --resume makes it again")
     return table
@@ -180,8 +182,8 @@ class _Ticking(Trainer):
     "A trainer that calls `tick` after each epoch."
     tick: Callable = lambda: None
 
-    def validate(self):
-        found = super().validate()
+    def validate(self, found=None):
+        found = super().validate(found)
         self.tick()
         return found
 
@@ -217,7 +219,7 @@ def do_jobs(jobs, progress=True):
 
 
 def _length(job):
-    return 1 if job.run.seed is None else job.config.epochs
+    return 1 if job.run.seed is None else max(1, job.config.epochs)
 
 
 def _try_job(job, tick):
@@ -578,7 +580,8 @@ def report_figures(report, gains, published=None):
     for aspect, table in report.results.groupby("aspect", sort=False):
         yield f"{aspect}-versions", plot_versions(table)
     for backbone, aspect in dict.fromkeys(group[:2] for group in report.groups):
-        metrics = {version: list(seeds.values()) for version, seeds in report.metrics(backbone, aspect).items()}
+        metrics = {version: list(seeds.values()) for version, seeds in report.metrics(backbone, aspect).items()
+                   if all("loss" in table for table in seeds.values())}
         if metrics:
             yield f"{backbone}-{aspect}-curves", plot_curves(metrics)
             yield f"{backbone}-{aspect}-losses", plot_loss_terms(metrics)

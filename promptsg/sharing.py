@@ -108,10 +108,20 @@ _LAYOUTS = {"11k": "images in the layout of 11K Hands", "hd": "images in the lay
 
 def _what(record):
     config = record["config"]
-    said = (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the image; ranked with the {config.eval_prompt} prompt."
-            if config.language else "This is the image-only control: no prompt and no text.")
+    said = _said(config)
     return (f"[PromptSG](https://github.com/promptsg/promptsg) (Yang et al., *A Pedestrian is Worth One Prompt*, CVPR 2024), version {_code(config.variant)} on "
             f"{_code(config.tower)}: from an image it makes a vector of length 1, and images of the same identity get vectors that lie near each other. {said}")
+
+
+def _said(config):
+    "What the text says, in a sentence."
+    if config.language and config.fusion == "pool":
+        words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
+        return ("Beside class token and patches, patch tokens are pooled where these words look: "
+                f"{words}.")
+    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
+            f"image; ranked with the {config.eval_prompt} prompt."
+            if config.language else "This is the image-only control: no prompt and no text.")
 
 
 def _trained(record):
@@ -123,7 +133,12 @@ def _trained(record):
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
             "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
-    return _table(["what", "value"], rows.items()) + "\n\n" + _choice(config.select, len(record["epochs"]))
+    chosen = _choice(config.select, len(record["epochs"])) if config.epochs else _NOTHING
+    return _table(["what", "value"], rows.items()) + "\n\n" + chosen
+
+
+_NOTHING = ("Nothing was trained by gradient: the whitening alone was fitted, to these images and "
+            "those held out.")
 
 
 def _choice(select, epochs):
@@ -195,8 +210,11 @@ class _Words:
 class _SpokenPrompt(nn.Module):
     "`PromptEncoder` with its sentences fixed: plain tensors in, no cache, no Python that depends on the batch's size."
 
-    def __init__(self, prompt, composed):
+    def __init__(self, prompt, composed, pooled=False):
         super().__init__()
+        if pooled:
+            self.register_buffer("looks", prompt.directions().clone())  # (T, D)
+            return
         if not composed:
             self.register_buffer("said", prompt.simplified(1).words.clone())                      # (1, L - 1, D)
             return
@@ -206,6 +224,9 @@ class _SpokenPrompt(nn.Module):
         self.register_buffer("here", here)
         self.register_buffer("words", (1 - here) * prompt.word_embeddings(ids) + prompt.text.positional_embedding[:len(ids)])
         self.register_buffer("mask", prompt.text.attn_mask[:len(ids), :len(ids)])
+
+    def directions(self):
+        return self.looks
 
     def composed(self, s):
         x = self.text.transformer(self.words + self.here * s[:, None], attn_mask=self.mask)      # (B, L, W)
@@ -222,7 +243,8 @@ class _Embedding(nn.Module):
         super().__init__()
         self.model, self.kind = copy.deepcopy(model).cpu().float().eval().requires_grad_(False), prompt
         if model.config.language:
-            self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed")
+            self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed",
+                                              model.config.fusion == "pool")
 
     def forward(self, images):
         return F.normalize(self.model(images, self.kind).retrieval, dim=1)

@@ -514,10 +514,12 @@ def _checked_state(state):
 
 
 def _is_history(rows, epochs):
-    "A row of numbers for each epoch, from 1 on."
+    "A row of numbers for each epoch, from 1 on; that of epoch 0 where nothing was trained."
     if not all(isinstance(row, dict) and "val_mAP" in row for row in rows):
         return False
     numbers = all(type(value) in (int, float) for row in rows for value in row.values())
+    if epochs == 0 and rows:  # nothing was trained
+        return numbers and len(rows) == 1 and rows[0].get("epoch") == 0
     counted = all(row.get("epoch") == number for number, row in enumerate(rows, 1))
     return numbers and counted and len(rows) == epochs
 
@@ -591,8 +593,9 @@ class Trainer:
     """Trains one config on one `Splits` into one run folder.
 
     `Trainer(config, splits, out).fit(resume=False)` returns the run folder with `config.yml`,
-    `metrics.csv`, `best/` and `last/`. `losses(output: PromptSGOutput, labels (B,), config,
-    progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be
+    `metrics.csv`, `best/` and `last/`. With `epochs: 0` nothing is trained by gradient: the
+    whitening is fitted, in one pass over the images. `losses(output: PromptSGOutput, labels (B,),
+    config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be
     others; they are code and so not in config.yml: give them again to resume, and `build` to
     `load_run`. Raises `PromptSGError` when the folder holds another run, before the first step
     when images of training or validation cannot be read, or when a loss is not finite."""
@@ -618,6 +621,8 @@ class Trainer:
             self._check_same_run()
         self._set_up()
         start = self._resume() if resume else self._begin()
+        if not (self.config.epochs or self.history):
+            self._without_training()
         for epoch in range(start, self.config.epochs):
             if self._out_of_patience():
                 break
@@ -633,6 +638,8 @@ class Trainer:
         "For somebody who pressed Ctrl-C."
         if not (self.out / "config.yml").exists():
             return "stopped before the training began; nothing was written"
+        if not self.config.epochs:
+            return f"stopped before the whitening was fitted; continue in {self.out} with --resume"
         saved = f"epoch {self._saved_epoch} is saved" if self._saved_epoch else "no epoch is saved yet"
         return f"stopped at epoch {len(self.history) + 1} of {self.config.epochs}, {saved} in {self.out}; continue with --resume"
 
@@ -661,20 +668,56 @@ class Trainer:
             raise PromptSGError("whitening learns from how one person's images differ, and no train person has two; set whiten to false")
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
+        self.frozen_hash, self.optimizer = frozen_hash(self.model), None
+        # one progress bar shows all that has to be made; not of test: training never opens those
+        (self.feed.keep if c.cache_frozen else self.feed.check)(self._train_side())
+        if c.epochs:
+            self._set_up_steps()
+
+    def _train_side(self):
+        "The images that are trained on or held out."
+        return pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery])
+
+    def _set_up_steps(self):
+        "What steps of gradient need: optimizer, batches, losses."
+        c = self.config
         optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)
         self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
                                  numbered=True)
-        loader = DataLoader(self._training_data(), batch_sampler=self.sampler, num_workers=c.num_workers, pin_memory=c.pin_memory,
-                            generator=torch.Generator())  # its own, so that it takes no number from the dropout's
+        images = self.feed.training(self.splits.train, self.classes)
+        loader = DataLoader(images, batch_sampler=self.sampler, num_workers=c.num_workers,
+                            pin_memory=c.pin_memory,
+                            # its own, so that it takes no number from the dropout's
+                            generator=torch.Generator())
         self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
         self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
-        self.frozen_hash = frozen_hash(self.model)
 
-    def _training_data(self):
-        images = pd.concat([self.splits.train, self.splits.val_query, self.splits.val_gallery])  # not of test: training never opens those
-        (self.feed.keep if self.config.cache_frozen else self.feed.check)(images)  # one progress bar shows all that has to be made
-        return self.feed.training(self.splits.train, self.classes)
+    def _without_training(self):
+        """`epochs: 0`: one pass over the train side's images, and the whitening fitted to them.
+
+        The row of metrics.csv, epoch 0, is that of a whitening fitted without the images held out.
+        What is kept has seen those too: they are of the train side, and nothing was chosen by
+        them."""
+        whole = self._train_side().drop_duplicates("path")
+        found = self.feed.embed(whole)  # not whitened yet
+        self.history = [{"epoch": 0, **self.validate(self._fitted(found, self.splits.train))}]
+        self._fitted(found, whole)
+        logged = {name: self.history[0][name] for name in ("val_rank1", "val_mAP")}
+        self.accelerator.log(logged, step=0)
+        self._save(-1, whitened=True)
+        if self.progress:
+            print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
+                  f"{100 * self.history[0]['val_mAP']:.1f} %", file=sys.stderr, flush=True)
+
+    def _fitted(self, found, people):
+        "`Embeddings` whitened by what a frame's rows tell; as they are where nothing is whitened."
+        if self.model.whitening is None:
+            return found
+        labels = torch.from_numpy(pd.factorize(people.identity)[0])
+        self.model.whitening.fit(found.of(people), labels)
+        rows = found.features.to(self.accelerator.device)
+        return replace(found, features=F.normalize(self.model.whitening(rows), dim=1).cpu())
 
     def _train_epoch(self, epoch):
         "One pass; mean of each loss term and the learning rates, for metrics.csv."
@@ -723,15 +766,17 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_checkpoint(self.out / "best", self.model, {**state, "whitened": True})
 
-    def validate(self):
+    def validate(self, found=None):
         """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery
         and one image of each person trained on: a handful of people alone would soon be told
-        apart perfectly, and then no epoch is better than another."""
+        apart perfectly, and then no epoch is better than another. `found`: their `Embeddings`,
+        where they are there."""
         query, known = self.splits.val_query, self.splits.train[self.splits.train.aspect == self.splits.aspect]
         known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
-        with self.accelerator.autocast():
-            found = self.feed.embed(pd.concat([query, gallery]))
+        if found is None:
+            with self.accelerator.autocast():
+                found = self.feed.embed(pd.concat([query, gallery]))
         similarity = found.of(query) @ found.of(gallery).T
         result = evaluate_ranking(similarity, query.identity.to_numpy(), gallery.identity.to_numpy())
         return {"val_rank1": result["rank1"], "val_mAP": result["mAP"]}
@@ -770,7 +815,9 @@ class Trainer:
         if state["classes"] != list(self.classes):
             raise PromptSGError(f"{self.out} was trained on other people than this data has; resume with the data it was started on")
         load_weights(self.model, tensors, state, self.out / "last")
-        _load_optimizer(self.optimizer.optimizer, self.model, tensors, self.out / "last")
+        if self.optimizer is not None:
+            optimizer = self.optimizer.optimizer
+            _load_optimizer(optimizer, self.model, tensors, self.out / "last")
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history, self._saved_epoch = state["history"], state["epoch"]
@@ -799,18 +846,19 @@ class Trainer:
         patience = self.config.early_stop_patience
         return bool(patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience)
 
-    def _save(self, epoch):
+    def _save(self, epoch, **more):
         """best/ first: if the run is killed in between, the epoch is simply repeated. Everything
-        else can be made again from last/."""
+        else can be made again from last/. `more` goes into the states."""
         if not self.accelerator.is_main_process:
             return
         state = dict(epoch=epoch + 1, best_epoch=self._best_epoch(), classes=list(self.classes), history=self.history,
-                     config_hash=self.config.hash, frozen_hash=self.frozen_hash)
+                     config_hash=self.config.hash, frozen_hash=self.frozen_hash, **more)
         if state["best_epoch"] == epoch + 1:
             save_checkpoint(self.out / "best", self.model, state)
         if (epoch + 1) % self.config.save_frequency == 0 or epoch + 1 == self.config.epochs or self._out_of_patience():
             scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
-            save_checkpoint(self.out / "last", self.model, state, self.optimizer.optimizer, scaler)
+            optimizer = self.optimizer and self.optimizer.optimizer
+            save_checkpoint(self.out / "last", self.model, state, optimizer, scaler)
             self._saved_epoch = epoch + 1
         self._write_metrics()
 
@@ -913,6 +961,9 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     run = Path(run)
     tensors, state = read_checkpoint(run / which)
     config = Config.from_yaml(run / "config.yml").replace(tracker="none")  # nothing is trained, so nothing is written into the run
+    if not config.epochs:
+        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run "
+                            "that was trained")
     trainer = Trainer(config, splits, run, progress=False, losses=losses, build=build)
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)

@@ -19,11 +19,21 @@ _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size
                 loss_tri_weight=1.0, triplet_margin=0.3, triplet_states=3, cross_attention_layers=1, transformer_layers=3,
                 classifier="bnneck", image_size=(224, 224), early_stop_patience=None)
 
+# What a budget for training may not change where nothing is trained. No epoch is chosen, so nobody
+# is held out, and each image is seen once, so frozen blocks need no cache.
+_NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_frozen=False,
+                       steps_per_epoch=None, val_type="images", select="last", crop_padding=0,
+                       flip=0.0, erasing=0.0)
+
 OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
     "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
     "best": _PAPER.replace(variant="best", select="last", whiten=True),
+    "training_free": _PAPER.replace(
+        variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool",
+        patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True,
+        **_NOTHING_TRAINS),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -136,7 +146,8 @@ def version(name, backbone="vitb16"):
                                 f"choose one of {', '.join(known)}{advice}")
     budget = BUDGETS[backbone]
     if plain in OURS:
-        return OURS[plain].replace(**budget.fields, **budget.ours)
+        still = _NOTHING_TRAINS if not OURS[plain].epochs else {}
+        return OURS[plain].replace(**{**budget.fields, **budget.ours, **still})
     published = _chain(list(CHAIN).index(plain) + 1, _is_resnet(budget), logged=name != plain)
     return _scaled(published, budget).replace(**budget.fields)
 
@@ -152,6 +163,8 @@ def difference(one, other):
 
 # %% ../nbs/13_versions.ipynb #cell010
 def _losses(c):
+    if not c.epochs:
+        return "none"
     weights = {"ID": c.loss_id_weight, "triplet": c.loss_tri_weight, "SupCon": c.language * c.supcon_loss_weight, "centre": c.loss_centre_weight}
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
 
@@ -163,6 +176,8 @@ def _head(c):
 
 def _pace(c):
     patience = f", patience {c.early_stop_patience}" if c.early_stop_patience else ""
+    if not c.epochs:
+        return "nothing is trained"
     return f"{c.lr_clip_visual:.2g}/{c.lr_modules:.2g}, {c.schedule}, {c.epochs} epochs{patience}"
 
 
@@ -182,6 +197,8 @@ def chain_table(backbone="vitb16", versions=VERSIONS):
 
 _REMARKS = {"paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
             "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
+            "training_free": "nothing is trained by gradient: dense tokens pooled where the words "
+                             "look, beside class token and patches, whitened within train people",
             "best": "paper with its last epoch kept, not the one validated best, and its ranking embedding whitened within train people"}
 
 

@@ -145,6 +145,14 @@ def train(folder):
     _train_into(folder, folder / "out")
 
 
+def free(folder):
+    "Nothing is trained by gradient."
+    from promptsg.training import Trainer
+    from promptsg.versions import version
+    config, out = version("training_free", "hand-vit-tiny").replace(num_splits=2, cache_pixels=False, train_aspects=()), folder / "out"
+    Trainer(config, _splits(folder), out, progress=False).fit(resume=(out / "config.yml").exists())
+
+
 def evaluate(folder):
     from promptsg.cli import evaluate_command
     evaluate_command(folder / "hands", run=folder / "out")
@@ -186,8 +194,8 @@ def _in_fork(action):
     return forked
 
 
-SCENARIOS = {"train": train, "evaluate": evaluate, "export": export, "report": report}
-PREPARE = {"train": [_hands], "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
+SCENARIOS = {"train": train, "free": free, "evaluate": evaluate, "export": export, "report": report}
+PREPARE = {"train": [_hands], "free": [_hands], "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
            "export": [_hands, lambda folder: _train_into(folder, folder / "run")], "report": [_hands]}
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_states_left_out_are_those_that_no_loss_could_move(name):
     backbone.unfreeze(1)
     images = torch.randn(2, 3, *backbone.image_size, generator=torch.Generator().manual_seed(0))
     few = backbone(images)
-    backbone.cut = 0  # as if nothing were kept on disk
+    backbone.frozen = 0  # as if nothing were kept on disk
     whole = backbone(images)
     assert [len(features.states) for features in (few, whole)] == [1, 3]
     assert torch.equal(few.states[0], whole.states[0]) and torch.equal(few.embedding, whole.embedding)

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("how", ["kill", "full"])
-@pytest.mark.parametrize("scenario, least", [("train", 40), ("evaluate", 12), ("export", 8), ("report", 60)])
+@pytest.mark.parametrize("scenario, least", [("train", 40), ("free", 15), ("evaluate", 12), ("export", 8), ("report", 60)])
 def test_every_file_operation_may_be_the_last(scenario, least, how, tmp_path):
     command = [sys.executable, Path(__file__).with_name("kills.py"), scenario, how, tmp_path]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTSG_CACHE": str(tmp_path / "cache")}

@@ -93,7 +93,7 @@ def test_a_logged_variant_is_what_the_published_log_shows(name, backbone):
 
 
 @pytest.mark.parametrize("backbone", ["hand-vit-tiny", "hand-rn-tiny"])
-@pytest.mark.parametrize("name", [*VERSIONS, "v8-logged"])
+@pytest.mark.parametrize("name", [*(name for name in VERSIONS if version(name).epochs), "v8-logged"])
 def test_every_version_takes_a_step(name, backbone):
     torch.manual_seed(0)
     config, labels = version(name, backbone), torch.tensor([0, 0, 1, 1])
