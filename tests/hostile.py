@@ -127,7 +127,7 @@ def settings_fields(rng):
         for what, value in kind.items():
             yield f"{name} {what}", rng.choice(ways)(name, value), name
     numbers = {name for name, *_ in _numbers()}
-    for name in Config.model_fields.keys() - numbers:
+    for name in [name for name in Config.model_fields if name not in numbers]:
         wrong = [{"a": 1}, [[1]], 2.5] if not Config.takes_text(name) else [{"a": 1}, ["x"], 7]
         for value in wrong if name not in ("image_size", "train_aspects") else wrong[:2]:
             yield f"{name} {value}", rng.choice(ways[1:])(name, value), name
