@@ -434,7 +434,7 @@ def results_table(results, gains, groups):
         for name, own in results[_is(results, group)].groupby("version", sort=False):
             seeds.setdefault(name, {})[own.seed.nunique()] = None  # in order, each once
             rows.setdefault(name, {}).update(_group_cells(label, group, name, own, gains))
-    counts = {name: ", ".join(str(count or "") for count in found) for name, found in seeds.items()}
+    counts = {name: ", ".join(map(str, found)) if len(found) > 1 else next(iter(found)) or "" for name, found in seeds.items()}
     return pd.DataFrame([{"version": name, "seeds": counts[name], **row} for name, row in rows.items()]).fillna("")
 
 
