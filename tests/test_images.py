@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from promptsg import images
-from promptsg.config import PromptSGError
+from promptsg.config import PromptSGError, one_line
 from promptsg.data import HandDataset, PixelCache, PKSampler, eval_transform, mixed_seed, train_transform
 from promptsg.images import (IMAGE_ENDINGS, ImageError, check_images, load_image, progress_bar, survey,
                              why_not_read)
@@ -280,7 +280,7 @@ def test_the_first_frame_of_several(tmp_path):
 # --- read or one sentence, and no warning --------------------------------------------------------
 def is_one_sentence(error, path):
     text = str(error.value)
-    return text.startswith(f"{path} cannot be read: it ") and "\n" not in text and text.count(";") == 1
+    return text.startswith(f"{one_line(path)} cannot be read: it ") and "\n" not in text and text.count(";") == 1
 
 
 def test_a_picture_above_pillows_bound_is_one_sentence(tmp_path):
