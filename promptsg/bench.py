@@ -315,11 +315,15 @@ def steps_seconds(steps, batch=32):
 _WAITING = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}  # what libgomp does unless told otherwise; what promptsg sets
 
 
-def _at_once(waiting, processes, steps):
-    "Seconds until all of so many processes have made their steps, their threads waiting as that name of `_WAITING` says."
+def _at_once(waiting, processes, steps, quick=False):
+    """Seconds until all of so many processes have made their steps, their threads waiting as that name of `_WAITING` says.
+
+    `quick`: with one thread, which waits for nobody."""
     code = f"from promptsg.bench import steps_seconds; print(steps_seconds({steps}))"
     alike = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **_WAITING[waiting]}
     alike.pop("OMP_NUM_THREADS", None)
+    if quick:
+        alike["OMP_NUM_THREADS"] = "1"
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=alike) for _ in range(processes)]
     return max(float(one.communicate()[0]) for one in started)
 
@@ -328,7 +332,8 @@ def bench_threads(quick=False):
     "Rows `threads` and `threads/alone`: training steps in two processes at once, and in one."
     steps, rows = 1 if quick else 8, []
     for case, processes in (("threads", 2), ("threads/alone", 1)):
-        rounds = [{name: _at_once(name, processes, steps) for name in _WAITING} for _ in range(1 if quick else 3)]  # new processes: none is warm
+        rounds = [{name: _at_once(name, processes, steps, quick) for name in _WAITING}
+                  for _ in range(1 if quick else 3)]  # new processes: none is warm
         rows.append(_row(case, *([one[name] for one in rounds] for name in _WAITING)))
     return rows
 
