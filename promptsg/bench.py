@@ -329,13 +329,12 @@ def _at_once(waiting, processes, steps, quick=False):
 
 
 def bench_threads(quick=False):
-    "Rows `threads` and `threads/alone`: training steps in two processes at once, and in one."
-    steps, rows = 1 if quick else 8, []
-    for case, processes in (("threads", 2), ("threads/alone", 1)):
-        rounds = [{name: _at_once(name, processes, steps, quick) for name in _WAITING}
-                  for _ in range(1 if quick else 3)]  # new processes: none is warm
-        rows.append(_row(case, *([one[name] for one in rounds] for name in _WAITING)))
-    return rows
+    "Rows `threads` and `threads/alone`: training steps in two processes at once (`quick`: in one), and in one."
+    steps, together, rounds = (1, 1, 1) if quick else (8, 2, 3)
+    took = {processes: [{name: _at_once(name, processes, steps, quick) for name in _WAITING}
+                        for _ in range(rounds)] for processes in {together, 1}}  # new processes: none is warm
+    seconds = lambda processes: ([one[name] for one in took[processes]] for name in _WAITING)
+    return [_row("threads", *seconds(together)), _row("threads/alone", *seconds(1))]
 
 # %% ../nbs/19_bench.ipynb #0fcfe8a1
 def _edits(folder, frame, backbone):
