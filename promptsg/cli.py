@@ -388,6 +388,8 @@ def search(
     one, many = read_picture(query), read_frame(gallery, chosen, level)
     same = find_same(query, many)
     one["identity"] = many.identity[same].iloc[0] if same.any() else "?"
+    for image in many.image[same]:
+        typer.echo(f"left out: {image}, which is the query's own picture", err=True)
     others = many[~same].reset_index(drop=True)
     if not len(others):
         raise PromptSGError(

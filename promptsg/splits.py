@@ -221,8 +221,8 @@ def _load(stored, path, frame, needed):
 def _refuse(path, changes):
     if changes:
         raise PromptSGError(
-            f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, or "
-            "start a new run in another folder"
+            f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, start a "
+            "new run in another folder, or measure the run on another data set with --cross"
         )
 
 
@@ -571,6 +571,11 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
     frame = frame.assign(side=np.where(frame.side == "extra", "extra", "test"))
     frame.attrs = {}
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
+    if test.identity.nunique() < 2:
+        raise PromptSGError(
+            f"the data has one identity of {aspect} alone ({', '.join(test.identity.unique())}), so "
+            "every answer is right; look at which folder names the identity, or give more people"
+        )
     if not test.identity.duplicated().any():
         raise PromptSGError(
             f"no identity of {aspect} has two images, so there is no query with a match; give more "

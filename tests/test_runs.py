@@ -389,3 +389,9 @@ def test_a_name_that_the_terminal_cannot_show_costs_nothing(hands, tmp_path):
     done = subprocess.run([*MAIN, "embed", "--config", "paper@hand-vit-tiny", "--data", str(folder), "--out", str(tmp_path / "\u624b.npz")],
                           capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"})
     assert done.returncode == 0 and b"Traceback" not in done.stderr and b"\\u624b.npz" in done.stdout and (tmp_path / "\u624b.npz").exists()
+
+
+def test_one_identity_alone_is_not_measured(people):
+    frame = read_data(people)
+    with pytest.raises(PromptSGError, match="one identity of hand alone"):
+        cross_splits(frame[frame.pid == "p1"].reset_index(drop=True), "hand")
