@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'Splits', 'stored_splits', 'read_stored', 'check_unchanged', 'TrainSide', 'train_side', 'run_splits',
-           'read_names', 'check_table', 'make_splits', 'cross_splits']
+           'check_table', 'make_splits', 'cross_splits']
 
 # %% ../nbs/01c_splits.ipynb #cell002
 import json
@@ -232,9 +232,8 @@ def check_unchanged(path, splits):
     stored, now = read_stored(path), splits.all
     added = sorted(set(now.image) - {name for name, _, _ in stored["images"]})
     _refuse(path, _changes(stored["images"], now) | ({"new": added} if added else {}))
-    parts = [
-        name for name in (*_FRAMES, *_FRAME_LISTS) if stored_splits(splits)[name] != stored[name]
-    ]
+    made = stored_splits(splits)
+    parts = [name for name in (*_FRAMES, *_FRAME_LISTS) if made[name] != stored[name]]
     if parts:
         raise PromptSGError(
             f"the images are those of {path} but are divided otherwise ({', '.join(parts)}): "
@@ -296,8 +295,9 @@ def run_splits(run, frame):
     `excluded` counts images of people that the run does not know, and images that were added
     since. Raises `PromptSGError` naming images that are missing or changed."""
     path = Path(run) / "splits.json"
-    splits = Splits.load(path, frame, ("test", "queries", "galleries", "galleries_all"))
-    there = set(read_names(path))
+    stored = read_stored(path)
+    splits = _load(stored, path, frame, ("test", "queries", "galleries", "galleries_all"))
+    there = [name for name, _, _ in stored["images"]]
     new = frame[(frame.aspect == splits.aspect) & ~frame.image.isin(there)]
     strange = ~new.pid.isin(splits.people)
     counts = {
@@ -311,11 +311,6 @@ def run_splits(run, frame):
         **{why: count for why, count in counts.items() if count},
     }
     return replace(splits, excluded=left)
-
-
-def read_names(path):
-    "The names of all images of a `splits.json`."
-    return [name for name, _, _ in read_stored(path)["images"]]
 
 # %% ../nbs/01c_splits.ipynb #cell015
 def _generator(seed, *purpose):
