@@ -469,7 +469,7 @@ def ranked_figure(rows, named=False, **options):
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
-    who = lambda row: row.identity.removesuffix(":hand")
+    who = lambda row: row.identity.rsplit(":", 1)[0]  # the person: a whole identity would be cut
     return plot_ranked_lists([dict(query=picture(query.path), gallery=[picture(path) for path in found.path], similarity=similarity,
                                    names=[who(query), *map(who, found.itertuples())] if named else None,
                                    right=None if query.identity == "?" else (found.identity == query.identity).tolist())
