@@ -486,12 +486,14 @@ def ranked_lists(embeddings, splits, queries=5, top=8, seed=0):
                          note=f"{queries} queries of the first split, drawn at random (seed {seed})")
 
 
-def _model_batch(model, paths):
-    "The images as the model takes them (N, 3, H, W), on its device."
+def _model_batch(model, frame):
+    "A frame's images as the model takes them: {images (N, 3, H, W), aspects (N,)}, on its device."
     import torch
-    from promptsg.data import eval_transform, load_image
+    from promptsg.data import aspect_numbers, eval_transform, load_image
     transform = eval_transform(model.backbone.image_size, model.mean, model.std)
-    return torch.stack([transform(load_image(path)) for path in paths]).to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    return {"images": torch.stack([transform(load_image(path)) for path in frame.path]).to(device),
+            "aspects": torch.tensor(aspect_numbers(frame), device=device)}
 
 
 def attention_figure(model, frame, images=4, seed=0):
@@ -500,7 +502,7 @@ def attention_figure(model, frame, images=4, seed=0):
     from promptsg.data import load_image
     from promptsg.plots import plot_attention
     rows = frame.sample(images, random_state=seed)
-    maps = model.attention_maps(_model_batch(model, rows.path)).cpu().mean(1)
+    maps = model.attention_maps(**_model_batch(model, rows)).cpu().mean(1)
     pictures = np.stack([np.asarray(load_image(path).resize(model.backbone.image_size[::-1])) for path in rows.path])
     return plot_attention(pictures, maps.numpy(), [str(identity) for identity in rows.identity])
 
@@ -516,7 +518,7 @@ def steps_figure(model, embeddings, splits, top=4, seed=0):
     (places,), (similarity,) = rank_gallery(embeddings, chosen, gallery, top)
     found = gallery.iloc[list(places)]
     with torch.no_grad():
-        output = model(_model_batch(model, chosen.path), "composed")
+        output = model(prompt="composed", **_model_batch(model, chosen))
     picture = lambda path: load_image(path).resize(model.backbone.image_size[::-1])
     return plot_steps(picture(chosen.path.iloc[0]), output.pseudo_token[0].cpu().numpy(), model.prompt.template.text,
                       output.attention[0].mean(0).reshape(model.backbone.grid).cpu().numpy(),

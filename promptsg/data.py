@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'DECODING', 'PKSampler', 'eval_transform', 'train_transform', 'cache_folder',
-           'writable_folder', 'delete_old', 'seal', 'say_damaged', 'PixelCache', 'mixed_seed', 'seeded', 'HandDataset',
-           'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images',
-           'check_writable', 'class_index', 'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same',
-           'for_data', 'left_out_lines', 'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all',
-           'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture',
-           'reading_summary', 'run_splits', 'survey', 'write_text']
+           'writable_folder', 'delete_old', 'seal', 'say_damaged', 'PixelCache', 'mixed_seed', 'seeded',
+           'aspect_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError', 'Splits',
+           'TrainSide', 'check_images', 'check_writable', 'class_index', 'content_hash', 'counted', 'cross_splits',
+           'data_hash', 'find_same', 'for_data', 'left_out_lines', 'load_image', 'make_splits', 'progress_bar',
+           'read_11k', 'read_all', 'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet',
+           'read_picture', 'reading_summary', 'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -33,7 +33,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from .config import PromptSGError
+from .config import PromptSGError, aspect_number
 from .files import UNFINISHED, check_writable, content_hash, counted, write_text, writing
 from .images import READING, ImageError, check_images, load_image, progress_bar, read_all, survey
 from .readers import (BASE_COLUMNS, READERS, THRESHOLDS, class_index, data_hash, find_same, for_data, left_out_lines,
@@ -319,9 +319,16 @@ def seeded(*numbers):
         yield
 
 
+def aspect_numbers(frame):
+    "`aspect_number` of each row of a frame; -1 where it does not tell."
+    known = frame.aspect if "aspect" in frame else [""] * len(frame)
+    return [aspect_number(aspect) for aspect in known]
+
+
 @dataclass
 class HandDataset(Dataset):
-    """The images of a DataFrame: item i is `dict(image (3, H, W), label, index)`.
+    """The images of a DataFrame: item i is `dict(image (3, H, W), label, index, aspect)`, the last two
+    its row and `promptsg.config.aspect_number`.
 
     An item is asked for by its row, or by (row, draw) as a `numbered` `PKSampler` does. What a
     transform draws depends on (seed, epoch, row, draw) alone; call `set_epoch(e)` before epoch e.
@@ -341,6 +348,7 @@ class HandDataset(Dataset):
             raise PromptSGError(f"identity {min(unknown)} has no class number; make labels with class_index of the training frame")
         self.paths = list(self.frame.path)
         self.numbers = [-1 if self.labels is None else self.labels[identity] for identity in self.frame.identity]
+        self.aspects = aspect_numbers(self.frame)
         self.load = load_image if self.pixels is None else self.pixels.load
         if self.pixels is not None:
             self.pixels.add(self.paths)
@@ -357,7 +365,7 @@ class HandDataset(Dataset):
         row = range(len(self))[row]
         with seeded(self.seed, self.epoch, row, draw):
             image = self.transform(self.load(self.paths[row]))
-        return dict(image=image, label=self.numbers[row], index=row)
+        return dict(image=image, label=self.numbers[row], index=row, aspect=self.aspects[row])
 
 # %% ../nbs/01_data.ipynb #cell028
 def batches(loader):

@@ -55,17 +55,18 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
     """Embeddings (N, D) of the frame's images, float32 on the CPU, each row of length 1.
 
     `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path that the frame lists twice is
-    decoded and embedded once. `dataset(frame, transform)` and `key` say what else than images may be fed. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
+    decoded and embedded once. `dataset(frame, transform)` and `key` say what else than images may be fed; of several keys, `embed` gets
+    all. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
     if not len(frame):
         raise PromptSGError("there is no image to embed; check the split or the folder")
-    places, _ = pd.factorize(frame.path)
+    keys, (places, _) = (key,) if isinstance(key, str) else key, pd.factorize(frame.path)
     once = frame.drop_duplicates("path").reset_index(drop=True)
     loader = DataLoader(dataset(once, transform), batch_size=batch_size, num_workers=num_workers)
     bar = progress_bar(show=progress, total=len(once), desc="embedding", unit="image")
     rows = []
     with torch.inference_mode(), bar:
         for batch in batches(loader):
-            rows.append(embed(batch[key].to(device)).float().cpu())
+            rows.append(embed(*(batch[name].to(device) for name in keys)).float().cpu())
             bar.update(len(rows[-1]))
     features = torch.cat(rows)
     bad = ~features.isfinite().all(1)

@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from .config import Config, PromptSGError
-from .data import HandDataset, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
+from .data import HandDataset, aspect_numbers, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
 from .training import load_run
@@ -72,20 +72,23 @@ class OpenRun:
         self.model = load_run(folder).to(Accelerator().device)
         self.config, self.progress = self.model.config, progress
         self.splits = run_splits(folder, frame)
-        self.frame = ranked_images(self.splits, (protocol,)).drop_duplicates("path")[["path", "identity", "image"]].reset_index(drop=True)
+        self.frame = ranked_images(self.splits, (protocol,))
+        self.frame = self.frame.drop_duplicates("path", ignore_index=True)
+        self.frame = self.frame[["path", "identity", "image", "aspect"]]
         self.tower = self._tower(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
 
     @torch.inference_mode()
     def _tower(self, frame):
-        "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D)}."
+        "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D), aspects (N,)}."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
         bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
         kinds = ("embedding", "patches", "dense")
         read = [name for name in kinds if getattr(found[0], name) is not None]
-        return {name: torch.cat([getattr(one, name) for one in found]) for name in read}
+        tower = {name: torch.cat([getattr(one, name) for one in found]) for name in read}
+        return tower | {"aspects": torch.tensor(aspect_numbers(frame), device=device)}
 
     def add(self, path):
         """Have a picture of one's own among the images; returns the path under which it is there.

@@ -71,39 +71,45 @@ class PromptSG(nn.Module, ModelHubMixin):
         centres = torch.zeros(num_classes, width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
-    def forward(self, images=None, prompt=None, labels=None, frozen=None):
+    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
 
         `prompt` is "composed" or "simplified"; None follows the config (`use_composed_prompt` in training, `eval_prompt` otherwise).
-        `labels` (B,) are for heads with a margin in training."""
+        `labels` (B,) are for heads with a margin in training; `aspects` (B,) the numbers of the
+        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`."""
         features = self.backbone.features_after(self.backbone.features_before(images) if frozen is None else frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
-        fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense)
+        fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense,
+                                   aspects)
         sentence = None if text is None else text.sentence
         return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s,
                             attention=fused.attention)
 
-    def fuse(self, embedding, patches=None, prompt=None, dense=None):
+    def fuse(self, embedding, patches=None, prompt=None, dense=None, aspects=None):
         """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is
         not made.
 
-        `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`."""
+        `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`,
+        `aspects` as in `forward`."""
+        aspects = aspects if self.config.prompt_aspect == "image" else None
         tokens = patches if dense is None else dense
         if self.config.fusion == "pool":
             self._checked_prompt(prompt)
-            return self.fusion(self.prompt.directions(), patches, embedding, tokens), None, None
+            looks = self.prompt.directions(aspects)
+            return self.fusion(looks, patches, embedding, tokens), None, None
         s = self.inversion(embedding) if self.inversion is not None else None
-        text = self.say(s, prompt, embedding.shape[0])  # len() would fix an ONNX batch
+        text = self.say(s, prompt, embedding.shape[0], aspects)  # len() would fix an ONNX batch
         return self.fusion(self.queries(text), tokens, embedding), text, s
 
-    def say(self, pseudo_token, prompt=None, batch=None):
+    def say(self, pseudo_token, prompt=None, batch=None, aspects=None):
         """`TextFeatures` of a prompt for s* (B, W), or without s* for `batch` images.
 
         `PromptSGError` for another prompt than composed or simplified, or one not composable."""
         if self._checked_prompt(prompt) == "composed":
-            return self.prompt.composed(pseudo_token)
-        return self.prompt.simplified(pseudo_token.shape[0] if batch is None else batch)
+            return self.prompt.composed(pseudo_token, aspects)
+        batch = pseudo_token.shape[0] if batch is None else batch
+        return self.prompt.simplified(batch, aspects)
 
     def _checked_prompt(self, prompt):
         "The kind of prompt itself, the config's for None."
@@ -141,23 +147,25 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self._whitened(self.head(embedding).embedding)
 
     @torch.no_grad()
-    def embed(self, images=None, prompt=None, frozen=None):
-        "Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the model's mode is."
+    def embed(self, images=None, prompt=None, frozen=None, aspects=None):
+        """Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the
+        model's mode is. Arguments as in `forward`."""
         was = self.training
         self.eval()
         try:
-            return F.normalize(self(images, prompt, frozen=frozen).retrieval.float(), dim=1)
+            output = self(images, prompt, frozen=frozen, aspects=aspects)
+            return F.normalize(output.retrieval.float(), dim=1)
         finally:
             self.train(was)
 
-    def attention_maps(self, images, prompt=None):
+    def attention_maps(self, images, prompt=None, aspects=None):
         """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.
 
         `PromptSGError` without language."""
         if not self.config.language:
             raise PromptSGError("the image-only control has no text and so no attention map; train a version with language")
         with torch.no_grad():
-            return self(images, prompt).attention.unflatten(2, self.backbone.grid)
+            return self(images, prompt, aspects=aspects).attention.unflatten(2, self.backbone.grid)
 
     # --- as a folder, and on the hub -----------------------------------------------------------------------------------
     def save_pretrained(self, save_directory, *, model_card_kwargs=None, **options):

@@ -208,7 +208,8 @@ class _Words:
 
 
 class _SpokenPrompt(nn.Module):
-    "`PromptEncoder` with its sentences fixed: plain tensors in, no cache, no Python that depends on the batch's size."
+    """`PromptEncoder` with the run's sentences fixed, whatever the images' aspects: plain tensors in, no
+    cache, no Python that depends on the batch's size."""
 
     def __init__(self, prompt, composed, pooled=False):
         super().__init__()
@@ -225,14 +226,14 @@ class _SpokenPrompt(nn.Module):
         self.register_buffer("words", (1 - here) * prompt.word_embeddings(ids) + prompt.text.positional_embedding[:len(ids)])
         self.register_buffer("mask", prompt.text.attn_mask[:len(ids), :len(ids)])
 
-    def directions(self):
+    def directions(self, aspects=None):
         return self.looks
 
-    def composed(self, s):
+    def composed(self, s, aspects=None):
         x = self.text.transformer(self.words + self.here * s[:, None], attn_mask=self.mask)      # (B, L, W)
         return _Words((self.text.ln_final(x) @ self.text.text_projection)[:, 1:])
 
-    def simplified(self, batch):
+    def simplified(self, batch, aspects=None):
         return _Words(self.said)                                                                  # one row for all
 
 

@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
 from .config import Config, PromptSGError, shown
-from .data import (DECODING, HandDataset, PixelCache, PKSampler, batches, cache_folder, check_images, class_index,
+from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder, check_images, class_index,
                            content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
@@ -227,7 +227,7 @@ def share_statistics(model):
 
 # %% ../nbs/12_training.ipynb #cell008f
 class Objective(nn.Module):
-    """`forward(labels (B,), images or frozen, progress) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
+    """`forward(labels (B,), images or frozen, progress, aspects) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
 
     `progress` is the share of the training that is over, 0..1."""
 
@@ -235,8 +235,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.losses = model, config, losses
 
-    def forward(self, labels, images=None, frozen=None, progress=1.0):
-        output = self.model(images, labels=labels, frozen=None if frozen is None else frozen.float())
+    def forward(self, labels, images=None, frozen=None, progress=1.0, aspects=None):
+        frozen = None if frozen is None else frozen.float()
+        output = self.model(images, labels=labels, frozen=frozen, aspects=aspects)
         with torch.autocast(labels.device.type, enabled=False):
             return self.losses(gather_output(output), gather_rows(labels), self.config, progress)
 
@@ -384,6 +385,7 @@ class _FrozenDataset(Dataset):
     def __init__(self, cache, frame, labels):
         self.cache, self.paths = cache, list(frame.path)
         self.numbers = [-1 if labels is None else labels[identity] for identity in frame.identity]
+        self.aspects = aspect_numbers(frame)
 
     def __len__(self):
         return len(self.paths)
@@ -393,7 +395,8 @@ class _FrozenDataset(Dataset):
 
     def __getitem__(self, index):
         row = index[0] if isinstance(index, tuple) else index  # (row, draw): all draws are the same
-        return dict(frozen=self.cache.load(self.paths[row]), label=self.numbers[row], index=row)
+        return dict(frozen=self.cache.load(self.paths[row]), label=self.numbers[row], index=row,
+                    aspect=self.aspects[row])
 
 # %% ../nbs/12_training.ipynb #cell011
 class Feed:
@@ -451,9 +454,10 @@ class Feed:
 
     def _embed(self, frame, prompt, batch_size):
         kind, key = ("frozen", "frozen") if self.config.cache_frozen else ("images", "image")
-        return embed_images(lambda x: self.model.embed(prompt=prompt, **{kind: x.float()}), frame, self.still, batch_size=batch_size,
+        embed = lambda x, aspects: self.model.embed(prompt=prompt, aspects=aspects, **{kind: x.float()})
+        return embed_images(embed, frame, self.still, batch_size=batch_size,
                             num_workers=self.config.num_workers, device=next(self.model.parameters()).device, progress=self.progress,
-                            dataset=lambda rows, transform: self.evaluation(rows), key=key)
+                            dataset=lambda rows, transform: self.evaluation(rows), key=(key, "aspect"))
 
 # %% ../nbs/12_training.ipynb #cell013
 def _own_tensors(model):
@@ -745,7 +749,8 @@ class Trainer:
 
     def _step(self, batch, progress):
         "One step of the optimizer; nothing in it waits for a GPU."
-        terms = self.prepared(batch["label"], batch.get("image"), batch.get("frozen"), progress)
+        terms = self.prepared(batch["label"], batch.get("image"), batch.get("frozen"), progress,
+                              batch["aspect"])
         self.optimizer.zero_grad()
         self.accelerator.backward(sum(terms.values()))
         if self.config.clip_norm:
@@ -971,7 +976,8 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items() if hasattr(trainer.model, name)}
     tables = []
     for _, batch in zip(range(steps), batches(trainer.loader)):
-        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"), state["epoch"] / config.epochs)
+        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"),
+                                 state["epoch"] / config.epochs, batch["aspect"])
         tables.append(pd.DataFrame({part: _pull_row(pulls, parts[part]) for part, pulls in _pulls(terms, parts).items()}).T)
     return sum(tables) / len(tables)
 

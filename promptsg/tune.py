@@ -11,12 +11,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from .config import PromptSGError
+from .config import ASPECTS, PromptSGError
 from .evaluation import Embeddings, embed_images, evaluate
 from .fusion import WordPooling
 from .heads import Whitening
 from .images import progress_bar
 from .metrics import evaluate_ranking
+from .prompt import fill_aspect
 from .training import Feed
 
 # %% ../nbs/21_tune.ipynb #gram
@@ -99,6 +100,16 @@ def _ranked(similarity, frame, ranked, held, rng):
     return evaluate_ranking(similarity[queries][:, gallery], who[queries], who[gallery])["mAP"]
 
 # %% ../nbs/21_tune.ipynb #words
+def _looks(model, words):
+    "Directions (5, T, D) of words for images of each aspect, the last those of the run's."
+    own = model.config.prompt_aspect == "image"
+    of = lambda aspect: model.prompt.directions_of([fill_aspect(word, aspect) for word in words])
+    spoken = [*ASPECTS.values(), model.prompt.aspect] if own else [model.prompt.aspect]
+    varied = any("{aspect}" in word for word in words)
+    looks = torch.stack([*map(of, spoken if varied else spoken[-1:])])
+    return looks.expand(len(ASPECTS) + 1, -1, -1)
+
+
 def word_parts(model, frame, words, temperature=None, controls=False, batch_size=32, progress=True,
                feed=None):
     """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches`, and each word.
@@ -112,25 +123,26 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
     words, feed = list(words), feed or Feed(model, model.config, progress=progress)
     device = next(model.parameters()).device
     with torch.no_grad():
-        looks = model.prompt.directions_of(words)
+        looks = _looks(model, words)                                      # (5, T, D)
     if controls:
-        drawn = torch.randn(1, looks.shape[1], generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(1, looks.shape[2], generator=torch.Generator().manual_seed(0))
         nothing = torch.zeros_like(drawn)  # all patches weigh the same
-        looks = torch.cat([looks, torch.cat([nothing, F.normalize(drawn, dim=1)]).to(looks)])
+        more = torch.cat([nothing, F.normalize(drawn, dim=1)]).to(looks)
+        looks = torch.cat([looks, more.expand(len(looks), -1, -1)], 1)
         words += ["no word", "random"]
     looks = looks.to(device)
-    pool = WordPooling(looks.shape[1], len(words), temperature or model.config.word_temperature)
+    pool = WordPooling(looks.shape[2], len(words), temperature or model.config.word_temperature)
     key = "frozen" if model.config.cache_frozen else "image"
 
-    def embed(x):
+    def embed(x, aspects):
         kept = x.float() if key == "frozen" else model.backbone.features_before(x)
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
-        return pool(looks, seen.patches, seen.embedding, tokens).embedding
+        return pool(looks[aspects], seen.patches, seen.embedding, tokens).embedding
     rows_of = lambda rows, transform: feed.evaluation(rows)
     found = embed_images(embed, frame, feed.still, batch_size=batch_size, device=device,
-                         progress=progress, dataset=rows_of, key=key)
-    rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[1])), dim=2)  # (N, 2 + T, D)
+                         progress=progress, dataset=rows_of, key=(key, "aspect"))
+    rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[2])), dim=2)  # (N, 2 + T, D)
     return dict(zip(["class token", "patches", *words], rows.unbind(1)))
 
 

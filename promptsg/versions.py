@@ -17,7 +17,7 @@ from .config import Config, PromptSGError, shown
 _PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size=64, instances=4, epochs=60, lr_clip_visual=5e-6,
                 lr_modules=5e-5, schedule="step", step_epochs=20, step_gamma=0.1, supcon_loss_weight=0.5, loss_id_weight=1.0,
                 loss_tri_weight=1.0, triplet_margin=0.3, triplet_states=3, cross_attention_layers=1, transformer_layers=3,
-                classifier="bnneck", image_size=(224, 224), early_stop_patience=None)
+                classifier="bnneck", image_size=(224, 224), early_stop_patience=None, prompt_aspect="image")
 
 # What a budget for training may not change where nothing is trained. No epoch is chosen, so nobody
 # is held out, and each image is seen once, so frozen blocks need no cache.
@@ -56,6 +56,7 @@ CHAIN = {
                dict(classifier="linear", label_smoothing=0.1, triplet_margin=0.3, triplet_unit=True, triplet_states=0, supcon_loss_weight=0.0, lr_clip_visual=1e-4,
                     lr_modules=1e-5, weight_decay=5e-4, clip_norm=5.0, schedule="none", cross_attention_layers=1, transformer_layers=1, fusion="text",
                     dropout=0.1, inversion_layers=2, inversion_norm=False, eval_prompt="simplified", epochs=20, batch_size=32, early_stop_patience=3,
+                    prompt_aspect="run",
                     prompt_template="A detailed photo of {}'s {aspect} hand for identification.",
                     simplified_prompt="A detailed photo of a person's {aspect} hand for identification."),
                logged=dict(lr_clip_visual=1e-5)),
