@@ -786,35 +786,85 @@ def bank_command(
 @app.command("tune")
 def tune_command(
         data: Data,
-        words: Annotated[Path, typer.Option(
-            "--words", help="Text file (UTF-8) of words to choose from, one a line.")],
-        config: Annotated[str, typer.Option(
-            "--config", help="What pools: training_free@BACKBONE or a YAML file.")],
+        config: Annotated[str, typer.Option("--config", help=CONFIG)],
+        words: Annotated[Optional[Path], typer.Option(
+            "--words", help="Text file (UTF-8) of words to choose from, one a line.")] = None,
+        values: Annotated[Optional[list[str]], typer.Option(
+            "--try", help="Values of a field, 'word_temperature=[20, 50]'. May be repeated: each "
+            "value is tried with each.")] = None,
         most: Annotated[int, typer.Option("--most", min=1, help="How many words at most.")] = 3,
         folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of people.")] = 5,
         out: Annotated[Optional[Path], typer.Option("--out", help="CSV file to write.")] = None,
         level: Level = None, sets: Sets = None):
-    "Choose words by cross-validation over train-side people; test people are not looked at."
+    "Choose words or fields by cross-validation over train-side people; test people are not looked at."
     from promptsg.files import check_writable, write_csv
-    from promptsg.pretrain import read_sentences
-    chosen, said = read_config(config, sets), read_sentences(words)
+    if bool(words) == bool(values):
+        raise PromptSGError("give either --words FILE, words to choose from, or --try FIELD=[VALUE, "
+                            "VALUE], values to compare")
+    chosen, tried = read_config(config, sets), _value_lists(values)
+    said = _read_words(words)
     check_writable(out.parent if out else Path("."))
     frame = read_frame(data, chosen, level)
     from promptsg.data import for_data
-    from promptsg.model import PromptSG
     from promptsg.training import splits_of
-    from promptsg.tune import choose_words, train_people, word_parts
-    chosen = for_data(chosen, frame).replace(words=said[:1])
-    people = train_people(splits_of(chosen, frame, said=frame.attrs.get("excluded", ())))
-    parts = word_parts(PromptSG(chosen, 1).eval(), people, dict.fromkeys(said))
-    table = choose_words(parts, people, chosen.aspect, most, folds, chosen.seed)
+    chosen = for_data(chosen, frame)
+    splits = splits_of(chosen, frame, said=frame.attrs.get("excluded", ()))
+    table, advice = (_tuned_words(chosen, splits, said, most, folds) if words
+                     else _tuned_fields(chosen, splits, tried, folds))
     if out:
         write_csv(out, table)
-    kept = table.words[table.kept].iloc[-1]
     typer.echo(table.round(2).to_string(index=False))
-    typer.echo("mAP in percent, mean over folds of train-side people; error: standard, of the gain")
-    none = "no word helps beside class token and patches"
-    typer.echo(f"train with --set 'words=[{kept}]'" if kept else none)
+    typer.echo(advice)
+
+
+def _read_words(file):
+    from promptsg.pretrain import read_sentences
+    return read_sentences(file) if file else ()
+
+
+def _value_lists(texts):
+    "{field: [value, ...]} of FIELD=[VALUE, VALUE]. `PromptSGError` for what is no list."
+    values = {}
+    for text in texts or ():
+        field, equals, value = text.partition("=")
+        try:
+            values[field] = read_yaml(value)
+        except PromptSGError as error:
+            raise PromptSGError(f"--try {shown(text)} is no FIELD=[VALUE, VALUE] ({error})") from None
+        if not equals or not isinstance(values[field], list) or len(values[field]) < 2:
+            raise PromptSGError(f"--try {shown(text)} has no two values; write FIELD=[VALUE, VALUE]")
+    return values
+
+
+def _tuned_words(config, splits, said, most, folds):
+    "(table, advice) of `choose_words`."
+    from promptsg.model import PromptSG
+    from promptsg.tune import choose_words, train_people, word_parts
+    config, people = config.replace(words=said[:1]), train_people(splits)
+    parts = word_parts(PromptSG(config, 1).eval(), people, dict.fromkeys(said))
+    table = choose_words(parts, people, config.aspect, most, folds, config.seed)
+    kept = table.words[table.kept].iloc[-1]
+    return table, (_FOLDS + "; error: standard, of the gain\n"
+                   + (f"train with --set 'words=[{kept}]'" if kept
+                      else "no word helps beside class token and patches"))
+
+
+_FOLDS = "mAP in percent, mean over folds of train-side people"
+
+
+def _tuned_fields(config, splits, values, folds):
+    "(table, advice) of `try_fields`."
+    from promptsg.tune import try_fields
+    table = try_fields(config, splits, values, folds, seed=config.seed)
+    best = " ".join(f"--set '{field}={_as_yaml(table[field][0])}'" for field in values)
+    return table, f"{_FOLDS}; behind: the best row, error: standard, of that\ntrain with {best}"
+
+
+def _as_yaml(value):
+    "A field's value as `--set` reads it."
+    import yaml
+    plain = list(value) if isinstance(value, tuple) else getattr(value, "item", lambda: value)()
+    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
 
 @app.command("align-text")

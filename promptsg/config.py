@@ -151,6 +151,7 @@ _WEIGHT = "a loss weighs as much as the others, give or take"
 _MEMORY = "its layers would not fit into memory"
 _SHARE = "it is a share"
 _Side = Annotated[int, Field(ge=16, le=2048)]
+_Cells = Annotated[int, Field(ge=1, le=64)]
 
 # Fields that say how a run is carried out and kept, and not what comes out of it. (`compile` rounds
 # sums in another order, as another processor does.)
@@ -211,6 +212,8 @@ class Config(BaseModel):
     fusion: Literal["text", "patches", "pool"] = "patches"
     # what the fusion reads of the patches: CLIP's own tokens, or dense ones
     patch_tokens: Literal["plain", "dense"] = "plain"
+    # pool: cells (rows, columns) in which the plain patches' means are taken
+    patch_grid: tuple[_Cells, _Cells] = (1, 1)
     # pool: what looks; none: the simplified prompt's sentence
     words: tuple[str, ...] = ()
     word_temperature: float = _within(50.0, 0, 1000, "it multiplies cosines", above=True)
@@ -261,6 +264,8 @@ class Config(BaseModel):
     step_gamma: float = _within(0.1, 0, 1, "learning rates fall", above=True)
     # gradient norm, clipped before the step
     clip_norm: Optional[float] = _within(None, 0, 1e6, "no gradient is longer", above=True)
+    # how much of the weights' moving average a step keeps; 0: none is taken
+    weight_average: float = _within(0.0, 0, 1, _SHARE, below=True)
     precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
     checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
@@ -462,6 +467,8 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
                                                          or c.eval_prompt == "composed"),
     "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to 0":
         lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
+    "patch_grid divides the patches of fusion: pool alone; set that, or leave patch_grid out":
+        lambda c: c.patch_grid != (1, 1) and c.fusion != "pool",
     "words look with fusion: pool alone; set that, or leave words out":
         lambda c: c.words and c.fusion != "pool",
     "model and clip_model name different towers; give only one of them":

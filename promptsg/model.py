@@ -21,7 +21,7 @@ from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, mo
                                read_state_dict, save_tensors, text_tower)
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
-from .fusion import MultiModalInteraction, WordPooling
+from .fusion import MultiModalInteraction, WordPooling, cell_weights
 from .heads import HEADS, Whitening
 from .inversion import TextualInversionMLP
 from .prompt import BankPrompt, PromptEncoder
@@ -32,7 +32,7 @@ class PromptSGOutput:
     """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
     image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank
     speaks."""
-    # (B, D) the image seen through the text, (B, (2 + T) D) where T words pool; before the head
+    # (B, D) the image seen through the text, (B, (1 + G + T) D) where T words pool, G the cells; before the head
     embedding: torch.Tensor
     retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
     logits: torch.Tensor              # (B, C) one score per training identity
@@ -237,10 +237,10 @@ def _language(config, towers):
                             f"encoder have {width} dimensions; leave the field out or set it to {width}")
     prompt = PromptEncoder(towers.text, towers.tokenizer, *words)
     if config.fusion == "pool":
-        return prompt, None, _fusion(config, towers.dim)
+        return prompt, None, _fusion(config, towers.dim, towers.backbone.grid)
     scale = towers.text.token_embedding.weight.std().item()
     inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm)
-    return prompt, inversion, _fusion(config, towers.dim)
+    return prompt, inversion, _fusion(config, towers.dim, towers.backbone.grid)
 
 
 def _banked(config, towers, words):
@@ -249,13 +249,14 @@ def _banked(config, towers, words):
         raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be "
                             "composed of them; set use_composed_prompt: false and eval_prompt: "
                             "simplified, or text_pretrained to a text tower")
-    return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim)
+    return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim, towers.backbone.grid)
 
 
-def _fusion(config, dim):
-    "The fusion that the config names."
+def _fusion(config, dim, grid):
+    "The fusion that the config names, for (rows, columns) of patches."
     if config.fusion == "pool":
-        return WordPooling(dim, len(config.words) or 1, config.word_temperature)
+        return WordPooling(dim, len(config.words) or 1, config.word_temperature,
+                           cell_weights(grid, config.patch_grid))
     blocks = config.transformer_layers - config.cross_attention_layers
     return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers, blocks,
                                  config.fusion, config.dropout)

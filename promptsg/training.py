@@ -6,8 +6,8 @@
 __all__ = ['SPLIT_FIELDS', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes',
            'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective',
            'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'save_checkpoint', 'read_checkpoint',
-           'load_weights', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'left_out', 'splits_of',
-           'weights_hash', 'measure', 'gradient_table']
+           'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator',
+           'left_out', 'splits_of', 'weights_hash', 'measure', 'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
 import hashlib
@@ -466,13 +466,15 @@ def _own_tensors(model):
     return {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n not in frozen and not n.startswith("prompt.")}
 
 
-def save_checkpoint(folder, model, state, optimizer=None, scaler=None):
+def save_checkpoint(folder, model, state, optimizer=None, scaler=None, average=None):
     """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a
     readable `folder/state.json`.
 
-    `scaler`: fp16's loss scale, a dict of numbers. A file of that name is always complete.
-    `PromptSGError` when the disk refuses."""
+    `scaler`: fp16's loss scale, a dict of numbers; `average`: a `WeightAverage`. A file of that name
+    is always complete. `PromptSGError` when the disk refuses."""
     tensors = {f"model/{name}": t.clone() for name, t in _own_tensors(model).items()}
+    if average is not None:
+        tensors |= {f"average/{name}": t.cpu().clone() for name, t in average.weights.items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for p, values in optimizer.state.items() if optimizer else ():
         tensors |= {f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone() for key, value in values.items()}
@@ -528,10 +530,15 @@ def _is_history(rows, epochs):
     return numbers and counted and len(rows) == epochs
 
 
+def _named(tensors, prefix):
+    "{name without the prefix: tensor} of the tensors that have it."
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 def load_weights(model, tensors, state, where):
     """Puts a checkpoint's weights into a model. `PromptSGError` when the backbone or its frozen
     weights are not those it was trained with."""
-    own, stored = _own_tensors(model), {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
+    own, stored = _own_tensors(model), _named(tensors, "model/")
     wrong = mismatch(own, stored)
     if wrong:
         raise PromptSGError(f"the checkpoint in {where} does not match the config's model {model.config.tower}: {wrong}; use the config.yml of "
@@ -559,6 +566,49 @@ def _load_optimizer(optimizer, model, tensors, where):
             device = "cpu" if entry == "step" else parameters[name].device
             optimizer.state[parameters[name]][entry] = value.to(device)
 
+# %% ../nbs/12_training.ipynb #average
+class WeightAverage:
+    """The moving average of a model's weights that train, over steps.
+
+    `update()` after each step; within `with average.used():` the model has the average."""
+
+    def __init__(self, model, decay):
+        self.own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: p.detach().clone() for name, p in self.own.items()}
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self):
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, p in self.own.items():
+            self.weights[name].lerp_(p, 1 - keep)
+
+    @contextmanager
+    def used(self):
+        "Within the block the model's weights are the average; after it, its own again."
+        own = {name: p.detach().clone() for name, p in self.own.items()}
+        self._put(self.weights)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    @torch.no_grad()
+    def _put(self, weights):
+        for name, p in self.own.items():
+            p.copy_(weights[name])
+
+    def load(self, weights, steps, where):
+        "Those of a checkpoint, after so many steps; `PromptSGError` where they are another model's."
+        wrong = mismatch(self.weights, weights)
+        if wrong:
+            raise PromptSGError(f"the checkpoint in {where} has no proper average of the weights "
+                                f"({wrong}); start the run again in another folder")
+        for name, t in weights.items():
+            self.weights[name].copy_(t)
+        self.steps = steps
+
 # %% ../nbs/12_training.ipynb #cell014
 SPLIT_FIELDS = ("aspect", "train_aspects", "num_splits", "val_type", "seed", "dataset", "identity_level")  # who is trained on and tested
 
@@ -585,6 +635,8 @@ def load_run(run, which="best", build=PromptSG, **changes):
                             "is measured on its own splits")
     run = Path(run)
     tensors, state = read_checkpoint(run / which)
+    # last/ has the weights to go on from and their average, best/ the average alone
+    tensors |= {f"model/{name}": t for name, t in _named(tensors, "average/").items()}
     model = build(config, len(state["classes"]))
     load_weights(model, tensors, state, run / which)
     if (run / "splits.json").is_file():
@@ -648,10 +700,13 @@ class Trainer:
         return f"stopped at epoch {len(self.history) + 1} of {self.config.epochs}, {saved} in {self.out}; continue with --resume"
 
     def _epoch(self, epoch):
-        row = {"epoch": epoch + 1, **self._train_epoch(epoch), **self.validate()}
-        self.history.append(row)
+        row = {"epoch": epoch + 1, **self._train_epoch(epoch)}
+        with self._averaged():
+            row |= self.validate()
+            self.history.append(row)
+            self._save_best(epoch)
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
-        self._save(epoch)
+        self._save_last(epoch)
         if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log, where no bar is drawn
             print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, validation mAP {100 * row['val_mAP']:.1f} %",
                   file=sys.stderr, flush=True)
@@ -672,7 +727,7 @@ class Trainer:
             raise PromptSGError("whitening learns from how one person's images differ, and no train person has two; set whiten to false")
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
-        self.frozen_hash, self.optimizer = frozen_hash(self.model), None
+        self.frozen_hash, self.optimizer, self.average = frozen_hash(self.model), None, None
         # one progress bar shows all that has to be made; not of test: training never opens those
         (self.feed.keep if c.cache_frozen else self.feed.check)(self._train_side())
         if c.epochs:
@@ -696,6 +751,11 @@ class Trainer:
         self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
         self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
+        self.average = WeightAverage(self.model, c.weight_average) if c.weight_average else None
+
+    def _averaged(self):
+        "The model with the average of its weights, where one is taken."
+        return self.average.used() if self.average else nullcontext()
 
     def _without_training(self):
         """`epochs: 0`: one pass over the train side's images, and the whitening fitted to them.
@@ -709,7 +769,8 @@ class Trainer:
         self._fitted(found, whole)
         logged = {name: self.history[0][name] for name in ("val_rank1", "val_mAP")}
         self.accelerator.log(logged, step=0)
-        self._save(-1, whitened=True)
+        self._save_best(-1, whitened=True)
+        self._save_last(-1, whitened=True)
         if self.progress:
             print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
                   f"{100 * self.history[0]['val_mAP']:.1f} %", file=sys.stderr, flush=True)
@@ -756,6 +817,8 @@ class Trainer:
         if self.config.clip_norm:
             self.accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm)
         self.optimizer.step()
+        if self.average:
+            self.average.update()
         return terms
 
     def _whiten(self):
@@ -823,6 +886,9 @@ class Trainer:
         if self.optimizer is not None:
             optimizer = self.optimizer.optimizer
             _load_optimizer(optimizer, self.model, tensors, self.out / "last")
+        if self.average:
+            steps = state["epoch"] * len(self.sampler)
+            self.average.load(_named(tensors, "average/"), steps, self.out / "last")
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history, self._saved_epoch = state["history"], state["epoch"]
@@ -851,19 +917,27 @@ class Trainer:
         patience = self.config.early_stop_patience
         return bool(patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience)
 
-    def _save(self, epoch, **more):
-        """best/ first: if the run is killed in between, the epoch is simply repeated. Everything
-        else can be made again from last/. `more` goes into the states."""
+    def _state(self, epoch, **more):
+        return dict(epoch=epoch + 1, best_epoch=self._best_epoch(), classes=list(self.classes),
+                    history=self.history, config_hash=self.config.hash,
+                    frozen_hash=self.frozen_hash, **more)
+
+    def _save_best(self, epoch, **more):
+        """best/, before last/: if the run is killed in between, the epoch is simply repeated. `more`
+        goes into the state."""
+        state = self._state(epoch, **more)
+        if self.accelerator.is_main_process and state["best_epoch"] == epoch + 1:
+            save_checkpoint(self.out / "best", self.model, state)
+
+    def _save_last(self, epoch, **more):
+        "last/, from which everything else can be made again."
         if not self.accelerator.is_main_process:
             return
-        state = dict(epoch=epoch + 1, best_epoch=self._best_epoch(), classes=list(self.classes), history=self.history,
-                     config_hash=self.config.hash, frozen_hash=self.frozen_hash, **more)
-        if state["best_epoch"] == epoch + 1:
-            save_checkpoint(self.out / "best", self.model, state)
-        if (epoch + 1) % self.config.save_frequency == 0 or epoch + 1 == self.config.epochs or self._out_of_patience():
+        state, ends = self._state(epoch, **more), epoch + 1 == self.config.epochs
+        if (epoch + 1) % self.config.save_frequency == 0 or ends or self._out_of_patience():
             scaler = self.accelerator.scaler and self.accelerator.scaler.state_dict()
             optimizer = self.optimizer and self.optimizer.optimizer
-            save_checkpoint(self.out / "last", self.model, state, optimizer, scaler)
+            save_checkpoint(self.out / "last", self.model, state, optimizer, scaler, self.average)
             self._saved_epoch = epoch + 1
         self._write_metrics()
 

@@ -373,7 +373,7 @@ def test_the_loss_scale_is_kept(run, splits, small, tmp_path):
     trainer._set_up()
     trainer.accelerator.scaler = scaler
     trainer._resume()
-    trainer._save(0)
+    trainer._save_last(0)
     assert read_checkpoint(copy / "last")[1]["scaler"] == {"scale": 1024.0, "growth_tracker": 3} and loaded == []
     trainer._resume()
     trainer.accelerator.scaler = None  # accelerate keeps one state a process
