@@ -171,9 +171,11 @@ def _pixels(size):
     return [_stretch(size), v2.PILToTensor()]
 
 
-def eval_transform(size, mean=CLIP_MEAN, std=CLIP_STD):
-    "PIL image, or uint8 tensor (3, height, width) of that size -> normalised float tensor (3, height, width); nothing random."
-    return v2.Compose([*_pixels(size), _Normalise(mean, std)])
+def eval_transform(size, mean=CLIP_MEAN, std=CLIP_STD, mirrored=False):
+    """PIL image, or uint8 tensor (3, height, width) of that size -> normalised float tensor (3, height,
+    width); nothing random. `mirrored`: of its mirror image."""
+    mirror = [v2.RandomHorizontalFlip(1.0)] if mirrored else []
+    return v2.Compose([*_pixels(size), *mirror, _Normalise(mean, std)])
 
 
 def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=0.5, jitter=0.0):

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .backbone import WEIGHTS
-from .config import Config, PromptSGError, one_line
+from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .data import check_images, data_hash, for_data, read_data
 from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol,
                                  paired_bootstrap, ranked_images)
@@ -81,7 +81,6 @@ def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",)):
                                                                  for place in places for name in trained]
 
 # %% ../nbs/18_report.ipynb #cell006
-_OTHER_HAND = {"dorsal_r": "dorsal_l", "dorsal_l": "dorsal_r", "palmar_r": "palmar_l", "palmar_l": "palmar_r"}
 _OPTIONS = {"aspect": "--aspect", "variant": "--versions", "model": "--backbone", "clip_model": "--backbone"}
 
 
@@ -92,7 +91,7 @@ def shared_config(run, frame, changes=None):
     for name in set(changes or ()) & set(_OPTIONS):
         raise PromptSGError(f"{name} is what a report varies; use {_OPTIONS[name]} instead of --set {name}")
     base = version("paper" if run.version == "zero-shot" else run.version, run.backbone)
-    more = (_OTHER_HAND.get(run.aspect, run.aspect),) if base.train_aspects else ()
+    more = (OTHER_HAND.get(run.aspect, run.aspect),) if base.train_aspects else ()
     config = for_data(base.replace(**{"aspect": run.aspect, "train_aspects": more, **(changes or {})}), frame)
     return zero_shot_config(config) if run.version == "zero-shot" else config
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SPLIT_FIELDS', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes',
            'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective',
-           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'save_checkpoint', 'read_checkpoint',
-           'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator',
-           'left_out', 'splits_of', 'weights_hash', 'measure', 'gradient_table']
+           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'mirror_images', 'WhiteningImages',
+           'save_checkpoint', 'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer',
+           'Stopped', 'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure', 'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
+import copy
 import hashlib
 import importlib.util
 import json
@@ -38,7 +39,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
-from .config import Config, PromptSGError, shown
+from .config import OTHER_HAND, Config, PromptSGError, shown
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder, check_images, class_index,
                            content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
                            say_damaged, seal, train_transform, writable_folder, write_text)
@@ -418,6 +419,13 @@ class Feed:
         self.kept.append(FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress))
         return self.kept[-1]
 
+    def mirrored(self):
+        "The feed of the images' mirror images; what it embeds has the images' own paths."
+        twin = copy.copy(self)
+        mean, std = self.model.mean, self.model.std
+        twin.still, twin.kept = eval_transform(self.size, mean, std, mirrored=True), []
+        return twin
+
     def check(self, frame):
         "All images of a frame are there: decoded into the cache with `cache_pixels`, else looked through. `ImageError` counts those that cannot be read."
         if self.pixels is not None:
@@ -458,6 +466,31 @@ class Feed:
         return embed_images(embed, frame, self.still, batch_size=batch_size,
                             num_workers=self.config.num_workers, device=next(self.model.parameters()).device, progress=self.progress,
                             dataset=lambda rows, transform: self.evaluation(rows), key=(key, "aspect"))
+
+def mirror_images(frame):
+    "A frame's images as their mirror images show them: a right hand as a left one, of nobody there."
+    return frame.assign(aspect=frame.aspect.replace(OTHER_HAND), identity=frame.identity + " mirrored")
+
+
+@dataclass
+class WhiteningImages:
+    """What a whitening is fitted to: rows (N, D) of a feed's model without one, for all images of a
+    frame, and with `whiten_mirrored` for their mirror images."""
+    feed: Feed
+    frame: pd.DataFrame
+
+    def __post_init__(self):
+        self.found = self.feed.embed(self.frame)
+        mirror, on = mirror_images(self.frame), self.feed.config.whiten_mirrored
+        self.mirror = self.feed.mirrored().embed(mirror) if on else None
+
+    def fit(self, whitening, people):
+        "Fits a `Whitening` to the images of some of the frame's people."
+        rows, names = [self.found.of(people)], people.identity
+        if self.mirror is not None:
+            rows.append(self.mirror.of(people))
+            names = pd.concat([names, mirror_images(people).identity])
+        whitening.fit(torch.cat(rows), torch.from_numpy(pd.factorize(names)[0]))
 
 # %% ../nbs/12_training.ipynb #cell013
 def _own_tensors(model):
@@ -764,9 +797,9 @@ class Trainer:
         What is kept has seen those too: they are of the train side, and nothing was chosen by
         them."""
         whole = self._train_side().drop_duplicates("path")
-        found = self.feed.embed(whole)  # not whitened yet
-        self.history = [{"epoch": 0, **self.validate(self._fitted(found, self.splits.train))}]
-        self._fitted(found, whole)
+        images = WhiteningImages(self.feed, whole)  # not whitened yet
+        self.history = [{"epoch": 0, **self.validate(self._fitted(images, self.splits.train))}]
+        self._fitted(images, whole)
         logged = {name: self.history[0][name] for name in ("val_rank1", "val_mAP")}
         self.accelerator.log(logged, step=0)
         self._save_best(-1, whitened=True)
@@ -775,14 +808,14 @@ class Trainer:
             print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
                   f"{100 * self.history[0]['val_mAP']:.1f} %", file=sys.stderr, flush=True)
 
-    def _fitted(self, found, people):
+    def _fitted(self, images, people):
         "`Embeddings` whitened by what a frame's rows tell; as they are where nothing is whitened."
         if self.model.whitening is None:
-            return found
-        labels = torch.from_numpy(pd.factorize(people.identity)[0])
-        self.model.whitening.fit(found.of(people), labels)
-        rows = found.features.to(self.accelerator.device)
-        return replace(found, features=F.normalize(self.model.whitening(rows), dim=1).cpu())
+            return images.found
+        images.fit(self.model.whitening, people)
+        rows = images.found.features.to(self.accelerator.device)
+        whitened = F.normalize(self.model.whitening(rows), dim=1).cpu()
+        return replace(images.found, features=whitened)
 
     def _train_epoch(self, epoch):
         "One pass; mean of each loss term and the learning rates, for metrics.csv."
@@ -829,8 +862,9 @@ class Trainer:
         if state.get("whitened"):
             return
         load_weights(self.model, tensors, state, self.out / "best")
-        train = self.splits.train
-        self.model.whitening.fit(self.feed.embed(train).of(train), torch.tensor([self.classes[identity] for identity in train.identity]))
+        whole = self._train_side() if self.config.val_type == "images" else self.splits.train
+        whole = whole.drop_duplicates("path")
+        WhiteningImages(self.feed, whole).fit(self.model.whitening, whole)
         if self.accelerator.is_main_process:
             save_checkpoint(self.out / "best", self.model, {**state, "whitened": True})
 
