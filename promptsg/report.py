@@ -62,7 +62,7 @@ class Run(NamedTuple):
 LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
 ORDER = ["zero-shot", "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
-         "simplified", "paper", "best", "training_free"]
+         "simplified", "paper", "paper_whitened", "training_free", "best"]
 
 
 def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",)):

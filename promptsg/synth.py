@@ -478,10 +478,10 @@ def drawn_mask(root, image):
     said = read_json(Path(root) / DRAWN, "draw the hands again with promptsg synth")
     try:
         jobs = _jobs(*(said[name] for name in ("n_train", "n_test", "images_per_aspect")))
-        job = jobs[int(re.fullmatch(r"Hand_(\d{7})\.jpg", image)[1]) - 1]
+        job = dict(enumerate(jobs, 1))[int(re.fullmatch(r"Hand_(\d{7})\.jpg", image)[1])]
         person, nuisance, _ = _drawn(said["seed"], *job, said["ring"], said["polish"])
         return hand_mask(person, nuisance, job[1], tuple(said["size"]))
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError):
         raise PromptSGError(f"{image} in {root} was not drawn by promptsg synth, so nobody knows where "
                             "its hand is; give hands that it drew") from None
 

@@ -461,11 +461,18 @@ class Feed:
         return Embeddings({path: row for row, path in enumerate(frame.path)}, all_sum(whole).cpu(), self.model.trained_on)
 
     def _embed(self, frame, prompt, batch_size):
+        embed = lambda **x: self.model.embed(prompt=prompt, **x)
+        return self.embed_by(embed, frame, batch_size)
+
+    def embed_by(self, embed, frame, batch_size=64):
+        """`Embeddings` of a frame by another way than the model's own: `embed(images or frozen,
+        aspects)`, by keyword, gives rows (B, D)."""
         kind, key = ("frozen", "frozen") if self.config.cache_frozen else ("images", "image")
-        embed = lambda x, aspects: self.model.embed(prompt=prompt, aspects=aspects, **{kind: x.float()})
-        return embed_images(embed, frame, self.still, batch_size=batch_size,
+        by_name = lambda x, aspects: embed(**{kind: x.float(), "aspects": aspects})
+        return embed_images(by_name, frame, self.still, batch_size=batch_size,
                             num_workers=self.config.num_workers, device=next(self.model.parameters()).device, progress=self.progress,
                             dataset=lambda rows, transform: self.evaluation(rows), key=(key, "aspect"))
+
 
 def mirror_images(frame):
     "A frame's images as their mirror images show them: a right hand as a left one, of nobody there."

@@ -17,15 +17,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from .backbone import load_towers
 from .config import ASPECTS, PromptSGError
 from .evaluation import Embeddings, embed_images, evaluate, find_protocol
 from .fusion import WordPooling
 from .heads import Whitening
 from .images import progress_bar
 from .metrics import evaluate_ranking
-from .model import PromptSG
+from .model import PromptSG, tokens_of
 from .prompt import fill_aspect
-from .training import SPLIT_FIELDS, Feed, Trainer, load_run
+from .training import SPLIT_FIELDS, Feed, Trainer, load_run, mirror_images
 
 # %% ../nbs/21_tune.ipynb #gram
 def whitened_similarity(gram, fitted, labels, dim):
@@ -151,16 +152,13 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
     looks = looks.to(device)
     pool = WordPooling(looks.shape[2], len(words), temperature or model.config.word_temperature,
                        model.fusion.cells)
-    key = "frozen" if model.config.cache_frozen else "image"
 
-    def embed(x, aspects):
-        kept = x.float() if key == "frozen" else model.backbone.features_before(x)
+    def embed(images=None, aspects=None, frozen=None):
+        kept = model.backbone.features_before(images) if frozen is None else frozen
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks[aspects], seen.patches, seen.embedding, tokens).embedding
-    rows_of = lambda rows, transform: feed.evaluation(rows)
-    found = embed_images(embed, frame, feed.still, batch_size=batch_size, device=device,
-                         progress=progress, dataset=rows_of, key=(key, "aspect"))
+    found = feed.embed_by(embed, frame, batch_size=batch_size)
     # (N, 1 + G + T, D)
     rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[2])), dim=2)
     sizes = [1, rows.shape[1] - 1 - len(words), *[1] * len(words)]
@@ -206,9 +204,9 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
     is trained on, and for `select: best` where something is trained."""
     configs = _combined(config, values)
     people, found = train_people(splits), []
-    bar = progress_bar(configs, progress, desc="tried")
-    for one in bar:
-        similarity = _still(one, people, folds) if not one.epochs else _trained(one, splits, people)
+    still = _embedded([one for one in configs if not one.epochs], people, progress)
+    for one in progress_bar(configs, progress, desc="tried"):
+        similarity = _trained(one, splits, people) if one.epochs else _still(one, people, still.pop(0))
         scores = _over_folds(similarity, people, one.aspect, folds, draws, seed, _BOTH)
         found.append(100 * np.stack([scores[protocol] for protocol in _BOTH]))
     best = max(range(len(found)), key=lambda row: found[row].mean())
@@ -234,17 +232,67 @@ def _combined(config, values):
     return combined
 
 
-def _still(config, people, folds):
-    "`similarity(fold, others)` of a config without training: embedded once, whitened by the others."
-    model = PromptSG(config.replace(whiten=False), 1).eval()
-    rows = Feed(model, model.config, progress=False).embed(people).of(people)
-    gram = rows @ rows.T
+# Fields whose values all read the same features of the image tower.
+_AFTER_THE_TOWER = frozenset({"patch_grid", "patch_tokens", "word_temperature", "words", "whiten",
+                              "simplified_prompt", "whiten_mirrored", "prompt_aspect"})
+
+
+def _embedded(configs, people, progress):
+    """[(rows (N, D), those of the mirror images or None), ...] of configs without training, not
+    whitened; one pass of the tower for configs that read the same features of it."""
+    if not configs:
+        return []
+    changed = {field for one in configs for field in one.changed(configs[0])}
+    if changed <= _AFTER_THE_TOWER:
+        return _together(configs, people, progress)
+    return [pair for one in configs for pair in _together([one], people, progress)]
+
+
+def _together(configs, people, progress):
+    "`_embedded` of configs with one tower."
+    first = configs[0]
+    towers = load_towers(first.tower, first.pretrained, first.image_size, first.text_pretrained,
+                         first.seed)
+    models = [PromptSG(one.replace(whiten=False, whiten_mirrored=False), 1, towers).eval()
+              for one in configs]
+    towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
+    feed = Feed(models[0], models[0].config, progress=progress)
+    mirror = any(one.whiten_mirrored for one in configs)
+    seen = _side_by_side(models, feed, people)
+    turned = _side_by_side(models, feed.mirrored(), mirror_images(people)) if mirror else None
+    return [(rows, turned[number] if one.whiten_mirrored else None)
+            for number, (one, rows) in enumerate(zip(configs, seen))]
+
+
+def _side_by_side(models, feed, people):
+    "[(N, D) rows of length 1, ...] of models on one tower, in one pass over the images."
+    backbone = models[0].backbone
+
+    def embed(images=None, aspects=None, frozen=None):
+        seen = backbone.features_after(backbone.features_before(images) if frozen is None else frozen)
+        rows = [one.ranked(seen, aspects) for one in models]
+        widths[:] = [row.shape[1] for row in rows]
+        return torch.cat([F.normalize(row.float(), dim=1) for row in rows], 1)
+    widths = []
+    rows = feed.embed_by(embed, people).of(people)
+    return [F.normalize(part, dim=1) for part in rows.split(widths, 1)]
+
+
+def _still(config, people, rows):
+    "`similarity(fold, others)` of a config without training, whitened by the others."
+    own, mirror = rows
+    both = own if mirror is None else torch.cat([own, mirror])
+    gram, n = both @ both.T, len(own)
 
     def similarity(fold, others):
         if not config.whiten:
-            return gram
-        labels = torch.from_numpy(pd.factorize(people.identity.iloc[others])[0])
-        return whitened_similarity(gram, torch.from_numpy(others), labels, rows.shape[1])
+            return gram[:n, :n]
+        names, fitted = people.identity.iloc[others], torch.from_numpy(others)
+        if mirror is not None:
+            names = pd.concat([names, mirror_images(people.iloc[others]).identity])
+            fitted = torch.cat([fitted, fitted + n])
+        labels = torch.from_numpy(pd.factorize(names)[0])
+        return whitened_similarity(gram, fitted, labels, own.shape[1])[:n, :n]
     return similarity
 
 

@@ -25,15 +25,18 @@ _NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_froze
                        steps_per_epoch=None, val_type="images", select="last", crop_padding=0,
                        flip=0.0, erasing=0.0)
 
+_FREE = _PAPER.replace(
+    variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool",
+    patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True,
+    **_NOTHING_TRAINS)
+
 OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
     "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
-    "best": _PAPER.replace(variant="best", select="last", whiten=True),
-    "training_free": _PAPER.replace(
-        variant="training_free", use_composed_prompt=False, eval_prompt="simplified", fusion="pool",
-        patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear", whiten=True,
-        **_NOTHING_TRAINS),
+    "paper_whitened": _PAPER.replace(variant="paper_whitened", select="last", whiten=True),
+    "training_free": _FREE,
+    "best": _FREE.replace(variant="best", patch_grid=(1, 2), whiten_mirrored=True),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -200,7 +203,10 @@ _REMARKS = {"paper": "the method as published, on the strong baseline's head", "
             "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
             "training_free": "nothing is trained by gradient: dense tokens pooled where the words "
                              "look, beside class token and patches, whitened within train people",
-            "best": "paper with its last epoch kept, not the one validated best, and its ranking embedding whitened within train people"}
+            "paper_whitened": "paper with its last epoch kept, not the one validated best, and its "
+                              "ranking embedding whitened within train people",
+            "best": "training_free with the patches' means of the left and the right half apart, "
+                    "and the whitening fitted to mirror images too"}
 
 
 def remark(name, backbone="vitb16"):

@@ -4,8 +4,8 @@ import torch
 from open_clip.transformer import TextTransformer
 
 from promptsg.backbone import load_towers, model_config, tokenizer_for
-from promptsg.config import PromptSGError
-from promptsg.prompt import PromptEncoder, fill_aspect
+from promptsg.config import ASPECTS, PromptSGError
+from promptsg.prompt import PromptEncoder, fill_aspect, tokenize_prompt
 
 TEMPLATE, SIMPLIFIED = "A photo of a {} person's {aspect} hand.", "A photo of a person's {aspect} hand."
 SIZES = ["RN50-quickgelu", "ViT-B-16", "RN50x4", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"]  # one of each width
@@ -166,3 +166,41 @@ def test_no_aspect_leaves_single_blanks(tiny):
     plain = PromptEncoder(tiny.text, tiny.tokenizer, TEMPLATE, SIMPLIFIED)
     assert plain.template.text == "A photo of a s* person's hand." and plain.sentence.text == "A photo of a person's hand."
     assert_same(plain, tokens(plain))
+
+
+ASPECT_NUMBERS = torch.tensor([0, 1, 2, 3, -1, 2, 1])
+
+
+@pytest.mark.parametrize("template, simplified", [
+    (TEMPLATE, SIMPLIFIED),  # s* before the aspect
+    ("The {aspect} hand of a {} one.", "The {aspect} hand."),
+    ("A {aspect} one, {}, {aspect}.", "A hand.")])
+def test_each_image_has_the_sentence_of_its_own_aspect(template, simplified):
+    towers = load_towers("hand-vit-tiny")
+    speaker = lambda aspect: PromptEncoder(towers.text, towers.tokenizer, template, simplified, aspect)
+    prompt = speaker("dorsal left")  # the run's
+    s = tokens(prompt, len(ASPECT_NUMBERS))
+    found, plain = prompt.composed(s, ASPECT_NUMBERS), prompt.simplified(7, ASPECT_NUMBERS)
+    looks = prompt.directions(ASPECT_NUMBERS)
+    for row, number in enumerate(ASPECT_NUMBERS):
+        alone = speaker([*ASPECTS.values(), "dorsal left"][number])
+        assert torch.allclose(found.sentence[row], alone.composed(s[row:row + 1]).sentence[0], atol=1e-5)
+        assert torch.allclose(plain.sentence[row], alone.simplified(1).sentence[0], atol=1e-6)
+        assert torch.allclose(looks.expand(7, 1, -1)[row], alone.directions(), atol=1e-5)
+    found.sentence.square().sum().backward()
+    assert (s.grad.abs().sum(1) > 0).all()
+
+
+def test_a_template_without_an_aspect_is_one_sentence(tiny):
+    tiny.set_prompt("A photo of a {} hand.", "A hand.")
+    s = tokens(tiny, 7)
+    assert torch.equal(tiny.composed(s, ASPECT_NUMBERS).sentence, tiny.composed(s).sentence)
+    assert tiny.directions(ASPECT_NUMBERS).shape == tiny.directions().shape
+
+
+def test_words_of_sentences_of_other_lengths_are_refused(tiny):
+    lengths = {len(tokenize_prompt(TEMPLATE, tiny.tokenizer, aspect).ids) for aspect in ASPECTS.values()}
+    assert len(lengths) > 1
+    for said in (tiny.composed(tokens(tiny, 7), ASPECT_NUMBERS), tiny.simplified(7, ASPECT_NUMBERS)):
+        with pytest.raises(PromptSGError, match="different numbers of tokens.*prompt_aspect: run"):
+            said.words

@@ -430,3 +430,90 @@ def test_a_detached_term_does_not_reach_the_tower(run, splits):
     away = lambda output, *rest: loss_terms(replace(output, visual=output.visual.detach()), *rest)
     own, detached = gradient_table(run, splits, steps=1), gradient_table(run, splits, steps=1, losses=away)
     assert detached.loc["image tower", "supcon"] < own.loc["image tower", "supcon"] and detached.loc["inversion MLP", "supcon"] == pytest.approx(own.loc["inversion MLP", "supcon"])
+
+
+# --- averaged weights ---------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def averaged(quick, splits, tmp_path_factory):
+    "A run whose weights are averaged, and the weights after each of its steps."
+    steps, step = [], Trainer._step
+
+    def watched(self, *arguments):
+        found = step(self, *arguments)
+        steps.append({name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad})
+        return found
+    out = tmp_path_factory.mktemp("averaged") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", watched)
+        Trainer(quick.replace(weight_average=0.7, select="last"), splits, out, progress=False).fit()
+    return out, steps
+
+
+def test_the_average_is_the_equations(averaged, quick):
+    out, steps = averaged
+    torch.manual_seed(quick.seed)
+    first = PromptSG(quick, len(read_checkpoint(out / "best")[1]["classes"])).state_dict()
+    best, last = (read_checkpoint(out / name)[0] for name in ("best", "last"))
+    for name, end in steps[-1].items():
+        average = first[name].double()
+        for t, weights in enumerate(steps, 1):
+            keep = min(0.7, (1 + t) / (10 + t))
+            average = keep * average + (1 - keep) * weights[name].double()
+        assert torch.allclose(best[f"model/{name}"].double(), average, atol=1e-6), name
+        assert torch.equal(last[f"model/{name}"], end)
+        assert torch.equal(last[f"average/{name}"], best[f"model/{name}"])
+
+
+def test_last_is_measured_by_its_average_too(averaged):
+    out, _ = averaged
+    for (name, one), other in zip(load_run(out, "last").named_parameters(), load_run(out).parameters()):
+        assert torch.equal(one, other), name
+
+
+def test_a_run_with_an_average_resumes_as_if_uninterrupted(averaged, quick, splits, tmp_path, monkeypatch):
+    out, _ = averaged
+    config, epoch = quick.replace(weight_average=0.7, select="last"), Trainer._train_epoch
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_train_epoch", lambda self, number: epoch(self, number) if number == 0 else (_ for _ in ()).throw(KeyboardInterrupt))
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
+    for name in ("best", "last"):
+        whole, resumed = read_checkpoint(out / name)[0], read_checkpoint(tmp_path / "run" / name)[0]
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_an_average_of_another_model_is_refused(averaged, quick, splits, tmp_path):
+    import shutil
+
+    from promptsg.backbone import read_tensors
+    from promptsg.training import save_tensors
+    out, _ = averaged
+    shutil.copytree(out, tmp_path / "run")
+    file = tmp_path / "run" / "last" / "checkpoint.safetensors"
+    tensors, about = read_tensors(file)
+    lost = next(name for name in tensors if name.startswith("average/"))
+    save_tensors(file, {name: t for name, t in tensors.items() if name != lost}, state=about["state"])
+    with pytest.raises(PromptSGError, match="no proper average of the weights"):
+        Trainer(quick.replace(weight_average=0.7, select="last"), splits, tmp_path / "run", progress=False).fit(resume=True)
+
+
+# --- a whitening of mirror images ------------------------------------------------------------------------------------
+def test_the_whitening_sees_mirror_images_as_other_people(quick, splits, tmp_path):
+    config = quick.replace(whiten=True, whiten_mirrored=True, epochs=1, select="last", language=False)
+    Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    found = load_run(tmp_path / "run").whitening
+    plain = PromptSG(config.replace(whiten=False, whiten_mirrored=False), len(splits.train.identity.unique())).eval()
+    own = {name: t for name, t in load_run(tmp_path / "run").state_dict().items() if not name.startswith("whitening")}
+    plain.load_state_dict(own)
+    feed, train = Feed(plain, plain.config, progress=False), splits.train
+    flip = feed.still.transforms[:-1] + [lambda image: image.flip(-1), feed.still.transforms[-1]]
+    twin = Feed(plain, plain.config, progress=False)
+    twin.still = lambda image: [image := step(image) for step in flip][-1]
+    rows = torch.cat([feed.embed(train).of(train), twin.embed(train).of(train)])
+    labels = training.pd.factorize(train.identity)[0]
+    expected = Whitening(rows.shape[1])
+    expected.fit(rows, torch.from_numpy(np.r_[labels, labels + labels.max() + 1]))
+    assert torch.allclose(found.matrix, expected.matrix, atol=1e-3 * expected.matrix.abs().max())
+    without = Whitening(rows.shape[1])
+    without.fit(rows[:len(train)], torch.from_numpy(labels))
+    assert not torch.allclose(found.matrix, without.matrix, atol=1e-2 * expected.matrix.abs().max())
