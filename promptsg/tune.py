@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['whitened_similarity', 'deal_people', 'train_people', 'cross_validate', 'word_parts', 'choose_words', 'try_fields',
-           'measure_parts']
+           'measure_parts', 'people_needed']
 
 # %% ../nbs/21_tune.ipynb #cell002
 import itertools
@@ -318,13 +318,39 @@ def measure_parts(parts, frame, splits, made_of, protocols=("clipfh", "mba"), wh
     {name: [part, ...]}. The whitening is fitted to `train_people(splits)`. Raises `PromptSGError` as
     `evaluate` does."""
     rows, people = {path: row for row, path in enumerate(frame.path)}, train_people(splits)
-    labels = torch.from_numpy(pd.factorize(people.identity)[0])
-    results = {}
+    fitted, results = [rows[path] for path in people.path], {}
     for name, names in made_of.items():
         whole = F.normalize(torch.cat([parts[one] for one in names], 1).float(), dim=1)
-        whitening = Whitening(whole.shape[1])
-        if whiten:
-            whitening.fit(whole[[rows[path] for path in people.path]], labels)
-        found = Embeddings(rows, F.normalize(whitening(whole), dim=1))
+        found = Embeddings(rows, _whitened(whole, fitted, people.identity) if whiten else whole)
         results[name] = {protocol: evaluate(found, splits, protocol) for protocol in protocols}
     return results
+
+# %% ../nbs/21_tune.ipynb #people
+def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draws=5, seed=0,
+                  protocol="clipfh"):
+    """What a whitening by so many people gives: a DataFrame with the columns `people`, `draw`,
+    `rank1` and `mAP` (percent); the last row is that of all people.
+
+    `parts`, `frame`: as in `measure_parts`; `names` are the parts side by side. `PromptSGError` for
+    more people than the train side has."""
+    whole = F.normalize(torch.cat([parts[one] for one in names], 1).float(), dim=1)
+    rows, people = {path: row for row, path in enumerate(frame.path)}, train_people(splits)
+    everybody, rng = np.unique(people.pid), np.random.default_rng(seed)
+    if max(numbers) > len(everybody):
+        raise PromptSGError(f"the train side has {len(everybody)} people, not {max(numbers)}; ask for "
+                            "at most as many")
+    asked = [(number, draw) for number in numbers for draw in range(draws)] + [(len(everybody), 0)]
+    found = []
+    for number, draw in asked:
+        drawn = people[people.pid.isin(rng.choice(everybody, number, replace=False))]
+        whitened = _whitened(whole, [rows[path] for path in drawn.path], drawn.identity)
+        summary = evaluate(Embeddings(rows, whitened), splits, protocol).summary["mean"]
+        found.append(dict(people=number, draw=draw, rank1=summary["rank1"], mAP=summary["mAP"]))
+    return pd.DataFrame(found)
+
+
+def _whitened(whole, fitted, names):
+    "Rows (N, D) of length 1, whitened by the rows `fitted`, whose identities are `names`."
+    whitening = Whitening(whole.shape[1])
+    whitening.fit(whole[fitted], torch.from_numpy(pd.factorize(names)[0]))
+    return F.normalize(whitening(whole), dim=1)
