@@ -28,6 +28,7 @@ from .tune import look_over, measure_rows, train_people
 @dataclass(frozen=True)
 class _Seen:
     "What is there of a batch."
+    images: torch.Tensor | None # (B, 3, H, W); None where `kept` is cached
     kept: torch.Tensor          # (B, ...) of `Backbone.features_before`
     features: ImageFeatures
     aspects: torch.Tensor       # (B,) aspect numbers
@@ -45,15 +46,15 @@ class _Looking:
     def __init__(self, model, looks):
         self.model, self.looks, self.first, self.last = model, looks, None, None
 
-    def __call__(self, kept, aspects):
+    def __call__(self, images, kept, aspects):
         model, features = self.model, self.model.backbone.features_after(kept)
         s = None
         if model.composes:
             s = model.inversion(features.embedding)
             s, self.last = torch.cat([s[:1] if self.last is None else self.last, s[:-1]]), s[-1:]
-        rows = self._rows(_Seen(kept, features, aspects, s))
+        rows = self._rows(_Seen(images, kept, features, aspects, s))
         if self.first is None:
-            self.first = kept[:1].clone(), aspects[:1].clone()
+            self.first = [x if x is None else x[:1].clone() for x in (images, kept, aspects)]
         return rows
 
     def first_again(self):
@@ -98,6 +99,8 @@ def _zero_shot(model):
         return lambda seen: seen.features.embedding
     plain = untrained(model.config).backbone.to(next(backbone.parameters()).device)
     plain.tokens = ()  # its embedding alone
+    if model.config.unfreeze_blocks is None:  # what comes before the blocks was trained too
+        return lambda seen: plain(seen.images).embedding
     return lambda seen: plain.features_after(seen.kept).embedding
 
 

@@ -112,16 +112,16 @@ def _looks(model, words):
 
 
 def look_over(embed, frame, feed, batch_size=32, progress=True):
-    """`Embeddings` of each distinct image of a frame by one pass of the image tower of a `Feed`'s
-    model: `embed(kept, aspects)` makes rows (B, D) of `kept`, what its frozen blocks say
-    (`features_before`), and of the images' aspect numbers (B,)."""
-    key = "frozen" if feed.config.cache_frozen else "image"
-    backbone = feed.model.backbone
-    before = (lambda x: x.float()) if key == "frozen" else backbone.features_before
-    return embed_images(lambda x, aspects: embed(before(x), aspects), frame, feed.still,
-                        batch_size=batch_size, device=next(backbone.parameters()).device,
-                        progress=progress, dataset=lambda rows, _: feed.evaluation(rows),
-                        key=(key, "aspect"))
+    """`Embeddings` of each distinct image of a frame, in one pass of the image tower of a `Feed`'s
+    model: `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says
+    of `images` (None where that is cached), and of their aspect numbers (B,)."""
+    backbone, cached = feed.model.backbone, feed.config.cache_frozen
+    whole = lambda x, aspects: embed(x, backbone.features_before(x), aspects)
+    rest = lambda x, aspects: embed(None, x.float(), aspects)
+    return embed_images(rest if cached else whole, frame, feed.still, batch_size=batch_size,
+                        device=next(backbone.parameters()).device, progress=progress,
+                        dataset=lambda rows, _: feed.evaluation(rows),
+                        key=("frozen" if cached else "image", "aspect"))
 
 
 def word_parts(model, frame, words, temperature=None, controls=False, batch_size=32, progress=True,
@@ -146,7 +146,7 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
     looks = looks.to(next(model.parameters()).device)
     pool = WordPooling(looks.shape[2], len(words), temperature or model.config.word_temperature)
 
-    def embed(kept, aspects):
+    def embed(images, kept, aspects):
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks[aspects], seen.patches, seen.embedding, tokens).embedding
