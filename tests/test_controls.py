@@ -121,7 +121,7 @@ def test_where_text_matters_each_control_moves_each_image(two, config):
     unit = {name: F.normalize(found, dim=1) for name, found in looked.items()}
     assert torch.allclose(unit["whitened"], feed.embed(rows).of(rows), atol=1e-5)
     for name in names:
-        assert (unit[name] - unit["whitened"]).norm(dim=1).min() > 1e-3, name
+        assert (unit[name] - unit["whitened"]).norm(dim=1).min() > 1e-4, name
 
 
 def test_the_same_text_gives_the_same_result(two, monkeypatch):
