@@ -86,7 +86,7 @@ def far_sentences(prompt, said):
 
 
 def _saying(prompt, sentence):
-    "A prompt like `prompt` that says another sentence; with s* where `A photo of a` has room for it."
+    "A prompt like `prompt` that says another sentence, which has a place for s* if it may."
     if isinstance(prompt, BankPrompt):
         return BankPrompt(Bank(prompt.sentences, prompt.vectors), "", sentence)
     template = sentence.replace("photo of a ", "photo of a {} ", 1)
@@ -140,7 +140,7 @@ def _another_sentence(model):
 
 
 def _pools(directions_of):
-    "A maker of looks for pooling words: `directions_of(model, own (T, D)) -> (T, D)` in their place."
+    "Makes looks for pooling words: `directions_of(model, own (T, D))` (T, D) in their place."
     def make(model):
         device, own = next(model.parameters()).device, model.prompt.directions()
         directions = directions_of(model, own).to(device)
@@ -238,8 +238,8 @@ def measure_controls(model, splits, protocols=("clipfh", "mba"), names=None, pro
     whole = pd.concat([train_people(splits), ranked_images(splits, protocols)])
     whole = whole.drop_duplicates("path").sort_values("path")
     frame = whole.sample(frac=1, random_state=0, ignore_index=True)
-    rows = _rows(model.to(device), names, frame, feed or Feed(model, model.config,
-                                                              progress=progress), batch_size)
+    model, feed = model.to(device), feed or Feed(model, model.config, progress=progress)
+    rows = _rows(model, names, frame, feed, batch_size)
     about = dict(config=config or model.config, device=device.type, weights=weights_hash(model),
                  trained_on=model.trained_on)
     found = {name: measure_rows(rows[name], frame, splits, protocols,

@@ -514,7 +514,9 @@ def summary(report, group, gains=None):
 def _summary_row(group, name, results, lost, gains):
     failed = [f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}" for run, why in lost.items() if run.version == name]
     values = {label: _spread(results, measure) if results else "failed" for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
-    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]), "seeds": len(results or ()) if name not in BASELINES else "", **values,
+    seeds = "" if name in BASELINES else len(results or ())
+    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]),
+            "seeds": seeds, **values,
             "Rank-1 − image_only": _gain(gains, group, "image_only", name, "rank1"),
             "mAP − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
@@ -614,8 +616,9 @@ def _facts(report):
 _HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
 bootstrap that draws people, all images of a hand together (`differences.csv` has it by query too, which is narrower where a person's images are easy or hard together). The splits are the
 same in every row; the seeds are the trainings'. An interval that holds 0 decides nothing."""
-_HOW_CONTROLS = """A control is the version of one seed without one part, everything else as it was, on the same splits; `version − control` is what that part is worth
-to it. Where the version is whitened, each control is whitened anew by the same images."""
+_HOW_CONTROLS = """A control is the version in one seed without one part, everything else as it was, on
+the same splits; `version − control` is what that part is worth to it. Where the version is whitened,
+each control is whitened anew, by the same images."""
 
 
 def _section(report, group, gains, controls):
@@ -766,11 +769,13 @@ def _begin(out, frame, command):
 
 
 def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
-                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True, controls=True):
+                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True,
+                controls=True):
     """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
-    all runs. `pairs`: versions (a, b) to compare besides. `controls`: measure those of our versions too. What `out` has already is not done again.
+    all runs. `pairs`: versions (a, b) to compare besides. `controls`: measure those of our versions
+    too. What `out` has already is not done again.
     A failed run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be
     written, that another process holds, or that has runs of another config or other data, and where every
     run failed."""
@@ -783,8 +788,8 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if published:
         read_published(published)
     check_writable(out)
-    command = _command(data, changes, controls, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects,
-                       protocol=protocols, pair=list(map(":".join, pairs)))
+    command = _command(data, changes, controls, backbone=backbones, versions=versions, seeds=seeds,
+                       aspect=aspects, protocol=protocols, pair=list(map(":".join, pairs)))
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)

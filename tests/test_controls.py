@@ -1,4 +1,5 @@
 "A control is the model without one part, everything else as it was."
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,14 @@ import torch.nn.functional as F
 from promptsg import controls
 from promptsg.backbone import save_bank
 from promptsg.config import PromptSGError
-from promptsg.controls import (BASELINES, CONTROLS, controls_of, far_sentences, measure_controls,
-                               slug)
+from promptsg.controls import (
+    BASELINES,
+    CONTROLS,
+    controls_of,
+    far_sentences,
+    measure_controls,
+    slug,
+)
 from promptsg.data import read_11k
 from promptsg.evaluation import Result, paired_bootstrap, ranked_images
 from promptsg.heads import Whitening
@@ -67,16 +74,23 @@ def own(model, splits):
 
 
 def equal(one, other):
-    return np.allclose(one.per_query.ap, other.per_query.ap, atol=1e-6) and one.per_query.path.equals(
-        other.per_query.path)
+    return np.allclose(
+        one.per_query.ap, other.per_query.ap, atol=1e-6
+    ) and one.per_query.path.equals(other.per_query.path)
 
 
 # --- which there are -----------------------------------------------------------------------------
-@pytest.mark.parametrize("name, more", [
-    ("image_only", ["whitened"]), ("paper", ["whitened", *TEXT]), ("best", TEXT),
-    ("simplified", ["whitened", "no text", "another sentence"]),
-    ("v10", ["whitened", "no text", "another sentence"]),
-    ("training_free", ["no word", "another word", "random direction", "without the tokens"])])
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("image_only", ["whitened"]),
+        ("paper", ["whitened", *TEXT]),
+        ("best", TEXT),
+        ("simplified", ["whitened", "no text", "another sentence"]),
+        ("v10", ["whitened", "no text", "another sentence"]),
+        ("training_free", ["no word", "another word", "random direction", "without the tokens"]),
+    ],
+)
 def test_controls_that_make_sense(name, more):
     config = version(name, VIT)
     assert controls_of(config) == [*BASELINES, *more] and set(controls_of(config)) <= set(CONTROLS)
@@ -110,9 +124,16 @@ def test_a_fusion_that_ignores_text_has_difference_0(two):
         assert paired_bootstrap(found[name], result) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("config", [
-    dict(), dict(fusion="text"), dict(text_queries="words", prompt_aspect="run"),
-    dict(patch_tokens="dense"), dict(eval_prompt="simplified")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(),
+        dict(fusion="text"),
+        dict(text_queries="words", prompt_aspect="run"),
+        dict(patch_tokens="dense"),
+        dict(eval_prompt="simplified"),
+    ],
+)
 def test_where_text_matters_each_control_moves_each_image(two, config):
     model, rows = built(version("paper", VIT).replace(**config)), two.test.head(6)
     names = [name for name in TEXT if name in controls_of(model)]
@@ -127,10 +148,15 @@ def test_where_text_matters_each_control_moves_each_image(two, config):
 def test_the_same_text_gives_the_same_result(two, monkeypatch):
     "Another sentence that is the model's own; another image's s* where all images have the same."
     sentence = "A photo of a dorsal right hand."
-    model = built(version("paper", VIT).replace(prompt_template="A photo of a {} dorsal right hand.",
-                                                simplified_prompt=sentence))
+    model = built(
+        version("paper", VIT).replace(
+            prompt_template="A photo of a {} dorsal right hand.", simplified_prompt=sentence
+        )
+    )
     with torch.no_grad():
-        last = [module for module in model.inversion.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last = [
+            module for module in model.inversion.modules() if isinstance(module, torch.nn.Linear)
+        ][-1]
         last.weight.zero_()
     monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: [sentence])
     found, result = measured(model, two, TEXT), own(model, two)
@@ -144,7 +170,9 @@ def test_no_text_is_the_fusion_on_zeros(two, paper):
     feed = Feed(paper, paper.config, progress=False).evaluation(rows)
     with torch.no_grad():
         seen = paper.backbone(torch.stack([row["image"] for row in feed]))
-        fused = paper.fusion(torch.zeros(4, 1, seen.embedding.shape[1]), seen.patches, seen.embedding)
+        fused = paper.fusion(
+            torch.zeros(4, 1, seen.embedding.shape[1]), seen.patches, seen.embedding
+        )
         expected = F.normalize(paper.head(fused.embedding).embedding, dim=1)
     assert torch.allclose(F.normalize(looked["no text"], dim=1), expected, atol=1e-5)
 
@@ -157,8 +185,11 @@ def test_everybody_gets_another_images_pseudo_word(two, paper, monkeypatch, batc
     def look(seen):
         given.append((seen.features.embedding, seen.other))
         return seen.features.embedding
+
     monkeypatch.setitem(CONTROLS, "s* of another image", controls.Control("", lambda model: look))
-    controls._rows(paper, ["s* of another image"], rows, Feed(paper, paper.config, progress=False), batch)
+    controls._rows(
+        paper, ["s* of another image"], rows, Feed(paper, paper.config, progress=False), batch
+    )
     embedding, other = (torch.cat(parts) for parts in zip(*given))
     # the first image came again at the end
     embedding, other = embedding[:-1], torch.cat([other[-1:], other[1:-1]])
@@ -171,16 +202,20 @@ def test_everybody_gets_another_images_pseudo_word(two, paper, monkeypatch, batc
 
 def test_the_answer_does_not_hang_on_batches_or_on_what_else_is_asked(two, paper):
     few, all_of_them = measured(paper, two, TEXT, batch_size=5), measured(paper, two)
-    assert all(few[name].per_query.first_hit.equals(all_of_them[name].per_query.first_hit)
-               for name in TEXT)
+    assert all(
+        few[name].per_query.first_hit.equals(all_of_them[name].per_query.first_hit) for name in TEXT
+    )
 
 
 @pytest.mark.parametrize("name", ["paper", "training_free"])
 def test_one_pass_whatever_the_number(two, name, monkeypatch):
     model, looked = built(version(name, VIT)), []
     before = model.backbone.features_before
-    monkeypatch.setattr(model.backbone, "features_before",
-                        lambda images: looked.append(len(images)) or before(images))
+    monkeypatch.setattr(
+        model.backbone,
+        "features_before",
+        lambda images: looked.append(len(images)) or before(images),
+    )
     names = controls_of(model) if name == "training_free" else controls_of(model)[2:]
     found = measured(model, two, names)
     images = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).path.nunique()
@@ -195,7 +230,9 @@ def test_zero_shot_is_the_tower_as_it_came(two):
     with torch.no_grad():
         for p in model.backbone.parameters():
             p.mul_(1 + 0.3 * torch.rand_like(p))
-    assert not equal(own(model, two), zero) and equal(measured(model, two, ["zero-shot"])["zero-shot"], zero)
+    assert not equal(own(model, two), zero) and equal(
+        measured(model, two, ["zero-shot"])["zero-shot"], zero
+    )
 
 
 @pytest.mark.parametrize("blocks", [0, 1, None])
@@ -203,11 +240,14 @@ def test_zero_shot_is_the_tower_as_it_came(two):
 def test_zero_shot_goes_on_from_the_frozen_blocks(two, blocks, cached):
     if cached and blocks is None:
         return  # nothing is frozen, so there is nothing to cache
-    config = version("image_only", VIT).replace(unfreeze_blocks=blocks, cache_frozen=cached, flip=0.0,
-                                                crop_padding=0, erasing=0.0)
+    config = version("image_only", VIT).replace(
+        unfreeze_blocks=blocks, cache_frozen=cached, flip=0.0, crop_padding=0, erasing=0.0
+    )
     model = built(config)
     zero = own(untrained(config), two)
-    assert np.allclose(measured(model, two, ["zero-shot"])["zero-shot"].summary, zero.summary, atol=0.1)
+    assert np.allclose(
+        measured(model, two, ["zero-shot"])["zero-shot"].summary, zero.summary, atol=0.1
+    )
 
 
 def test_whitened_is_what_whiten_would_give(two):
@@ -226,9 +266,11 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
     model = built(version("best", VIT))
     frame = pd.concat([two.train, ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     frame = frame.reset_index(drop=True)
-    looked = controls._rows(model, ["no text"], frame, Feed(model, model.config, progress=False), 32)
+    looked = controls._rows(
+        model, ["no text"], frame, Feed(model, model.config, progress=False), 32
+    )
     rows, whitening = F.normalize(looked["no text"], dim=1), Whitening(model.head.out_dim)
-    whitening.fit(rows[:len(two.train)], torch.from_numpy(pd.factorize(two.train.identity)[0]))
+    whitening.fit(rows[: len(two.train)], torch.from_numpy(pd.factorize(two.train.identity)[0]))
     parts = {"no text": F.normalize(whitening(rows), dim=1)}
     by_hand = measure_parts(parts, frame, two, {"no text": ["no text"]}, ("clipfh",), whiten=False)
     assert equal(measured(model, two, ["no text"])["no text"], by_hand["no text"]["clipfh"])
@@ -237,12 +279,16 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
 # --- words that pool -----------------------------------------------------------------------------
 def test_pooled_controls_are_those_of_the_parts(free, two):
     frame = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).drop_duplicates("path")
-    far, = far_sentences(free.prompt, [free.config.simplified_prompt])
+    (far,) = far_sentences(free.prompt, [free.config.simplified_prompt])
     parts = word_parts(free, frame, [far], controls=True, progress=False)
     base = ["class token", "patches"]
-    made_of = {"no word": [*base, "no word"], "random direction": [*base, "random"],
-               "without the tokens": base, "another word": [*base, far],
-               "zero-shot, whitened": ["class token"]}
+    made_of = {
+        "no word": [*base, "no word"],
+        "random direction": [*base, "random"],
+        "without the tokens": base,
+        "another word": [*base, far],
+        "zero-shot, whitened": ["class token"],
+    }
     expected, found = measure_parts(parts, frame, two, made_of, ("clipfh",)), measured(free, two)
     for name in made_of:
         assert equal(found[name], expected[name]["clipfh"]), name
@@ -253,7 +299,9 @@ def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
     monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: said)
     model = free
     if model.config.prompt_aspect == "image":  # one sentence for all, as the control has
-        model = built(free.config.replace(prompt_aspect="run", simplified_prompt="A photo of a hand."))
+        model = built(
+            free.config.replace(prompt_aspect="run", simplified_prompt="A photo of a hand.")
+        )
         people = train_people(two)
         plain = built(model.config.replace(whiten=False))
         rows = Feed(plain, plain.config, progress=False).embed(people).of(people)
@@ -263,12 +311,20 @@ def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
 
 def test_several_words_all_go(two):
     model = built(version("training_free", VIT).replace(words=("hand", "ring"), whiten=False))
-    looked = controls._rows(model, ["no word", "without the tokens"], two.test.head(3),
-                            Feed(model, model.config, progress=False), 2)
-    base, word, again = (looked["no word"].unflatten(1, (4, -1)).split([2, 1, 1], 1))
+    looked = controls._rows(
+        model,
+        ["no word", "without the tokens"],
+        two.test.head(3),
+        Feed(model, model.config, progress=False),
+        2,
+    )
+    base, word, again = looked["no word"].unflatten(1, (4, -1)).split([2, 1, 1], 1)
     assert torch.allclose(word, again, atol=1e-6)
-    assert torch.allclose(F.normalize(base.flatten(1), dim=1),
-                          F.normalize(looked["without the tokens"], dim=1), atol=1e-6)
+    assert torch.allclose(
+        F.normalize(base.flatten(1), dim=1),
+        F.normalize(looked["without the tokens"], dim=1),
+        atol=1e-6,
+    )
 
 
 # --- sentences -----------------------------------------------------------------------------------
@@ -283,23 +339,33 @@ def test_the_far_sentence_has_the_least_similar_direction(paper):
 def bank(tmp_path, vectors):
     "A model that pools a bank's sentence."
     width = built(version("image_only", VIT)).head.out_dim
-    rows = {name: F.pad(torch.tensor(v, dtype=torch.float32), (0, width - len(v))) for name, v in vectors.items()}
+    rows = {
+        name: F.pad(torch.tensor(v, dtype=torch.float32), (0, width - len(v)))
+        for name, v in vectors.items()
+    }
     save_bank(tmp_path / "bank.safetensors", tuple(rows), torch.stack([*rows.values()]))
     config = version("training_free", VIT).replace(
-        text_pretrained=str(tmp_path / "bank.safetensors"), simplified_prompt="a hand",
-        prompt_aspect="run", whiten=False)
+        text_pretrained=str(tmp_path / "bank.safetensors"),
+        simplified_prompt="a hand",
+        prompt_aspect="run",
+        whiten=False,
+    )
     return built(config)
 
 
 def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
-    model = bank(tmp_path, {"a hand": [1., 0, 0], "a palm": [1., 0.1, 0], "a car": [-1., 0.2, 0.1]})
+    model = bank(
+        tmp_path, {"a hand": [1.0, 0, 0], "a palm": [1.0, 0.1, 0], "a car": [-1.0, 0.2, 0.1]}
+    )
     assert far_sentences(model.prompt, ["a hand"]) == ["a car"]
     found = measured(model, two)
-    assert list(found) == controls_of(model) and all(isinstance(one, Result) for one in found.values())
+    assert list(found) == controls_of(model) and all(
+        isinstance(one, Result) for one in found.values()
+    )
 
 
 def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
-    model = bank(tmp_path, {"a hand": [1., 0, 0], "a ring": [0, 1., 0]})
+    model = bank(tmp_path, {"a hand": [1.0, 0, 0], "a ring": [0, 1.0, 0]})
     with pytest.raises(PromptSGError, match="the bank has 0 sentences beside .* needs 2"):
         far_sentences(model.prompt, ["a hand", "a ring"])
     with pytest.raises(PromptSGError, match="the bank has no sentence"):
@@ -307,9 +373,17 @@ def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
 
 
 def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
-    model = bank(tmp_path, {"a hand": [1., 0, 0], "a dorsal right hand": [1., 1., 0],
-                            "a dorsal left hand": [-1., -1., 0], "a palmar right hand": [0, 1., 0],
-                            "a palmar left hand": [0, -1., 0], "a car": [0.5, 0, 1.]})
+    model = bank(
+        tmp_path,
+        {
+            "a hand": [1.0, 0, 0],
+            "a dorsal right hand": [1.0, 1.0, 0],
+            "a dorsal left hand": [-1.0, -1.0, 0],
+            "a palmar right hand": [0, 1.0, 0],
+            "a palmar left hand": [0, -1.0, 0],
+            "a car": [0.5, 0, 1.0],
+        },
+    )
     model.prompt.aspect = "dorsal right"
     assert far_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
 
@@ -330,10 +404,13 @@ def test_a_control_says_which_it_is_and_is_not_saved_over_another(paper, two, tm
 def test_nobody_trained_on_is_ranked(free, hands):
     "The model knows the images of its train side; splits that rank them are refused."
     from dataclasses import replace
+
     splits = make_splits(read_11k(hands), "dorsal_r", n_splits=2)
     people = train_people(splits)
     known = people.drop_duplicates("identity")
-    swapped = replace(splits, queries=[people.drop(known.index)] * 2, galleries=[known] * 2, test=people)
+    swapped = replace(
+        splits, queries=[people.drop(known.index)] * 2, galleries=[known] * 2, test=people
+    )
     with pytest.raises(PromptSGError, match="train"):
         measured(free, swapped, ["no word"])
 
