@@ -656,6 +656,8 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            protocol: Annotated[list[str], typer.Option("--protocol", help="clipfh, mba; several values.")] = ["clipfh", "mba"],
            published: Annotated[Optional[Path], typer.Option("--published", help="CSV of published results to draw beside.")] = None,
            pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
+           controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Measure what "
+                               "our versions are without the parts that are praised.")] = True,
            level: Level = None, sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
     from promptsg.files import check_writable
@@ -663,12 +665,18 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import make_report, pair_lines, parse_pairs, summary
-    made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes, published, parse_pairs(pair))
-    gains = pd.read_csv(out / "differences.csv")
+    from promptsg.report import (control_differences, control_table, make_report, pair_lines,
+                                 parse_pairs, summary)
+    made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
+                       published, parse_pairs(pair), controls=controls)
+    gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
+    found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
         table = summary(made, group, gains).drop(columns="changed").to_string(index=False)
         typer.echo("\n".join([f"\n{', '.join(group)} (percent)", table, *pair_lines(gains, group)]))
+        beside = control_table(made, group, found)
+        if len(beside):
+            typer.echo(f"\n{', '.join(group)}: controls (percent)\n{beside.to_string(index=False)}")
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")

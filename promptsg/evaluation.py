@@ -103,7 +103,8 @@ def ranked_images(splits, protocols=("clipfh",)):
 
 # %% ../nbs/11_evaluation.ipynb #cell008
 MEASURES = ["rank1", "rank5", "rank10", "mAP", "mINP"]
-MEASUREMENT = ("protocol", "aspect", "splits", "data_hash", "config_hash", "weights", "cross")
+MEASUREMENT = ("protocol", "aspect", "splits", "data_hash", "config_hash", "weights", "cross",
+               "control")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +114,9 @@ class Result:
     per_query: pd.DataFrame  # split, path, identity, ap (0..1), first_hit (place of the first match, from
                              # 1); of a query without a match ap and first_hit are missing
     cmc: np.ndarray          # (n_splits, 20), 0..1
-    record: dict             # protocol, config, hashes, versions, machine; `MEASUREMENT`: of what
+    # protocol, config, hashes, versions, machine; `MEASUREMENT`: of what, `control`, in which of
+    # `promptsg.controls`
+    record: dict
 
     @property
     def summary(self):

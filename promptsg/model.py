@@ -86,19 +86,22 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s,
                             attention=fused.attention)
 
-    def fuse(self, embedding, patches=None, prompt=None, dense=None, aspects=None):
+    def fuse(self, embedding, patches=None, prompt=None, dense=None, aspects=None,
+             pseudo_token=None):
         """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is
         not made.
 
         `embedding` (B, D), `patches` and `dense` are those of `promptsg.backbone.ImageFeatures`,
-        `aspects` as in `forward`."""
+        `aspects` as in `forward`; `pseudo_token` (B, W) is said in place of the images' own s*."""
         aspects = aspects if self.config.prompt_aspect == "image" else None
         tokens = patches if dense is None else dense
         if self.config.fusion == "pool":
             self._checked_prompt(prompt)
             looks = self.prompt.directions(aspects)
             return self.fusion(looks, patches, embedding, tokens), None, None
-        s = self.inversion(embedding) if self.inversion is not None else None
+        s = pseudo_token
+        if s is None and self.inversion is not None:
+            s = self.inversion(embedding)
         text = self.say(s, prompt, embedding.shape[0], aspects)  # len() would fix an ONNX batch
         return self.fusion(self.queries(text), tokens, embedding), text, s
 

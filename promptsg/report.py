@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job', 'make_jobs',
-           'missing_protocols', 'read_metrics', 'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs',
-           'differences', 'changed', 'summary', 'results_table', 'pair_lines', 'markdown_table', 'report_page',
-           'train_table', 'eval_table', 'reference_tables', 'shipped_reference', 'read_published', 'report_figures',
-           'write_report', 'make_report']
+           'missing_protocols', 'missing_controls', 'read_metrics', 'do_job', 'do_jobs', 'Report', 'load_report',
+           'compare', 'parse_pairs', 'differences', 'control_differences', 'changed', 'summary', 'results_table',
+           'pair_lines', 'control_table', 'markdown_table', 'report_page', 'train_table', 'eval_table',
+           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -15,7 +15,7 @@ import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ import pandas as pd
 
 from .backbone import WEIGHTS
 from .config import OTHER_HAND, Config, PromptSGError, one_line
+from .controls import CONTROLS, BASELINES, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
 from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol,
                                  paired_bootstrap, ranked_images)
@@ -36,7 +37,7 @@ from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_lo
                             plot_published, plot_versions, save_figure)
 from .synth import demo_hands
 from .training import Trainer, load_run, measure, splits_of
-from .versions import CHAIN, VERSIONS, remark, version
+from .versions import CHAIN, OURS, VERSIONS, remark, version
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -49,36 +50,42 @@ class Run(NamedTuple):
     @property
     def folder(self):
         "Below the report's folder: `hand-vit-tiny/dorsal_r/v8-seed0`."
-        return Path(self.backbone, self.aspect, self.version if self.seed is None else f"{self.version}-seed{self.seed}")
+        seed = "" if self.seed is None else f"-seed{self.seed}"
+        return Path(self.backbone, self.aspect, slug(self.version) + seed)
 
     @classmethod
     def of(cls, folder):
         "The run whose folder that is."
         backbone, aspect, name = Path(folder).parts[-3:]
         seeded = re.fullmatch(r"(.+)-seed(\d+)", name)
-        return cls(backbone, aspect, *((seeded[1], int(seeded[2])) if seeded else (name, None)))
+        untrained = {slug(one): one for one in BASELINES}.get(name, name)
+        return cls(backbone, aspect, *((seeded[1], int(seeded[2])) if seeded else (untrained, None)))
 
 
 LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
-ORDER = ["zero-shot", "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
+ORDER = [*BASELINES, "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
          "simplified", "paper", "paper_whitened", "training_free", "best"]
 
 
-def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",)):
-    """The `Run`s of a report, `zero-shot` and `image_only` always among them, the first seed of everything before the second.
+def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), controls=True):
+    """The `Run`s of a report, `zero-shot` and `image_only` always among them, with `controls` also
+    `zero-shot, whitened`; the first seed of everything before the second.
 
     `versions`: names of versions, or all, chain, logged. `PromptSGError` for a version or backbone that is not known, and for nothing to do."""
     names = {"image_only", *(name for given in versions for name in GROUPS.get(given, [given]))}
+    names -= {*BASELINES}
     for backbone in backbones:
-        for name in sorted(names - {"zero-shot"}):
+        for name in sorted(names):
             version(name, backbone)
     if not (backbones and seeds and aspects and min(seeds) >= 0):
         raise PromptSGError("a report needs at least one backbone, one aspect and one seed, and seeds from 0 up")
     places = [(backbone, aspect) for backbone in dict.fromkeys(backbones) for aspect in dict.fromkeys(aspects)]
-    trained = [name for name in ORDER if name in names - {"zero-shot"}]
-    return [Run(*place, "zero-shot", None) for place in places] + [Run(*place, name, seed) for seed in dict.fromkeys(seeds)
-                                                                 for place in places for name in trained]
+    trained = [name for name in ORDER if name in names]
+    untrained = BASELINES if controls else BASELINES[:1]
+    return [*(Run(*place, name, None) for place in places for name in untrained),
+            *(Run(*place, name, seed) for seed in dict.fromkeys(seeds) for place in places
+              for name in trained)]
 
 # %% ../nbs/18_report.ipynb #cell006
 _OPTIONS = {"aspect": "--aspect", "variant": "--versions", "model": "--backbone", "clip_model": "--backbone"}
@@ -90,10 +97,12 @@ def shared_config(run, frame, changes=None):
     `PromptSGError` for a change of what the report itself varies, or as `Config` raises it."""
     for name in set(changes or ()) & set(_OPTIONS):
         raise PromptSGError(f"{name} is what a report varies; use {_OPTIONS[name]} instead of --set {name}")
-    base = version("paper" if run.version == "zero-shot" else run.version, run.backbone)
+    base = version("paper" if run.version in BASELINES else run.version, run.backbone)
     more = (OTHER_HAND.get(run.aspect, run.aspect),) if base.train_aspects else ()
     config = for_data(base.replace(**{"aspect": run.aspect, "train_aspects": more, **(changes or {})}), frame)
-    return zero_shot_config(config) if run.version == "zero-shot" else config
+    if run.version not in BASELINES:
+        return config
+    return zero_shot_config(config).replace(whiten=run.version != "zero-shot")
 
 
 def run_config(shared, run):
@@ -109,6 +118,7 @@ class Job(NamedTuple):
     splits: object
     protocols: tuple
     images: dict  # protocol -> hash of what it ranks
+    controls: tuple = ()  # those that are wanted of it
 
 
 def _image_hashes(splits, protocols):
@@ -116,7 +126,15 @@ def _image_hashes(splits, protocols):
             for name in protocols}
 
 
-def make_jobs(out, runs, frame, protocols, changes=None):
+def _wanted_controls(run, runs, config):
+    "Names of the controls of a run: of a version of ours, in its lowest seed."
+    seeds = [other.seed for other in runs if other._replace(seed=run.seed) == run]
+    if run.version not in OURS or run.seed != min(seeds):
+        return ()
+    return tuple(name for name in controls_of(config) if name not in BASELINES)
+
+
+def make_jobs(out, runs, frame, protocols, changes=None, controls=True):
     "A `Job` for each run; equal splits are made once. `PromptSGError` where a run's folder was started with another config."
     made, jobs = {}, []
     for run in runs:
@@ -125,7 +143,8 @@ def make_jobs(out, runs, frame, protocols, changes=None):
         if key not in made:
             splits = splits_of(shared, frame)
             made[key] = splits, tuple(protocols), _image_hashes(splits, protocols)
-        jobs.append(Job(run, Path(out) / run.folder, run_config(shared, run), *made[key]))
+        wanted = _wanted_controls(run, runs, shared) if controls else ()
+        jobs.append(Job(run, Path(out) / run.folder, run_config(shared, run), *made[key], wanted))
         _check_same_config(jobs[-1])
     return jobs
 
@@ -141,12 +160,25 @@ def _check_same_config(job):
 
 def missing_protocols(job):
     "Those of the job's protocols for which its folder has no evaluation of this config on these images."
-    return tuple(name for name in job.protocols if not _is_measured(job, name))
+    return tuple(name for name in job.protocols if not _is_measured(job, name, job.folder))
 
 
-def _is_measured(job, protocol):
+def missing_controls(job):
+    "{control: those of the job's protocols for which it is not measured}, where there are any."
+    missing = {control: tuple(name for name in job.protocols
+                              if not _is_measured(job, name, _control_folder(job.folder, control)))
+               for control in job.controls}
+    return {control: names for control, names in missing.items() if names}
+
+
+def _control_folder(folder, control):
+    return folder / "controls" / slug(control)
+
+
+def _is_measured(job, protocol, folder):
+    "A folder has an evaluation, of a run or of a control, of the job's config and images."
     try:
-        record = Result.load(job.folder / f"evaluation-{protocol}").record
+        record = Result.load(folder / f"evaluation-{protocol}").record
     except PromptSGError:
         return False
     return (record["config_hash"], record["data_hash"]) == (job.config.hash, job.images[protocol])
@@ -191,18 +223,43 @@ def do_job(job, tick=lambda: None):
     """Train what is not trained, measure what is not measured. `tick` is called after each epoch.
 
     Where a training's table is missing or damaged, resuming it makes it again from its checkpoint."""
-    missing = missing_protocols(job)
-    if not missing and _is_whole(job):
-        return
-    if job.run.seed is not None:
+    missing, controls = missing_protocols(job), missing_controls(job)
+    if job.run.seed is not None and (missing or not _is_whole(job)):
         trainer = _Ticking(job.config, job.splits, job.folder, progress=False, tick=tick)
         trainer.fit(resume=(job.folder / "config.yml").exists())
         read_metrics(job.folder)
-    if missing:
+    if missing or controls:
         model = untrained(job.config) if job.run.seed is None else load_run(job.folder)
-        results, _ = measure(model, job.splits, missing, progress=False)
-        for protocol, result in results.items():
-            result.save(job.folder / f"evaluation-{protocol}")
+        _save(_measured(job, model, missing), job.folder)
+        _measure_controls(job, model, controls)
+
+
+def _measured(job, model, protocols):
+    "{protocol: `Result`} of the run itself."
+    name = job.run.version
+    if name == "zero-shot, whitened" and protocols:
+        options = dict(progress=False, config=job.config)
+        return measure_controls(model, job.splits, protocols, [name], **options)[name]
+    return measure(model, job.splits, protocols, progress=False)[0] if protocols else {}
+
+
+def _measure_controls(job, model, missing):
+    """Measure and save what `missing_controls` names. All protocols are looked at together, for that
+    decides which image follows which."""
+    if not missing:
+        return
+    try:
+        found = measure_controls(model, job.splits, job.protocols, list(missing), progress=False)
+    except PromptSGError as error:
+        raise PromptSGError(f"its controls: {error}") from None
+    for control, protocols in missing.items():
+        wanted = {name: found[control][name] for name in protocols}
+        _save(wanted, _control_folder(job.folder, control))
+
+
+def _save(results, folder):
+    for protocol, result in results.items():
+        result.save(folder / f"evaluation-{protocol}")
 
 # %% ../nbs/18_report.ipynb #cell010
 def do_jobs(jobs, progress=True):
@@ -237,6 +294,7 @@ class Report:
     evaluations: dict # (Run, protocol) -> Result
     failures: dict    # Run -> sentence
     about: dict       # command, data and settings
+    controls: dict = field(default_factory=dict)  # (Run, protocol) -> {control: Result}
 
     @cached_property
     def results(self):
@@ -321,19 +379,40 @@ def _read_evaluations(out, folders):
     return evaluations, failures
 
 
+def _read_controls(out, evaluations):
+    """({(Run, protocol): {control: Result}} of the runs that were measured, {Run: sentence} of what
+    cannot be read). What was measured of another config or on other images is left out."""
+    controls, failures = {}, {}
+    same = lambda one, other: all(one.record[name] == other.record[name]
+                                  for name in ("config_hash", "data_hash", "splits"))
+    for (run, protocol), own in evaluations.items():
+        for name in CONTROLS:
+            folder = _control_folder(out / run.folder, name) / f"evaluation-{protocol}"
+            try:
+                if (folder / "result.json").exists():
+                    result = Result.load(folder)
+                    if same(result, own):
+                        controls.setdefault((run, protocol), {})[name] = result
+            except PromptSGError as error:
+                failures[run] = str(error)
+    return controls, failures
+
+
 def load_report(out):
-    """The `Report` of a folder. Damaged evaluations and training tables are among its failures.
+    """The `Report` of a folder. Damaged evaluations and training tables are among its failures, and
+    damaged controls.
 
     `PromptSGError` if there is no evaluation that can be read, or report.json cannot be."""
     out = Path(out)
     folders = {file.parents[1] for name in PROTOCOLS
                for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
     evaluations, failures = _read_evaluations(out, folders)
+    controls, torn = _read_controls(out, evaluations)
     noted = {Run.of(file.parent): _read_note(file) for file in out.glob("*/*/*/failed.txt")}
-    failures = dict(sorted({**failures, **noted}.items(), key=lambda item: _place(item[0])))
+    failures = dict(sorted({**torn, **failures, **noted}.items(), key=lambda item: _place(item[0])))
     if not evaluations:
         raise PromptSGError(next(iter(failures.values()), f"{out} holds no report; make one with promptsg report --out {out}"))
-    return Report(out, evaluations, failures, _read_about(out))
+    return Report(out, evaluations, failures, _read_about(out), controls)
 
 # %% ../nbs/18_report.ipynb #cell014
 def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=None, protocol=None):
@@ -378,8 +457,28 @@ def differences(report, pairs=()):
                  for a, b in asked if a in found and b in found for measure in ("rank1", "mAP") for by in ("query", "identity")]
     return pd.DataFrame(rows, columns=["backbone", "aspect", "protocol", "a", "b", "measure", "by", "difference", "low", "high"])
 
+# %% ../nbs/18_report.ipynb #controls
+def control_differences(report):
+    """What each version has over each of its controls: a DataFrame with a row per control and
+    measure (rank1, mAP). `value` is the control's mean over splits, 0..1; `difference`, `low` and
+    `high` are those of version - control in percentage points, over people."""
+    rows = []
+    for (run, protocol), found in report.controls.items():
+        own, alone = report.evaluations[run, protocol], {}
+        for name in BASELINES:
+            tower = Run(run.backbone, run.aspect, name, None)
+            if (tower, protocol) in report.evaluations:
+                alone[name] = report.evaluations[tower, protocol]
+        place = dict(run._asdict(), protocol=protocol)
+        rows += [dict(place, control=name, measure=measure, value=result.per_split[measure].mean(),
+                      **paired_bootstrap(result, own, measure=measure)._asdict())
+                 for name, result in {**alone, **found}.items() for measure in ("rank1", "mAP")]
+    return pd.DataFrame(rows, columns=["backbone", "aspect", "version", "seed", "protocol",
+                                       "control", "measure", "value", "difference", "low", "high"])
+
 # %% ../nbs/18_report.ipynb #cell016
-_WORDS = {"zero-shot": "the tower as it came, nothing trained"}
+_WORDS = {"zero-shot": "the tower as it came, nothing trained",
+          "zero-shot, whitened": "the same, whitened within the people of the train side"}
 
 
 def changed(name, backbone):
@@ -414,7 +513,9 @@ def summary(report, group, gains=None):
 def _summary_row(group, name, results, lost, gains):
     failed = [f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}" for run, why in lost.items() if run.version == name]
     values = {label: _spread(results, measure) if results else "failed" for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
-    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]), "seeds": len(results or ()) if name != "zero-shot" else "", **values,
+    seeds = "" if name in BASELINES else len(results or ())
+    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]),
+            "seeds": seeds, **values,
             "Rank-1 − image_only": _gain(gains, group, "image_only", name, "rank1"),
             "mAP − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
@@ -448,6 +549,36 @@ def pair_lines(gains, group):
     "The differences of one table's pairs without `image_only`, a Markdown line each."
     rows = gains[_is(gains, group) & (gains.a != "image_only")]
     return [f"- {b} − {a}: Rank-1 {_gain(gains, group, a, b, 'rank1')}, mAP {_gain(gains, group, a, b, 'mAP')}" for a, b in dict.fromkeys(zip(rows.a, rows.b))]
+
+
+def control_table(report, group, found):
+    """Each version of a table, and below it what it has over each of its controls, in words: a
+    DataFrame. `found`: `control_differences(report)`. Empty where no control is measured."""
+    rows = []
+    for (name, seed), own in found[_is(found, group)].groupby(["version", "seed"], sort=False):
+        result = report.evaluations[Run(*group[:2], name, seed), group[2]].summary["mean"]
+        own_cells = f"{result.rank1:.2f}", f"{result.mAP:.2f}"
+        rows.append((f"{name}, seed {seed}", "", *own_cells, "", ""))
+        rows += [("", control, *_control_cells(one.set_index("measure").loc[["rank1", "mAP"]]))
+                 for control, one in own.groupby("control", sort=False)]
+    return pd.DataFrame(rows, columns=["version", "control", "Rank-1", "mAP",
+                                       "Rank-1: version − control", "mAP: version − control"])
+
+
+def _control_cells(one):
+    "The cells of a control, from its rows of Rank-1 and mAP."
+    gains = (f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in one.itertuples())
+    return *(f"{100 * value:.2f}" for value in one.value), *gains
+
+
+def _control_section(report, group, found):
+    "The table of controls as lines of Markdown, and what its names mean."
+    table = control_table(report, group, found)
+    names = [name for name in CONTROLS if name in set(table.control)]
+    if table.empty:
+        return []
+    return ["### Controls\n", markdown_table(table), "",
+            *(f"- {markdown_cell(name)}: {CONTROLS[name].words}" for name in names), ""]
 
 
 def markdown_table(table):
@@ -484,27 +615,34 @@ def _facts(report):
 _HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
 bootstrap that draws people, all images of a hand together (`differences.csv` has it by query too, which is narrower where a person's images are easy or hard together). The splits are the
 same in every row; the seeds are the trainings'. An interval that holds 0 decides nothing."""
+_HOW_CONTROLS = """A control is the version in one seed without one part, everything else as it was, on
+the same splits; `version − control` is what that part is worth to it. Where the version is whitened,
+each control is whitened anew, by the same images."""
 
 
-def _section(report, group, gains):
-    "One table of the page, what is particular about its measuring, and its pairs."
+def _section(report, group, gains, controls):
+    "One table of the page, what is particular about its measuring, its pairs and its controls."
     first = next(iter(report.of(*group).values()))[0]
     lines = [f"- {markdown_cell(line)}" for line in conditions({group[2]: first})]
     table = markdown_table(summary(report, group, gains))
-    return "\n".join([f"## {', '.join(group)}\n", table, "", *lines, *pair_lines(gains, group), ""])
+    return "\n".join([f"## {', '.join(group)}\n", table, "", *lines, *pair_lines(gains, group), "",
+                      *_control_section(report, group, controls)])
 
 
-def report_page(report, gains):
-    "The report as Markdown: how it was made, a table per backbone, aspect and protocol."
-    sections = (_section(report, group, gains) for group in report.groups)
-    return "\n".join(["# Report\n", *_facts(report), "", _HOW, "", *sections])
+def report_page(report, gains, controls=None):
+    """The report as Markdown: how it was made, a table per backbone, aspect and protocol, and its
+    controls. `controls`: `control_differences(report)`, if it is at hand."""
+    controls = control_differences(report) if controls is None else controls
+    sections = (_section(report, group, gains, controls) for group in report.groups)
+    how = [_HOW, ""] + [_HOW_CONTROLS, ""] * bool(len(controls))
+    return "\n".join(["# Report\n", *_facts(report), "", *how, *sections])
 
 # %% ../nbs/18_report.ipynb #cell018
 _TRAIN_COLUMNS = {"train_loss": ("loss", 1), "loss_id": ("loss_id", 1), "loss_triplet": ("loss_triplet", 1), "loss_center": ("loss_centre", 1),
                   "loss_i2t": (None, 1), "loss_t2i": (None, 1), "val_rank1": ("val_rank1", 100), "val_rank5": (None, 1), "val_rank10": (None, 1),
                   "val_mAP": ("val_mAP", 100)}
 _SHORT = {"R1": "rank1", "R5": "rank5", "R10": "rank10", "mAP": "mAP"}
-_trained_name = lambda name: name if name == "zero-shot" else f"stage3-{name}"
+_trained_name = lambda name: name if name in BASELINES else f"stage3-{name}"
 
 
 def train_table(report, backbone, aspect):
@@ -602,18 +740,20 @@ def write_report(report, published=None, pairs=()):
     there is one. `pairs`: as in `differences`."""
     gains, file = differences(report, pairs), published or shipped_reference()
     theirs = read_published(file) if file else None
-    tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report)}
+    controls = control_differences(report)
+    tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report),
+              **({"controls.csv": controls} if len(controls) else {})}
     for name, table in tables.items():
         write_csv(report.folder / name, table)
-    write_text(report.folder / "report.md", report_page(report, gains))
+    write_text(report.folder / "report.md", report_page(report, gains, controls))
     for name, figure in report_figures(report, gains, theirs):
         save_figure(figure, report.folder / "figures" / f"{name}.png")
 
 
-def _command(data, changes, **options):
+def _command(data, changes, controls, **options):
     "The command line that does the same."
     words = [word for name, values in options.items() if values for word in (f"--{name}", *map(str, values))]
-    words += ["--data", str(data)] * (data is not None)
+    words += ["--data", str(data)] * (data is not None) + ["--no-controls"] * (not controls)
     return shlex.join(["promptsg", "report", *words, *(word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}"))])
 
 
@@ -628,16 +768,18 @@ def _begin(out, frame, command):
 
 
 def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
-                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True):
+                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True,
+                controls=True):
     """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
-    all runs. `pairs`: versions (a, b) to compare besides. What `out` has already is not done again.
+    all runs. `pairs`: versions (a, b) to compare besides. `controls`: measure those of our versions
+    too. What `out` has already is not done again.
     A failed run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be
     written, that another process holds, or that has runs of another config or other data, and where every
     run failed."""
     out, changes = Path(out), changes or {}
-    runs = plan_runs(backbones, versions, seeds, aspects)
+    runs = plan_runs(backbones, versions, seeds, aspects, controls)
     _check_pairs(pairs, runs)
     for protocol in protocols:
         find_protocol(protocol)
@@ -645,14 +787,14 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if published:
         read_published(published)
     check_writable(out)
-    command = _command(data, changes, backbone=backbones, versions=versions, seeds=seeds, aspect=aspects,
-                       protocol=protocols, pair=list(map(":".join, pairs)))
+    command = _command(data, changes, controls, backbone=backbones, versions=versions, seeds=seeds,
+                       aspect=aspects, protocol=protocols, pair=list(map(":".join, pairs)))
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)
         if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
-            runs = plan_runs(backbones, versions, seeds, ("hand",))
-        jobs = make_jobs(out, runs, frame, protocols, changes)
+            runs = plan_runs(backbones, versions, seeds, ("hand",), controls)
+        jobs = make_jobs(out, runs, frame, protocols, changes, controls)
         _prepare(out, jobs, frame, command, progress)
         do_jobs(jobs, progress)
         report = load_report(out)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SPLIT_FIELDS', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes',
            'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective',
-           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'mirror_images', 'WhiteningImages',
-           'save_checkpoint', 'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer',
-           'Stopped', 'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure', 'gradient_table']
+           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'mirror_images', 'fit_whitening',
+           'WhiteningImages', 'save_checkpoint', 'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run',
+           'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure',
+           'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
 import copy
@@ -461,22 +462,41 @@ class Feed:
         return Embeddings({path: row for row, path in enumerate(frame.path)}, all_sum(whole).cpu(), self.model.trained_on)
 
     def _embed(self, frame, prompt, batch_size):
-        embed = lambda **x: self.model.embed(prompt=prompt, **x)
-        return self.embed_by(embed, frame, batch_size)
+        kind = "frozen" if self.config.cache_frozen else "images"
+        by_name = lambda x, aspects: self.model.embed(prompt=prompt, aspects=aspects, **{kind: x.float()})
+        return self._pass(by_name, frame, batch_size)
 
     def embed_by(self, embed, frame, batch_size=64):
-        """`Embeddings` of a frame by another way than the model's own: `embed(images or frozen,
-        aspects)`, by keyword, gives rows (B, D)."""
-        kind, key = ("frozen", "frozen") if self.config.cache_frozen else ("images", "image")
-        by_name = lambda x, aspects: embed(**{kind: x.float(), "aspects": aspects})
-        return embed_images(by_name, frame, self.still, batch_size=batch_size,
-                            num_workers=self.config.num_workers, device=next(self.model.parameters()).device, progress=self.progress,
-                            dataset=lambda rows, transform: self.evaluation(rows), key=(key, "aspect"))
+        """`Embeddings` of a frame by another way than the model's own, in one pass of its image tower:
+        `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says of
+        `images` (None where that is cached), and of their aspect numbers (B,)."""
+        backbone = self.model.backbone
+        whole = lambda x, aspects: embed(x, backbone.features_before(x), aspects)
+        rest = lambda x, aspects: embed(None, x.float(), aspects)
+        return self._pass(rest if self.config.cache_frozen else whole, frame, batch_size)
+
+    def _pass(self, embed, frame, batch_size):
+        "`Embeddings` by `embed(images or frozen features, aspects)`."
+        return embed_images(embed, frame, self.still, batch_size=batch_size,
+                            num_workers=self.config.num_workers,
+                            device=next(self.model.parameters()).device, progress=self.progress,
+                            dataset=lambda rows, _: self.evaluation(rows),
+                            key=("frozen" if self.config.cache_frozen else "image", "aspect"))
 
 
 def mirror_images(frame):
     "A frame's images as their mirror images show them: a right hand as a left one, of nobody there."
     return frame.assign(aspect=frame.aspect.replace(OTHER_HAND), identity=frame.identity + " mirrored")
+
+
+def fit_whitening(whitening, rows, people, mirror=None):
+    """Fits a `Whitening` to the rows (N, D) of a frame's images, and to `mirror`, the `Embeddings` of
+    their mirror images, each one of another person. `PromptSGError` as `Whitening.fit`."""
+    names = people.identity
+    if mirror is not None:
+        rows = torch.cat([rows, mirror.of(people)])
+        names = pd.concat([names, mirror_images(people).identity])
+    whitening.fit(rows, torch.from_numpy(pd.factorize(names)[0]))
 
 
 @dataclass
@@ -493,11 +513,7 @@ class WhiteningImages:
 
     def fit(self, whitening, people):
         "Fits a `Whitening` to the images of some of the frame's people."
-        rows, names = [self.found.of(people)], people.identity
-        if self.mirror is not None:
-            rows.append(self.mirror.of(people))
-            names = pd.concat([names, mirror_images(people).identity])
-        whitening.fit(torch.cat(rows), torch.from_numpy(pd.factorize(names)[0]))
+        fit_whitening(whitening, self.found.of(people), people, self.mirror)
 
 # %% ../nbs/12_training.ipynb #cell013
 def _own_tensors(model):

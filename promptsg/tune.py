@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['whitened_similarity', 'deal_people', 'train_people', 'cross_validate', 'word_parts', 'choose_words', 'try_fields',
-           'measure_parts', 'people_needed']
+           'whitened_rows', 'measure_rows', 'measure_configs', 'embed_configs', 'measure_parts', 'people_needed']
 
 # %% ../nbs/21_tune.ipynb #cell002
 import itertools
@@ -19,14 +19,15 @@ import torch.nn.functional as F
 
 from .backbone import load_towers
 from .config import ASPECTS, PromptSGError
-from .evaluation import Embeddings, embed_images, evaluate, find_protocol
+from .evaluation import Embeddings, evaluate, find_protocol, ranked_images
 from .fusion import WordPooling
 from .heads import Whitening
 from .images import progress_bar
 from .metrics import evaluate_ranking
 from .model import PromptSG, tokens_of
 from .prompt import fill_aspect
-from .training import SPLIT_FIELDS, Feed, Trainer, load_run, mirror_images
+from .training import (SPLIT_FIELDS, Feed, Trainer, fit_whitening, load_run,
+                               mirror_images)
 
 # %% ../nbs/21_tune.ipynb #gram
 def whitened_similarity(gram, fitted, labels, dim):
@@ -140,7 +141,6 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
         raise PromptSGError("only a version that pools where words look has words to choose; give "
                             "--config training_free@BACKBONE")
     words, feed = list(words), feed or Feed(model, model.config, progress=progress)
-    device = next(model.parameters()).device
     with torch.no_grad():
         looks = _looks(model, words)                                      # (5, T, D)
     if controls:
@@ -149,16 +149,15 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
         more = torch.cat([nothing, F.normalize(drawn, dim=1)]).to(looks)
         looks = torch.cat([looks, more.expand(len(looks), -1, -1)], 1)
         words += ["no word", "random"]
-    looks = looks.to(device)
+    looks = looks.to(next(model.parameters()).device)
     pool = WordPooling(looks.shape[2], len(words), temperature or model.config.word_temperature,
                        model.fusion.cells)
 
-    def embed(images=None, aspects=None, frozen=None):
-        kept = model.backbone.features_before(images) if frozen is None else frozen
+    def embed(images, kept, aspects):
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks[aspects], seen.patches, seen.embedding, tokens).embedding
-    found = feed.embed_by(embed, frame, batch_size=batch_size)
+    found = feed.embed_by(embed, frame, batch_size)
     # (N, 1 + G + T, D)
     rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[2])), dim=2)
     sizes = [1, rows.shape[1] - 1 - len(words), *[1] * len(words)]
@@ -204,7 +203,7 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
     is trained on, and for `select: best` where something is trained."""
     configs = _combined(config, values)
     people, found = train_people(splits), []
-    still = _embedded([one for one in configs if not one.epochs], people, progress)
+    still = _embedded([one for one in configs if not one.epochs], people, people, progress)
     for one in progress_bar(configs, progress, desc="tried"):
         similarity = _trained(one, splits, people) if one.epochs else _still(one, people, still.pop(0))
         scores = _over_folds(similarity, people, one.aspect, folds, draws, seed, _BOTH)
@@ -237,18 +236,18 @@ _AFTER_THE_TOWER = frozenset({"patch_grid", "patch_tokens", "word_temperature", 
                               "simplified_prompt", "whiten_mirrored", "prompt_aspect"})
 
 
-def _embedded(configs, people, progress):
-    """[(rows (N, D), those of the mirror images or None), ...] of configs without training, not
-    whitened; one pass of the tower for configs that read the same features of it."""
+def _embedded(configs, frame, people, progress):
+    """[(rows (N, D) of a frame, `Embeddings` of people's mirror images or None), ...] of configs
+    without training, not whitened; one pass of the tower for those that read the same of it."""
     if not configs:
         return []
     changed = {field for one in configs for field in one.changed(configs[0])}
-    if changed <= _AFTER_THE_TOWER:
-        return _together(configs, people, progress)
-    return [pair for one in configs for pair in _together([one], people, progress)]
+    if changed - {"variant"} <= _AFTER_THE_TOWER:
+        return _together(configs, frame, people, progress)
+    return [pair for one in configs for pair in _together([one], frame, people, progress)]
 
 
-def _together(configs, people, progress):
+def _together(configs, frame, people, progress):
     "`_embedded` of configs with one tower."
     first = configs[0]
     towers = load_towers(first.tower, first.pretrained, first.image_size, first.text_pretrained,
@@ -256,20 +255,21 @@ def _together(configs, people, progress):
     models = [PromptSG(one.replace(whiten=False, whiten_mirrored=False), 1, towers).eval()
               for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
-    feed = Feed(models[0], models[0].config, progress=progress)
-    mirror = any(one.whiten_mirrored for one in configs)
-    seen = _side_by_side(models, feed, people)
-    turned = _side_by_side(models, feed.mirrored(), mirror_images(people)) if mirror else None
-    return [(rows, turned[number] if one.whiten_mirrored else None)
-            for number, (one, rows) in enumerate(zip(configs, seen))]
+    feed, places = Feed(models[0], models[0].config, progress=progress), {}
+    seen, mirrors = _side_by_side(models, feed, frame), [None] * len(models)
+    if any(one.whiten_mirrored for one in configs):
+        places = {path: row for row, path in enumerate(people.path)}
+        mirrors = _side_by_side(models, feed.mirrored(), mirror_images(people))
+    return [(rows, Embeddings(places, mirror) if one.whiten_mirrored else None)
+            for one, rows, mirror in zip(configs, seen, mirrors)]
 
 
 def _side_by_side(models, feed, people):
     "[(N, D) rows of length 1, ...] of models on one tower, in one pass over the images."
     backbone = models[0].backbone
 
-    def embed(images=None, aspects=None, frozen=None):
-        seen = backbone.features_after(backbone.features_before(images) if frozen is None else frozen)
+    def embed(images, kept, aspects):
+        seen = backbone.features_after(kept)
         rows = [one.ranked(seen, aspects) for one in models]
         widths[:] = [row.shape[1] for row in rows]
         return torch.cat([F.normalize(row.float(), dim=1) for row in rows], 1)
@@ -281,7 +281,7 @@ def _side_by_side(models, feed, people):
 def _still(config, people, rows):
     "`similarity(fold, others)` of a config without training, whitened by the others."
     own, mirror = rows
-    both = own if mirror is None else torch.cat([own, mirror])
+    both = own if mirror is None else torch.cat([own, mirror.of(people)])
     gram, n = both @ both.T, len(own)
 
     def similarity(fold, others):
@@ -311,19 +311,66 @@ def _trained(config, splits, people):
     return similarity
 
 # %% ../nbs/21_tune.ipynb #measure
+def whitened_rows(rows, frame, fitted, mirror=None):
+    """Rows (N, D) of a frame's images, whitened by those of the frame `fitted`, each of length 1;
+    `mirror`: `Embeddings` of their mirror images, which the whitening then sees too."""
+    places = {path: row for row, path in enumerate(frame.path)}
+    whitening = Whitening(rows.shape[1])
+    fit_whitening(whitening, rows[[places[path] for path in fitted.path]], fitted, mirror)
+    return F.normalize(whitening(rows), dim=1)
+
+
+def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None, **about):
+    """{protocol: `Result`} of the embeddings `rows` (N, D) of a frame's images.
+
+    `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` as in
+    `whitened_rows`; None: nothing is whitened. `trained_on`: that of the model; `about`, for the
+    record, and `PromptSGError`: as `evaluate`."""
+    rows = F.normalize(rows.float(), dim=1)
+    if fitted is not None:
+        rows = whitened_rows(rows, frame, fitted, mirror)
+    found = Embeddings({path: row for row, path in enumerate(frame.path)}, rows, trained_on)
+    return {protocol: evaluate(found, splits, protocol, **about) for protocol in protocols}
+
+
+def measure_configs(configs, splits, protocols=("clipfh", "mba"), rows=None, progress=True):
+    """{name: {protocol: `Result`}} of versions without training, {name: config}, as a run of each is
+    measured, in one pass of the image tower for those that read the same features of it.
+
+    `rows`: what `embed_configs` gave, for whose frame the splits are then. `PromptSGError` as
+    `evaluate` raises it, and for a version that is trained."""
+    frame, found = rows or embed_configs(configs, [splits], protocols, progress)
+    people, results = train_people(splits), {}
+    for name, (own, mirror) in found.items():
+        fitted = people if configs[name].whiten else None
+        results[name] = measure_rows(own, frame, splits, protocols, fitted, mirror,
+                                     config=configs[name])
+    return results
+
+
+def embed_configs(configs, splits, protocols=("clipfh", "mba"), progress=True):
+    """(frame, {name: (rows (N, D), `Embeddings` of mirror images or None)}) for `measure_configs`, of
+    all images of several splits."""
+    trained = next((name for name, one in configs.items() if one.epochs), None)
+    if trained:
+        raise PromptSGError(f"{trained} is trained (epochs: {configs[trained].epochs}); train it, and "
+                            "measure its run with promptsg evaluate")
+    once = lambda parts: pd.concat(parts).drop_duplicates("path", ignore_index=True)
+    people = once([train_people(one) for one in splits])
+    frame = once([people, *(ranked_images(one, protocols) for one in splits)])
+    return frame, dict(zip(configs, _embedded([*configs.values()], frame, people, progress)))
+
+
 def measure_parts(parts, frame, splits, made_of, protocols=("clipfh", "mba"), whiten=True):
     """{name: {protocol: `Result`}} of parts side by side, each of the same weight.
 
     `parts`: what `word_parts` gives for `frame`, in which all images of the splits are. `made_of`:
     {name: [part, ...]}. The whitening is fitted to `train_people(splits)`. Raises `PromptSGError` as
     `evaluate` does."""
-    rows, people = {path: row for row, path in enumerate(frame.path)}, train_people(splits)
-    fitted, results = [rows[path] for path in people.path], {}
-    for name, names in made_of.items():
-        whole = F.normalize(torch.cat([parts[one] for one in names], 1).float(), dim=1)
-        found = Embeddings(rows, _whitened(whole, fitted, people.identity) if whiten else whole)
-        results[name] = {protocol: evaluate(found, splits, protocol) for protocol in protocols}
-    return results
+    fitted = train_people(splits) if whiten else None
+    whole = lambda names: torch.cat([parts[one].float() for one in names], 1)
+    return {name: measure_rows(whole(names), frame, splits, protocols, fitted)
+            for name, names in made_of.items()}
 
 # %% ../nbs/21_tune.ipynb #people
 def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draws=5, seed=0,
@@ -333,8 +380,7 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
 
     `parts`, `frame`: as in `measure_parts`; `names` are the parts side by side. `PromptSGError` for
     more people than the train side has."""
-    whole = F.normalize(torch.cat([parts[one] for one in names], 1).float(), dim=1)
-    rows, people = {path: row for row, path in enumerate(frame.path)}, train_people(splits)
+    whole, people = torch.cat([parts[one] for one in names], 1), train_people(splits)
     everybody, rng = np.unique(people.pid), np.random.default_rng(seed)
     if max(numbers) > len(everybody):
         raise PromptSGError(f"the train side has {len(everybody)} people, not {max(numbers)}; ask for "
@@ -343,14 +389,7 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
     found = []
     for number, draw in asked:
         drawn = people[people.pid.isin(rng.choice(everybody, number, replace=False))]
-        whitened = _whitened(whole, [rows[path] for path in drawn.path], drawn.identity)
-        summary = evaluate(Embeddings(rows, whitened), splits, protocol).summary["mean"]
+        result = measure_rows(whole, frame, splits, (protocol,), drawn)[protocol]
+        summary = result.summary["mean"]
         found.append(dict(people=number, draw=draw, rank1=summary["rank1"], mAP=summary["mAP"]))
     return pd.DataFrame(found)
-
-
-def _whitened(whole, fitted, names):
-    "Rows (N, D) of length 1, whitened by the rows `fitted`, whose identities are `names`."
-    whitening = Whitening(whole.shape[1])
-    whitening.fit(whole[fitted], torch.from_numpy(pd.factorize(names)[0]))
-    return F.normalize(whitening(whole), dim=1)

@@ -163,15 +163,20 @@ def export(folder):
     export_run(folder / "run", folder / "out")
 
 
-def report(folder):
+def report(folder, controls=False):
     "Its pictures are empty: drawing takes seconds, and they are written like any other."
     import matplotlib.pyplot as plt
     from promptsg import report
     report.report_figures = lambda *_: [("nothing", plt.figure())]
     settings = SETTINGS | dict(epochs=1, whiten=False, early_stop_patience=None)
     report.make_report(folder / "out", ["hand-vit-tiny"], ["image_only"], data=folder / "hands", protocols=("clipfh",), changes=settings,
-                       progress=False)
+                       progress=False, controls=controls)
     plt.close("all")
+
+
+def controls(folder):
+    "A report that has all but its controls."
+    report(folder, controls=True)
 
 
 def _hands(folder):
@@ -194,9 +199,10 @@ def _in_fork(action):
     return forked
 
 
-SCENARIOS = {"train": train, "free": free, "evaluate": evaluate, "export": export, "report": report}
+SCENARIOS = {"train": train, "free": free, "evaluate": evaluate, "export": export, "report": report, "controls": controls}
 PREPARE = {"train": [_hands], "free": [_hands], "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
-           "export": [_hands, lambda folder: _train_into(folder, folder / "run")], "report": [_hands]}
+           "export": [_hands, lambda folder: _train_into(folder, folder / "run")], "report": [_hands],
+           "controls": [_hands, report]}
 
 if __name__ == "__main__":
     import promptsg.cli, promptsg.report, promptsg.sharing, promptsg.synth, promptsg.training  # noqa: E401, F401

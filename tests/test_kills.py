@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 
-LEAST = {"train": 40, "free": 15, "evaluate": 12, "export": 8, "report": 60}  # operations that there are
-STEPS = {("train", "kill"): 1, ("train", "full"): 3, ("report", "kill"): 9, ("report", "full"): 13}  # others: each second; 1: each of them
+LEAST = {"train": 40, "free": 15, "evaluate": 12, "export": 8, "report": 60, "controls": 30}  # operations that there are
+STEPS = {("train", "kill"): 1, ("train", "full"): 3, ("report", "kill"): 9, ("report", "full"): 13, ("controls", "kill"): 5, ("controls", "full"): 7}  # others: each second; 1: each of them
 
 
 @pytest.mark.parametrize("how", ["kill", "full"])

@@ -15,7 +15,7 @@ from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import paired_bootstrap
 from promptsg.files import UNFINISHED, held
-from promptsg.report import (LOGGED, Report, Run, compare, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
+from promptsg.report import (LOGGED, Report, Run, compare, control_differences, control_table, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
                              report_figures, report_page, results_table, shipped_reference, summary, train_table)
 from promptsg.versions import VERSIONS, chain_table
 
@@ -25,8 +25,9 @@ COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
 
 def small(out, data, **options):
-    "v1 and image_only, two seeds, one backbone."
-    return make_report(out, **{**dict(backbones=[VIT], versions=["v1"], seeds=(0, 1), data=data, changes=FAST, progress=False), **options})
+    "v1 and image_only, two seeds, one backbone, no controls."
+    return make_report(out, **{**dict(backbones=[VIT], versions=["v1"], seeds=(0, 1), data=data, changes=FAST, progress=False, controls=False),
+                                  **options})
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_finished_report_trains_and_measures_nothing_again(done, hands, monkey
 def test_killed_and_started_again_it_ends_with_the_same_tables(done, hands, tmp_path):
     "SIGKILL in the middle of the third training."
     sets = [word for key, value in FAST.items() for word in ("--set", f"{key}={value}")]
-    command = [*COMMAND, "report", "--backbone", VIT, "--versions", "v1", "--seeds", "0", "1", "--data", str(hands), "--out", str(tmp_path), *sets]
+    command = [*COMMAND, "report", "--backbone", VIT, "--versions", "v1", "--seeds", "0", "1", "--data", str(hands), "--out", str(tmp_path), "--no-controls", *sets]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     sign = tmp_path / VIT / "dorsal_r" / "image_only-seed1" / "last" / "checkpoint.safetensors"
     deadline = time.time() + 300
@@ -220,8 +221,12 @@ def test_what_is_not_there_is_named(done, tmp_path):
 
 def test_planned_runs():
     runs = plan_runs(["hand-rn-tiny", VIT], ["all"], (0, 1))
-    assert len(runs) == 2 * (1 + 2 * len(VERSIONS)) and len(set(runs)) == len(runs)
-    assert [run.version for run in plan_runs([VIT], ["logged"])] == ["zero-shot", "image_only", *LOGGED]
+    assert len(runs) == 2 * (2 + 2 * len(VERSIONS)) and len(set(runs)) == len(runs)
+    for controls, untrained in ((True, ["zero-shot", "zero-shot, whitened"]), (False, ["zero-shot"])):
+        planned = plan_runs([VIT], ["logged"], controls=controls)
+        assert [run.version for run in planned] == [*untrained, "image_only", *LOGGED]
+    assert plan_runs([VIT], ["zero-shot", "zero-shot, whitened"]) == plan_runs([VIT], ["image_only"])
+    assert Run(VIT, "dorsal_r", "zero-shot, whitened", None).folder.name == "zero-shot-whitened"
     assert all(Run.of("runs" / run.folder) == run for run in runs + plan_runs([VIT], ["v3-logged"], (12,)))
 
 
@@ -405,3 +410,120 @@ def test_a_disk_that_fills_is_one_sentence_and_keeps_the_old_tables(copied, hand
     with pytest.raises(PromptSGError, match="results.csv cannot be written .No space left on device.*Nothing that was saved before"):
         small(copied, hands)
     assert written(copied) == before
+
+
+# --- controls -----------------------------------------------------------------------------------------------------------
+CONTROLLED = dict(versions=["paper"], protocols=("clipfh", "mba"), controls=True, changes={**FAST, "cache_pixels": False})
+OF_PAPER = {"whitened", "no text", "s* of another image", "another sentence"}
+
+
+@pytest.fixture(scope="module")
+def controlled(hands, tmp_path_factory):
+    "paper and image_only, two seeds, with controls."
+    return small(tmp_path_factory.mktemp("controlled"), hands, **CONTROLLED)
+
+
+@pytest.fixture
+def copied_controls(controlled, tmp_path, monkeypatch):
+    monkeypatch.setattr("promptsg.report.report_figures", lambda *_: ())
+    return shutil.copytree(controlled.folder, tmp_path / "report")
+
+
+def control_files(folder):
+    return {file.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in folder.glob("*/*/*/controls/*/*/*")}
+
+
+def test_the_first_seed_of_our_versions_has_its_controls(controlled):
+    found = {run: set(names) for (run, protocol), names in controlled.controls.items() if protocol == "mba"}
+    assert found == {Run(VIT, "dorsal_r", "paper", 0): OF_PAPER, Run(VIT, "dorsal_r", "image_only", 0): {"whitened"}}
+    assert {run for run, _ in controlled.controls} == set(found) and controlled.failures == {}
+    white = controlled.evaluations[Run(VIT, "dorsal_r", "zero-shot, whitened", None), "clipfh"].record
+    assert white["config"]["whiten"] and not white["config"]["language"] and white["control"] == "zero-shot, whitened"
+    assert all(run.version != "v1" for run, _ in controlled.controls)
+
+
+def test_the_page_says_what_a_version_has_over_each_control(controlled):
+    group, page = (VIT, "dorsal_r", "clipfh"), (controlled.folder / "report.md").read_text(encoding="utf-8")
+    table = control_table(controlled, group, control_differences(controlled)).set_index(["version", "control"])
+    run = Run(VIT, "dorsal_r", "paper", 0)
+    own, without = controlled.evaluations[run, "clipfh"], controlled.controls[run, "clipfh"]["no text"]
+    gain = paired_bootstrap(without, own)
+    row = table.loc["", "no text"].squeeze()  # paper's alone: image_only has no text
+    assert row["mAP: version − control"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    assert row["mAP"] == f"{without.summary.loc['mAP', 'mean']:.2f}"
+    assert table.loc["paper, seed 0", ""]["mAP"] == f"{own.summary.loc['mAP', 'mean']:.2f}"
+    assert list(table.loc[""].index) == ["zero-shot", "zero-shot, whitened", "whitened"] + [
+        "zero-shot", "zero-shot, whitened", "whitened", "no text", "s* of another image", "another sentence"]
+    assert page.count("### Controls") == 2 and "- no text: the fusion's text tokens are zero" in page
+    assert "| zero-shot, whitened | the same, whitened" in page
+    saved = pd.read_csv(controlled.folder / "controls.csv")
+    assert saved[saved.protocol == "clipfh"].set_index(["version", "control", "measure"]).difference[
+        "paper", "no text", "mAP"] == pytest.approx(gain.difference)
+    assert len(saved) == 2 * 2 * (3 + 6)
+
+
+def test_without_controls_there_are_none(done):
+    page = (done.folder / "report.md").read_text(encoding="utf-8")
+    assert done.controls == {} and "Controls" not in page and not (done.folder / "controls.csv").exists()
+    assert "--no-controls" in page and not list(done.folder.rglob("controls")) and "whitened" not in set(done.results.version)
+
+
+def test_finished_controls_are_not_measured_again(copied_controls, hands, monkeypatch):
+    before, files = written(copied_controls), control_files(copied_controls)
+    assert len(files) == 5 * 2 * 4  # five controls, two protocols, four files each
+    def never(*arguments, **options):
+        raise AssertionError("repeated")
+    for name in ("_Ticking.fit", "measure", "measure_controls", "load_run"):
+        monkeypatch.setattr(f"promptsg.report.{name}", never)
+    small(copied_controls, hands, **CONTROLLED)
+    assert control_files(copied_controls) == files
+    assert written(copied_controls) == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "torn"])
+def test_a_damaged_control_is_measured_again_and_nothing_else(copied_controls, hands, monkeypatch, harm):
+    place = run_folder(copied_controls, "paper") / "controls" / "s-of-another-image" / "evaluation-mba"
+    before, files = {file.name: file.read_bytes() for file in place.iterdir()}, control_files(copied_controls)
+    if harm == "cut":
+        (place / "per_query.csv").write_bytes(before["per_query.csv"][:-100])
+        (run, sentence), = load_report(copied_controls).failures.items()
+        assert (run.version, run.seed) == ("paper", 0) and "no whole evaluation result" in sentence
+    elif harm == "gone":
+        shutil.rmtree(place)
+    else:
+        (place / "result.json").write_text("torn")
+    def never(*arguments, **options):
+        raise AssertionError("repeated")
+    for name in ("_Ticking.fit", "measure"):
+        monkeypatch.setattr(f"promptsg.report.{name}", never)
+    assert small(copied_controls, hands, **CONTROLLED).failures == {}
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+    changed = {name for name, stamp in control_files(copied_controls).items() if files.get(name) != stamp}
+    assert {name.split("controls/")[1].rsplit("/", 1)[0] for name in changed} == {"s-of-another-image/evaluation-mba"}
+
+
+def test_controls_can_be_added_to_a_report_without(done, hands, tmp_path):
+    out = shutil.copytree(done.folder, tmp_path / "report")
+    before = times(out)
+    report = small(out, hands, controls=True)
+    assert {file: stamp for file, stamp in times(out).items() if file in before} == before
+    assert list(report.controls) == [(Run(VIT, "dorsal_r", "image_only", 0), name) for name in ("clipfh", "mba")]
+    assert small(out, hands).controls.keys() == report.controls.keys()  # what is there is shown
+
+
+def test_a_control_that_fails_says_so_and_leaves_the_run(hands, tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise PromptSGError("no person has two different ones")
+    monkeypatch.setattr("promptsg.report.measure_controls", fails)
+    report = small(tmp_path, hands, seeds=(0,), versions=["image_only"], controls=True)
+    said = {run.version: why for run, why in report.failures.items()}
+    assert said == {"zero-shot, whitened": "no person has two different ones", "image_only": "its controls: no person has two different ones"}
+    assert {run.version for run, _ in report.evaluations} == {"zero-shot", "image_only"}
+
+
+def test_a_control_of_another_config_is_not_shown(copied_controls):
+    file = run_folder(copied_controls, "paper") / "controls" / "no-text" / "evaluation-mba" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config_hash": "other"}))
+    report = load_report(copied_controls)
+    run = Run(VIT, "dorsal_r", "paper", 0)
+    assert set(report.controls[run, "mba"]) == OF_PAPER - {"no text"} and set(report.controls[run, "clipfh"]) == OF_PAPER
