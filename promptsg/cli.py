@@ -538,8 +538,8 @@ def demo_config():
 
 
 def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress=True):
-    """Untrained baseline, training, ten splits, and the table and figures in `out`; returns `{row:
-    Result}`.
+    """Untrained baseline, the version without training, training, ten splits, and the table and
+    figures in `out`; returns `{row: Result}`.
 
     Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it
     trains `demo_config()`. A finished training in `out` is used again, an interrupted one
@@ -561,9 +561,23 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     Trainer(config, splits, out / "run", progress).fit(resume=(out / "run" / "config.yml").exists())
     model = load_run(out / "run")
     after, embeddings = measure(model, splits, ("clipfh", "mba"), progress)
-    results = {f"{row}, {protocol}": found[protocol] for protocol in before for row, found in (("untrained", before), (config.variant, after))}
+    rows = {"untrained": before, **_free_rows(config, splits, progress), config.variant: after}
+    results = {f"{row}, {protocol}": found[protocol] for protocol in before
+               for row, found in rows.items()}
     demo_report(out, results, model, splits, embeddings)
     return results
+
+
+def _free_rows(config, splits, progress):
+    """{row: {protocol: `Result`}} of the same tower and sentences without training, as it is and with
+    its whitening left out; none for a config without language, or one that is that already."""
+    from promptsg.tune import measure_configs
+    from promptsg.versions import without_training
+    if not config.language or not config.epochs or config.text_queries == "words":
+        return {}
+    free = without_training(config)
+    return measure_configs({"training_free": free, "not whitened": free.replace(whiten=False)},
+                           splits, progress=progress)
 
 
 def demo_report(out, results, model, splits, embeddings):

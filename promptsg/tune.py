@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['whitened_similarity', 'deal_people', 'train_people', 'cross_validate', 'word_parts', 'choose_words', 'try_fields',
-           'whitened_rows', 'measure_rows', 'measure_configs', 'embed_configs', 'measure_parts', 'people_needed']
+           'whitened_rows', 'measure_rows', 'measure_configs', 'embed_configs', 'measure_parts', 'people_needed',
+           'scatter_table']
 
 # %% ../nbs/21_tune.ipynb #cell002
 import itertools
@@ -393,3 +394,31 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
         summary = result.summary["mean"]
         found.append(dict(people=number, draw=draw, rank1=summary["rank1"], mAP=summary["mAP"]))
     return pd.DataFrame(found)
+
+# %% ../nbs/21_tune.ipynb #scatter
+def scatter_table(rows, frame, splits, edges=(0, 4, 16, 64, 256)):
+    """Scatter along the directions in which train people's images differ most: a DataFrame, a row for
+    the directions from each of the `edges` to the next.
+
+    `rows` (N, D): embeddings of a frame in which all images of the splits are. Columns, for the test
+    people: `within`, the share of the scatter within a person (0..1); `between`, that between
+    people; `ratio` of the two, which is constant where a whitening finds identity everywhere."""
+    rows, places = F.normalize(rows, dim=1).double(), {path: row for row, path in enumerate(frame.path)}
+    within, _ = _residuals(rows, places, train_people(splits))
+    scales, directions = torch.linalg.eigh(within.T @ within)
+    inner, centres = (part @ directions.flip(1) for part in _residuals(rows, places, splits.test))
+    parts = [(first, last) for first, last in zip(edges, (*edges[1:], len(scales))) if first < len(scales)]
+    share = lambda x, first, last: (x[:, first:last].square().sum() / x.square().sum()).item()
+    ratio = lambda first, last: (centres[:, first:last].square().mean(0).sum()
+                                 / inner[:, first:last].square().mean(0).sum()).item()
+    return pd.DataFrame([{"directions": f"{first + 1} to {min(last, len(scales))}",
+                          "within": share(inner, first, last), "between": share(centres, first, last),
+                          "ratio": ratio(first, last)} for first, last in parts])
+
+
+def _residuals(rows, places, frame):
+    "(N, D) a frame's rows less their identity's mean, (C, D) these means less their own."
+    own, labels = rows[[places[path] for path in frame.path]], torch.from_numpy(pd.factorize(frame.identity)[0])
+    sums = torch.zeros(int(labels.max()) + 1, own.shape[1], dtype=own.dtype).index_add_(0, labels, own)
+    centres = sums / labels.bincount()[:, None]
+    return own - centres[labels], centres - centres.mean(0)

@@ -85,7 +85,7 @@ def equal(one, other):
     [
         ("image_only", ["whitened"]),
         ("paper", ["whitened", *TEXT]),
-        ("best", TEXT),
+        ("paper_whitened", TEXT),
         ("simplified", ["whitened", "no text", "another sentence"]),
         ("v10", ["whitened", "no text", "another sentence"]),
         ("training_free", ["no word", "another word", "random direction", "without the tokens"]),
@@ -263,7 +263,7 @@ def test_whitened_is_what_whiten_would_give(two):
 
 def test_each_control_of_a_whitened_model_is_whitened_anew(two):
     "By hand: the fused rows without text, whitened by those of the images trained on."
-    model = built(version("best", VIT))
+    model = built(version("paper_whitened", VIT))
     frame = pd.concat([two.train, ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     frame = frame.reset_index(drop=True)
     looked = controls._rows(
