@@ -187,7 +187,7 @@ def test_fields_that_cannot_be_tried(many, values, sentence):
     (["--try", "epochs=[1, 2]", "--words", "x"], "give either --words FILE")])
 def test_tune_command_refuses(promptsg, hands, arguments, sentence):
     said = promptsg("tune", "--data", hands, "--config", "best@hand-vit-tiny", *arguments, code=2)
-    assert sentence in said.err
+    assert sentence in said.stderr
 
 
 # --- whitening ---------------------------------------------------------------------------------------
