@@ -44,7 +44,7 @@ OURS = {
     "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
     "paper_whitened": _PAPER.replace(variant="paper_whitened", select="last", whiten=True),
     "training_free": _FREE,
-    "best": _FREE.replace(variant="best", patch_grid=(1, 2), whiten_mirrored=True),
+    "best": _FREE.replace(variant="best", patch_grid=(2, 2), whiten_mirrored=True),
 }
 
 # %% ../nbs/13_versions.ipynb #cell006
@@ -213,8 +213,8 @@ _REMARKS = {"paper": "the method as published, on the strong baseline's head", "
                              "look, beside class token and patches, whitened within train people",
             "paper_whitened": "paper with its last epoch kept, not the one validated best, and its "
                               "ranking embedding whitened within train people",
-            "best": "training_free with the patches' means of the left and the right half apart, "
-                    "and the whitening fitted to mirror images too"}
+            "best": "training_free with the patches' mean in each quarter of the picture, and the "
+                    "whitening fitted to mirror images too"}
 
 
 def remark(name, backbone="vitb16"):
