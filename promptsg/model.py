@@ -22,9 +22,9 @@ from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, mo
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import MultiModalInteraction, WordPooling
-from .heads import HEADS, Whitening
+from .heads import HEADS, Whitening, likeness, shares, standings
 from .inversion import TextualInversionMLP
-from .prompt import BankPrompt, PromptEncoder
+from .prompt import BankPrompt, PromptEncoder, fill_aspect
 
 # %% ../nbs/09_model.ipynb #cell003
 @dataclass
@@ -157,6 +157,34 @@ class PromptSG(nn.Module, ModelHubMixin):
             return F.normalize(output.retrieval.float(), dim=1)
         finally:
             self.train(was)
+
+    @property
+    def parts(self):
+        """Names of what stands side by side in the ranking embedding: class token, patches, then the
+        words that pool, or the one sentence. None where no word pools or a neck mixes them."""
+        if not (self.config.language and self.config.fusion == "pool"):
+            return ()
+        if self.head.out_dim != self.fusion.out_dim:
+            return ()
+        said = self.prompt.words or (self.prompt.sentence.template,)
+        return ("class token", "patches", *map(fill_aspect, said))
+
+    def shares(self, query, gallery):
+        """What each of `parts` adds to the cosines of `embed`'s rows (Q, D') and (G, D'): (Q, G, parts)
+        float64 on the CPU, `promptsg.heads.shares`. `PromptSGError` for a model without parts."""
+        if not self.parts:
+            raise PromptSGError("no word pools in this model's embedding, so a similarity has no "
+                                "parts; train training_free, or a version with fusion: pool")
+        matrix = None if self.whitening is None else self.whitening.matrix
+        return shares(query, gallery, len(self.parts), matrix)
+
+    def alike(self, query, gallery):
+        """In which words each gallery image is like a query (D',), against the mean of the gallery
+        (G, D'): G texts, "alike in ring, unlike in skin". None without two words that pool."""
+        if len(self.parts) < 4:
+            return None
+        found = standings(self.shares(query[None], gallery))[0, :, 2:]
+        return [likeness(one, self.parts[2:]) for one in found]
 
     def attention_maps(self, images, prompt=None, aspects=None):
         """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.
