@@ -836,21 +836,27 @@ def tune_command(
 
 @app.command("align-text")
 def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
-                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], level: Level = None,
-                       sets: Sets = None):
+                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+                       bank: Annotated[Optional[Path], typer.Option("--bank", help="Bank of sentences (promptsg bank) to learn from as well; every fifth "
+                                                                                   "is held out, and the agreement on them printed.")] = None,
+                       level: Level = None, sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
     from promptsg.files import check_writable_file, counted
     chosen = read_config(config, sets)
     check_writable_file(out)
     frame = read_frame(data, chosen, level)
+    from promptsg.backbone import read_bank
     from promptsg.model import untrained
-    from promptsg.pretrain import align_text as align
+    from promptsg.pretrain import align_text as align, deal_sentences
     from promptsg.training import Feed
     model = untrained(chosen)
+    said = bank and read_bank(bank, model.head.out_dim)
+    if said:
+        deal_sentences(len(said.sentences), chosen.seed)  # too few are told before the images are looked at
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Feed(model, chosen).embed(people).of(people)
-    align(features, people, out, seed=chosen.seed)
+    align(features, people, out, seed=chosen.seed, bank=said)
     typer.echo(f"a text tower aligned on {counted(len(people), 'image')} of {counted(people.pid.nunique(), 'train person', 'train people')} is in {out}")
 
 # %% ../nbs/16_cli.ipynb #cell-bench
