@@ -498,8 +498,9 @@ def ranked_lists(embeddings, splits, queries=5, top=8, seed=0, model=None):
     def nearest(query, place):
         said = model and model.alike(query, embeddings.of(gallery))
         return (gallery if said is None else gallery.assign(alike=said)).iloc[place.tolist()]
-    return ranked_figure([(row, nearest(query, place), near.tolist()) for (_, row), query, place, near in
-                          zip(chosen.iterrows(), embeddings.of(chosen), places, similarity)],
+    found = zip(chosen.iterrows(), embeddings.of(chosen), places, similarity)
+    return ranked_figure([(row, nearest(query, place), near.tolist())
+                          for (_, row), query, place, near in found],
                          note=f"{queries} queries of the first split, drawn at random (seed {seed})")
 
 
@@ -837,8 +838,9 @@ def tune_command(
 @app.command("align-text")
 def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
                        out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-                       bank: Annotated[Optional[Path], typer.Option("--bank", help="Bank of sentences (promptsg bank) to learn from as well; every fifth "
-                                                                                   "is held out, and the agreement on them printed.")] = None,
+                       bank: Annotated[Optional[Path], typer.Option(
+                           "--bank", help="Bank of sentences (promptsg bank) to learn from as well; "
+                                          "how far every fifth, held out, agrees is printed.")] = None,
                        level: Level = None, sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
     from promptsg.files import check_writable_file, counted
@@ -852,7 +854,7 @@ def align_text_command(data: Data, config: Annotated[str, typer.Option("--config
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
-        deal_sentences(len(said.sentences), chosen.seed)  # too few are told before the images are looked at
+        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Feed(model, chosen).embed(people).of(people)

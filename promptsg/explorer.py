@@ -317,7 +317,8 @@ class Explorer:
         places, near = rank_gallery(self.run.seen(*self.said)[0], query, gallery, self.state.top)
         found = gallery.iloc[places[0].tolist()][["image", "identity", "path"]].reset_index(drop=True)
         who = query.identity.iloc[0]
-        found = found.assign(similarity=near[0].tolist(), right=None if who == "?" else found.identity == who)
+        found = found.assign(similarity=near[0].tolist(),
+                             right=None if who == "?" else found.identity == who)
         alike = self.run.alike(*self.said, self.state.query)
         return found if alike is None else found.assign(alike=[alike[row] for row in places[0]])
 
@@ -350,9 +351,11 @@ def draw_ranked(explorer, figure=None):
     "The ranked list of the query: `plot_ranked_lists`. `figure`: an earlier one, drawn anew where it fits."
     found = explorer.ranked()
     right = None if found.right.isna().all() else found.right.tolist()
-    return plot_ranked_lists([dict(query=explorer.picture(explorer.state.query), gallery=[explorer.picture(path) for path in found.path],
-                                   similarity=found.similarity.tolist(), right=right,
-                                   alike=found.alike.tolist() if "alike" in found else None)], top=explorer.state.top, digits=3, figure=figure)
+    row = dict(query=explorer.picture(explorer.state.query), right=right,
+               gallery=[explorer.picture(path) for path in found.path],
+               similarity=found.similarity.tolist(),
+               alike=found.alike.tolist() if "alike" in found else None)
+    return plot_ranked_lists([row], top=explorer.state.top, digits=3, figure=figure)
 
 
 def draw_attention(explorer, figure=None):
@@ -415,7 +418,8 @@ def _ranked(explorer, kept):
     found, query = explorer.ranked(), Path(explorer.state.query).name
     right = "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
     said = [f", {one}" if one else "" for one in found.get("alike", [""] * len(found))]
-    nearest = "; ".join(f"{row.image} at {row.similarity:.3f}{alike}" for row, alike in zip(found.itertuples(), said))
+    nearest = "; ".join(f"{row.image} at {row.similarity:.3f}{alike}"
+                        for row, alike in zip(found.itertuples(), said))
     figure = kept.draw("ranked", draw_ranked, explorer)
     return _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
 

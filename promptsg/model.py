@@ -160,8 +160,8 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     @property
     def parts(self):
-        """Names of what stands side by side in the ranking embedding: class token, patches, then the
-        words that pool, or the one sentence. None where no word pools or a neck mixes them."""
+        """Names of what stands side by side in the ranking embedding: class token, patches, then
+        the words that pool, or the one sentence. Empty where no word pools or a neck mixes them."""
         if not (self.config.language and self.config.fusion == "pool"):
             return ()
         if self.head.out_dim != self.fusion.out_dim:
@@ -170,8 +170,9 @@ class PromptSG(nn.Module, ModelHubMixin):
         return ("class token", "patches", *map(fill_aspect, said))
 
     def shares(self, query, gallery):
-        """What each of `parts` adds to the cosines of `embed`'s rows (Q, D') and (G, D'): (Q, G, parts)
-        float64 on the CPU, `promptsg.heads.shares`. `PromptSGError` for a model without parts."""
+        """What each of `parts` adds to the cosines of `embed`'s rows (Q, D') and (G, D'), by
+        `promptsg.heads.shares`: (Q, G, parts), float64 on the CPU. `PromptSGError` for a model
+        without parts."""
         if not self.parts:
             raise PromptSGError("no word pools in this model's embedding, so a similarity has no "
                                 "parts; train training_free, or a version with fusion: pool")

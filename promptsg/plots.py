@@ -205,9 +205,11 @@ def _show(ax, image, frame=None, title="", below="") -> None:
 _SIGNS = {True: (BLUE, "✓ "), False: (RED, "✗ "), None: (GREY, "")}
 
 def _check_row(row) -> None:
-    lengths = {name: len(row[name]) for name in ("gallery", "similarity", "distance", "right", "alike") if row.get(name) is not None}
+    lists = ("gallery", "similarity", "distance", "right", "alike")
+    lengths = {name: len(row[name]) for name in lists if row.get(name) is not None}
     if "query" not in row or "gallery" not in lengths or len(set(lengths.values())) > 1:
-        raise PromptSGError(f"a ranked list needs a query and equally many gallery images, similarities, right flags and texts; it has {lengths}.")
+        raise PromptSGError("a ranked list needs a query and equally many gallery images, "
+                            f"similarities, right flags and texts; it has {lengths}.")
     if {"similarity", "distance"} <= set(lengths):
         raise PromptSGError("a ranked list has both similarities and distances; give the one that it was ranked by.")
     if row.get("names") is not None and len(row["names"]) != 1 + lengths["gallery"]:
@@ -256,23 +258,23 @@ def _shortened(name, letters=14) -> str:
     return name if len(name) <= letters else f"{name[:letters // 2 - 1]}…{name[-letters // 2:]}"
 
 # %% ../nbs/14_plots.ipynb #cell022
-_ALIKE = "alike, unlike: above, below the gallery's mean"
-
 def _foot(rows, note="") -> str:
     "What the signs and numbers under the images are, as far as any row has them, and the note."
     has = lambda name: any(row.get(name) is not None for row in rows)
-    said = ["✓ same person, ✗ another"] * has("right") + ["cosine similarity"] * has("similarity") + ["distance"] * has("distance") + [_ALIKE] * has("alike") + [note] * bool(note)
-    return "; ".join(said)
+    said = {"right": "✓ same person, ✗ another", "similarity": "cosine similarity",
+            "distance": "distance", "alike": "alike, unlike: above, below the gallery's mean"}
+    return "; ".join([text for name, text in said.items() if has(name)] + [note] * bool(note))
 
 @_styled
-def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names, alike
+def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names, alike (list)
                       top: int = 10, # gallery images drawn at most
                       digits: int = 2, # of the number under an image
                       note: str = "", # said at the foot: how the queries were chosen, say
                       figure=None    # an earlier figure of this function, drawn anew where it has as many places
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
-    only `query` and `gallery` must be there; `names` are the query's and then the gallery's, `alike` a text for each gallery image, of parts with commas between them. The line at the foot says what the numbers are.
+    only `query` and `gallery` must be there; `names` are the query's and then the gallery's, `alike` a text for each gallery image,
+    broken at its commas. The line at the foot says what the numbers are.
     With `figure` the value is that figure if it fits, else a new one: the same picture, sooner, for what is drawn again and again.
 
     Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
@@ -283,12 +285,15 @@ def plot_ranked_lists(rows,          # each a dict: query, gallery (list), simil
         _check_row(row)
     columns = 1 + min(top, max(len(row["gallery"]) for row in rows))
     height, width = _picture(rows[0]["query"]).shape[:2]
-    below = 0.12 * any(row.get("names") for row in rows) + 0.24 * any(row.get("alike") for row in rows)
+    has = lambda name: any(row.get(name) for row in rows)
+    below = 0.12 * has("names") + 0.24 * has("alike")
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
-    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, len(rows) * (side * height / width + 0.24 + below) + 0.4))
+    tall = len(rows) * (side * height / width + 0.24 + below) + 0.4
+    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, tall))
     for i, row in enumerate(rows):
-        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top],
-                            "alike": (row.get("alike") or [])[:top]}, first=i == 0, digits=digits)
+        short = {"gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top],
+                 "alike": (row.get("alike") or [])[:top]}
+        _draw_list(axes[i], {**row, **short}, first=i == 0, digits=digits)
     if not figure.texts:
         figure.supxlabel("", fontsize=8, color=DARK)
     figure.texts[0].set_text(_foot(rows, note))

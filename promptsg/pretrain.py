@@ -289,30 +289,34 @@ def deal_sentences(count, seed=0):
 
 
 class _Taught:
-    "A bank's sentences, those that are learnt and those held out, as a text tower's tokens and targets."
+    "A bank's sentences, learnt and held out, as a text tower's tokens and targets."
 
     def __init__(self, bank, tokenizer, dim, seed):
         if bank.vectors.shape[1] != dim:
             raise PromptSGError(f"the bank's vectors have {bank.vectors.shape[1]} dimensions and the "
-                                f"image embeddings {dim}; give the bank that belongs to this image tower")
+                                f"image embeddings {dim}; give the bank that belongs to this image "
+                                "tower")
         for sentence in bank.sentences:
             tokenize_prompt(sentence, tokenizer)  # refuses what is too long
         self.learnt, self.held = deal_sentences(len(bank.sentences), seed)
-        self.tokens, vectors = tokenizer([*bank.sentences]), F.normalize(bank.vectors.float(), dim=1)
+        self.tokens = tokenizer([*bank.sentences])
+        vectors = F.normalize(bank.vectors.float(), dim=1)
         self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)         # (N, D)
 
     def loss(self, text, rng, batch):
         "Equation (2) on `batch` of the learnt sentences, or all of fewer."
         rows = self.learnt[rng.permutation(len(self.learnt))[:batch]]
-        return 1 - F.cosine_similarity(encode_sentences(text, self.tokens[rows]), self.targets[rows]).mean()
+        said = encode_sentences(text, self.tokens[rows])
+        return 1 - F.cosine_similarity(said, self.targets[rows]).mean()
 
     @torch.no_grad()
     def agreement(self, text, when):
-        "How far the tower's centred vectors are the bank's: a line for learnt and one for held-out sentences."
+        "How far the tower's centred vectors are the bank's: a line for learnt, one for held out."
         said = F.normalize(encode_sentences(text, self.tokens), dim=1)
         said = F.normalize(said - said[self.learnt].mean(0), dim=1)
         parts = {"learnt": self.learnt, "held out": self.held}
-        return "\n".join(f"{name} {when}: {_agreement(said[rows], self.targets[rows])}" for name, rows in parts.items())
+        return "\n".join(f"{name} {when}: {_agreement(said[rows], self.targets[rows])}"
+                         for name, rows in parts.items())
 
 
 def _agreement(said, targets):
@@ -320,8 +324,8 @@ def _agreement(said, targets):
     cosine, n = said @ targets.T, len(said)
     own, right = cosine.diagonal().mean(), (cosine.argmax(1) == torch.arange(n)).float().mean()
     other = (cosine.sum() - cosine.trace()) / (n * n - n)
-    return (f"{n} sentences, mean cosine {own:+.3f} (with another's {other:+.3f}), the right one nearest for "
-            f"{100 * right:.1f} % (chance {100 / n:.1f} %)")
+    return (f"{n} sentences, mean cosine {own:+.3f} (with another's {other:+.3f}), the right one "
+            f"nearest for {100 * right:.1f} % (chance {100 / n:.1f} %)")
 
 # %% ../nbs/17_pretrain.ipynb #cell025
 TEXT_TOWER = dict(context_length=40, vocab_size=4014, width=256, heads=4, layers=4)
