@@ -411,21 +411,32 @@ def search(
     }
     folder = out or Path("search") / f"{plain_name(query.stem)}-{_key(record)}"
     _write_search(folder, record, one, table)
-    typer.echo(table.drop(columns="path").round({"similarity": 4}).to_string(index=False))
+    shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]
+    typer.echo(shown.round({"similarity": 4}).to_string(index=False))
     typer.echo(f"table, picture and record are in {folder}")
+
+
+_SHARE = "share of "  # begins the name of a column with a part's share of the similarity
 
 
 def _nearest(model, one, many, top):
     """The `top` nearest rows of `many`: a DataFrame of rank (from 1), image, identity, path,
-    similarity."""
+    similarity; where words pool, `alike` too, and each part's share of the similarity."""
     from promptsg.training import Feed
 
     feed = Feed(model, model.config)
-    similarity = (feed.embed(one).of(one) @ feed.embed(many).of(many).T)[0]
+    query, gallery = feed.embed(one).of(one), feed.embed(many).of(many)
+    similarity = (query @ gallery.T)[0]
     order = similarity.argsort(descending=True, stable=True)[:top].numpy()
     found = many.iloc[order][["image", "identity", "path"]].reset_index(drop=True)
     found.insert(0, "rank", range(1, len(found) + 1))
-    return found.assign(similarity=similarity[order].numpy())
+    found = found.assign(similarity=similarity[order].numpy())
+    said = model.alike(query[0], gallery)
+    if said is None:
+        return found
+    shares = model.shares(query, gallery)[0, order].T.tolist()
+    columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
+    return found.assign(alike=[said[row] for row in order], **columns)
 
 
 def _key(record):
@@ -468,25 +479,32 @@ def export(run: Run, out: Annotated[Path, typer.Option("--out", help="Folder to 
 # %% ../nbs/16_cli.ipynb #cell011
 def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities
-    over the pictures if `named`; an unknown one is '?'."""
+    over the pictures if `named`; an unknown one is '?'. A column `alike` is written below them."""
     from PIL import ImageOps
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
     who = lambda row: row.identity.rsplit(":", 1)[0]  # the person: a whole identity would be cut
     return plot_ranked_lists([dict(query=picture(query.path), gallery=[picture(path) for path in found.path], similarity=similarity,
+                                   alike=found.alike.tolist() if "alike" in found else None,
                                    names=[who(query), *map(who, found.itertuples())] if named else None,
                                    right=None if query.identity == "?" else (found.identity == query.identity).tolist())
                               for query, found, similarity in rows], **options)
 
 
-def ranked_lists(embeddings, splits, queries=5, top=8, seed=0):
-    "The ranked-list figure of a few random queries of the first split."
+def ranked_lists(embeddings, splits, queries=5, top=8, seed=0, model=None):
+    """The ranked-list figure of a few random queries of the first split; with the `model`, in which
+    words they are alike, where it pools words."""
     from promptsg.evaluation import rank_gallery
-    chosen = splits.queries[0].sample(queries, random_state=seed)
-    places, similarity = rank_gallery(embeddings, chosen, splits.galleries[0], top)
-    return ranked_figure([(row, splits.galleries[0].iloc[list(place)], [float(x) for x in near])
-                          for (_, row), place, near in zip(chosen.iterrows(), places, similarity)],
+    chosen, gallery = splits.queries[0].sample(queries, random_state=seed), splits.galleries[0]
+    places, similarity = rank_gallery(embeddings, chosen, gallery, top)
+
+    def nearest(query, place):
+        said = model and model.alike(query, embeddings.of(gallery))
+        return (gallery if said is None else gallery.assign(alike=said)).iloc[place.tolist()]
+    found = zip(chosen.iterrows(), embeddings.of(chosen), places, similarity)
+    return ranked_figure([(row, nearest(query, place), near.tolist())
+                          for (_, row), query, place, near in found],
                          note=f"{queries} queries of the first split, drawn at random (seed {seed})")
 
 
@@ -590,7 +608,7 @@ def demo_report(out, results, model, splits, embeddings):
         result.save(out / "results" / name.replace(", ", "-"))
     save_figure(plot_cmc({name: result.cmc for name, result in results.items()}), out / "cmc.png")
     save_figure(plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select), out / "training.png")
-    save_figure(ranked_lists(embeddings, splits), out / "ranked.png")
+    save_figure(ranked_lists(embeddings, splits, model=model), out / "ranked.png")
     if model.config.language:
         save_figure(attention_figure(model, splits.test), out / "attention.png")
     if model.composes:
@@ -924,21 +942,28 @@ def _as_yaml(value):
 
 @app.command("align-text")
 def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
-                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")], level: Level = None,
-                       sets: Sets = None):
+                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+                       bank: Annotated[Optional[Path], typer.Option(
+                           "--bank", help="Bank of sentences (promptsg bank) to learn from as well; "
+                                          "how far every fifth, held out, agrees is printed.")] = None,
+                       level: Level = None, sets: Sets = None):
     "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
     from promptsg.files import check_writable_file, counted
     chosen = read_config(config, sets)
     check_writable_file(out)
     frame = read_frame(data, chosen, level)
+    from promptsg.backbone import read_bank
     from promptsg.model import untrained
-    from promptsg.pretrain import align_text as align
+    from promptsg.pretrain import align_text as align, deal_sentences
     from promptsg.training import Feed
     model = untrained(chosen)
+    said = bank and read_bank(bank, model.head.out_dim)
+    if said:
+        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Feed(model, chosen).embed(people).of(people)
-    align(features, people, out, seed=chosen.seed)
+    align(features, people, out, seed=chosen.seed, bank=said)
     typer.echo(f"a text tower aligned on {counted(len(people), 'image')} of {counted(people.pid.nunique(), 'train person', 'train people')} is in {out}")
 
 # %% ../nbs/16_cli.ipynb #cell-bench

@@ -77,6 +77,7 @@ class OpenRun:
         self.frame = self.frame[["path", "identity", "image", "aspect"]]
         self.tower = self._tower(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
+        self.alike = lru_cache(8)(self._alike)
 
     @torch.inference_mode()
     def _tower(self, frame):
@@ -149,6 +150,18 @@ class OpenRun:
         fused = [self.model.fuse(prompt=prompt, **part)[0] for part in seen]
         attention = torch.cat([one.attention for one in fused])
         return torch.cat([one.embedding for one in fused]), attention.unflatten(2, self.model.backbone.grid).cpu()
+
+    def gallery_for(self, query):
+        "The first split's gallery without the query's own picture."
+        gallery = getattr(self.splits, self.protocol.gallery)[0]
+        return gallery[~find_same(query, gallery)].reset_index(drop=True)
+
+    def _alike(self, prompt, words, query):
+        "In which words each image of `gallery_for(query)` is like it; None where no words pool."
+        embeddings, _ = self.seen(prompt, words)
+        self._say(prompt, words)  # what was seen may be of another sentence than the last
+        one = self.frame[self.frame.path == query]
+        return self.model.alike(embeddings.of(one)[0], embeddings.of(self.gallery_for(query)))
 
     def _measure(self, prompt, words):
         return evaluate(self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config)
@@ -298,14 +311,16 @@ class Explorer:
 
     def ranked(self):
         """The gallery, nearest first, as a DataFrame: image, identity, path, similarity (cosine),
-        right (None for a person nobody knows)."""
-        gallery = getattr(self.run.splits, self.run.protocol.gallery)[0]
-        gallery = gallery[~find_same(self.state.query, gallery)].reset_index(drop=True)
+        right (None for a person nobody knows), alike where words pool: in which words."""
+        gallery = self.run.gallery_for(self.state.query)
         query = self.run.frame[self.run.frame.path == self.state.query]
         places, near = rank_gallery(self.run.seen(*self.said)[0], query, gallery, self.state.top)
         found = gallery.iloc[places[0].tolist()][["image", "identity", "path"]].reset_index(drop=True)
         who = query.identity.iloc[0]
-        return found.assign(similarity=near[0].tolist(), right=None if who == "?" else found.identity == who)
+        found = found.assign(similarity=near[0].tolist(),
+                             right=None if who == "?" else found.identity == who)
+        alike = self.run.alike(*self.said, self.state.query)
+        return found if alike is None else found.assign(alike=[alike[row] for row in places[0]])
 
     def attention(self):
         """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing
@@ -336,8 +351,11 @@ def draw_ranked(explorer, figure=None):
     "The ranked list of the query: `plot_ranked_lists`. `figure`: an earlier one, drawn anew where it fits."
     found = explorer.ranked()
     right = None if found.right.isna().all() else found.right.tolist()
-    return plot_ranked_lists([dict(query=explorer.picture(explorer.state.query), gallery=[explorer.picture(path) for path in found.path],
-                                   similarity=found.similarity.tolist(), right=right)], top=explorer.state.top, digits=3, figure=figure)
+    row = dict(query=explorer.picture(explorer.state.query), right=right,
+               gallery=[explorer.picture(path) for path in found.path],
+               similarity=found.similarity.tolist(),
+               alike=found.alike.tolist() if "alike" in found else None)
+    return plot_ranked_lists([row], top=explorer.state.top, digits=3, figure=figure)
 
 
 def draw_attention(explorer, figure=None):
@@ -399,7 +417,9 @@ def _image(figure, words, places):
 def _ranked(explorer, kept):
     found, query = explorer.ranked(), Path(explorer.state.query).name
     right = "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
-    nearest = "; ".join(f"{row.image} at {row.similarity:.3f}" for row in found.itertuples())
+    said = [f", {one}" if one else "" for one in found.get("alike", [""] * len(found))]
+    nearest = "; ".join(f"{row.image} at {row.similarity:.3f}{alike}"
+                        for row, alike in zip(found.itertuples(), said))
     figure = kept.draw("ranked", draw_ranked, explorer)
     return _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
 

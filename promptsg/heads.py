@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_margin', 'ArcFace', 'BNNeckLinear',
-           'BNNeckArcFace', 'shrunk_covariance', 'Whitening']
+           'BNNeckArcFace', 'shrunk_covariance', 'Whitening', 'shares', 'standings', 'likeness']
 
 # %% ../nbs/07_heads.ipynb #cell002
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 import torch
@@ -168,3 +169,43 @@ class Whitening(nn.Module):
         scales, directions = torch.linalg.eigh(shrunk_covariance(residuals))
         self.mean.copy_(x.mean(0))
         self.matrix.copy_(directions * scales.rsqrt() @ directions.T)
+
+# %% ../nbs/07_heads.ipynb #shares
+def shares(query: Tensor,                   # (Q, D) what is ranked with, of any length
+           gallery: Tensor,                 # (G, D)
+           parts: int,                      # P, all of D / P numbers
+           matrix: Optional[Tensor] = None  # (D, D) the whitening's; None: there is none
+          ) -> Tensor:                      # (Q, G, P) float64
+    """What each part adds to the cosine of a query and a gallery image, Eq. (5); the sum over parts
+    is the cosine. `PromptSGError` unless the parts divide D."""
+    if query.shape[1] % parts:
+        raise PromptSGError(f"embeddings of {query.shape[1]} dimensions are not made of {parts} "
+                            "equal parts; give the number of parts of the model that made them")
+    rows = F.normalize(torch.cat([query, gallery]).cpu().double())
+    forth, back = rows, rows
+    if matrix is not None:
+        matrix = matrix.cpu().double()
+        forth, back = rows @ matrix, torch.linalg.solve(matrix, rows.T).T
+    split = lambda x: x.unflatten(1, (parts, -1)).split([len(query), len(gallery)])
+    (forth_q, forth_g), (back_q, back_g) = split(forth), split(back)
+    both = [torch.einsum("qpd,gpd->qgp", *pair) for pair in ((forth_q, back_g), (back_q, forth_g))]
+    return sum(both) / 2
+
+
+def standings(shares: Tensor) -> Tensor:
+    """(Q, G, P) shares -> (Q, G, P) how far each is above the part's mean over the query's gallery,
+    in standard deviations, Eq. (6); 0 where the gallery's images do not differ."""
+    apart = shares - shares.mean(1, keepdim=True)
+    spread = apart.square().mean(1, keepdim=True).sqrt()
+    return torch.where(spread > 1e-9, apart / spread.clamp(min=1e-9), 0.0)
+
+
+def likeness(standing: Tensor, words: Sequence[str]) -> str:
+    """"alike in ring, unlike in skin", of a pair's standings (T,) in T words: the highest and the
+    lowest. Empty where there are fewer than two words, or no difference between them."""
+    if len(words) < 2 or standing.max() - standing.min() < 1e-6:
+        return ""
+    high, low = words[int(standing.argmax())], words[int(standing.argmin())]
+    if standing.max() <= 0:
+        return f"unlike in {low}, less in {high}"
+    return f"alike in {high}, {'unlike' if standing.min() < 0 else 'less'} in {low}"

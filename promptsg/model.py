@@ -22,9 +22,9 @@ from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, mo
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import MultiModalInteraction, WordPooling, cell_weights
-from .heads import HEADS, Whitening
+from .heads import HEADS, Whitening, likeness, shares, standings
 from .inversion import TextualInversionMLP
-from .prompt import BankPrompt, PromptEncoder
+from .prompt import BankPrompt, PromptEncoder, fill_aspect
 
 # %% ../nbs/09_model.ipynb #cell003
 @dataclass
@@ -168,6 +168,40 @@ class PromptSG(nn.Module, ModelHubMixin):
             return F.normalize(output.retrieval.float(), dim=1)
         finally:
             self.train(was)
+
+    @property
+    def parts(self):
+        """Names of what stands side by side in the ranking embedding: class token, patches (a name
+        for each cell), then the words that pool, or the one sentence. Empty where no word pools or a
+        neck mixes them."""
+        if not (self.config.language and self.config.fusion == "pool"):
+            return ()
+        if self.head.out_dim != self.fusion.out_dim:
+            return ()
+        said = self.prompt.words or (self.prompt.sentence.template,)
+        rows, columns = self.config.patch_grid
+        cells = [f"patches {row}-{column}" for row in range(1, rows + 1)
+                 for column in range(1, columns + 1)]
+        return ("class token", *(cells if len(cells) > 1 else ["patches"]), *map(fill_aspect, said))
+
+    def shares(self, query, gallery):
+        """What each of `parts` adds to the cosines of `embed`'s rows (Q, D') and (G, D'), by
+        `promptsg.heads.shares`: (Q, G, parts), float64 on the CPU. `PromptSGError` for a model
+        without parts."""
+        if not self.parts:
+            raise PromptSGError("no word pools in this model's embedding, so a similarity has no "
+                                "parts; train training_free, or a version with fusion: pool")
+        matrix = None if self.whitening is None else self.whitening.matrix
+        return shares(query, gallery, len(self.parts), matrix)
+
+    def alike(self, query, gallery):
+        """In which words each gallery image is like a query (D',), against the mean of the gallery
+        (G, D'): G texts, "alike in ring, unlike in skin". None without two words that pool."""
+        words = len(self.config.words)
+        if not self.parts or words < 2:
+            return None
+        found = standings(self.shares(query[None], gallery))[0, :, -words:]
+        return [likeness(one, self.parts[-words:]) for one in found]
 
     def attention_maps(self, images, prompt=None, aspects=None):
         """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.

@@ -206,9 +206,11 @@ def _show(ax, image, frame=None, title="", below="") -> None:
 _SIGNS = {True: (BLUE, "✓ "), False: (RED, "✗ "), None: (GREY, "")}
 
 def _check_row(row) -> None:
-    lengths = {name: len(row[name]) for name in ("gallery", "similarity", "distance", "right") if row.get(name) is not None}
+    lists = ("gallery", "similarity", "distance", "right", "alike")
+    lengths = {name: len(row[name]) for name in lists if row.get(name) is not None}
     if "query" not in row or "gallery" not in lengths or len(set(lengths.values())) > 1:
-        raise PromptSGError(f"a ranked list needs a query and equally many gallery images, similarities and right flags; it has {lengths}.")
+        raise PromptSGError("a ranked list needs a query and equally many gallery images, "
+                            f"similarities, right flags and texts; it has {lengths}.")
     if {"similarity", "distance"} <= set(lengths):
         raise PromptSGError("a ranked list has both similarities and distances; give the one that it was ranked by.")
     if row.get("names") is not None and len(row["names"]) != 1 + lengths["gallery"]:
@@ -226,13 +228,30 @@ def _draw_list(axes, row, first, digits) -> None:
     for k, (ax, image, flag, value) in enumerate(zip(axes[1:], row["gallery"], right, _nearness(row))):
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
         _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
-    for ax, name in zip(axes, row.get("names") or []):
+    for ax in axes:
         for old in list(ax.texts):  # of the figure that is drawn anew
             old.remove()
-        ax.annotate(_shortened(name), (0.5, 0), (0, -19), xycoords="axes fraction", textcoords="offset points", ha="center", va="top", fontsize=6)
+    for ax, name in zip(axes, row.get("names") or []):
+        _write_below(ax, _shortened(name), 19)
+    for ax, said in zip(axes[1:], row.get("alike") or []):
+        _write_alike(ax, said, 19 + 10 * bool(row.get("names")))
     for ax in axes[1 + len(row["gallery"]):]:
         ax.clear()
         ax.axis("off")
+
+def _write_below(ax, text, points, size=6) -> None:
+    "Small words so many points below an image."
+    ax.annotate(text, (0.5, 0), (0, -points), xycoords="axes fraction", textcoords="offset points",
+                ha="center", va="top", fontsize=size)
+
+def _write_alike(ax, said, points) -> None:
+    "A line for each part of a text below an image, none wider than a column of the figure."
+    width = 72 * ax.figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols  # points
+    size = 6 if width > 56 else 4.5
+    letters = int(width / (0.54 * size))
+    lines = [part.strip() for part in said.split(",")]
+    lines = [one if len(one) <= letters else one[:letters - 1] + "…" for one in lines]
+    _write_below(ax, "\n".join(lines), points, size)
 
 def _shortened(name, letters=14) -> str:
     "A file's name without its suffix, its middle left out where it is longer than an image is wide."
@@ -243,18 +262,20 @@ def _shortened(name, letters=14) -> str:
 def _foot(rows, note="") -> str:
     "What the signs and numbers under the images are, as far as any row has them, and the note."
     has = lambda name: any(row.get(name) is not None for row in rows)
-    said = ["✓ same person, ✗ another"] * has("right") + ["cosine similarity"] * has("similarity") + ["distance"] * has("distance") + [note] * bool(note)
-    return "; ".join(said)
+    said = {"right": "✓ same person, ✗ another", "similarity": "cosine similarity",
+            "distance": "distance", "alike": "alike, unlike: above, below the gallery's mean"}
+    return "; ".join([text for name, text in said.items() if has(name)] + [note] * bool(note))
 
 @_styled
-def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names
+def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names, alike (list)
                       top: int = 10, # gallery images drawn at most
                       digits: int = 2, # of the number under an image
                       note: str = "", # said at the foot: how the queries were chosen, say
                       figure=None    # an earlier figure of this function, drawn anew where it has as many places
                      ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
-    only `query` and `gallery` must be there; `names` are the query's and then the gallery's. The line at the foot says what the numbers are.
+    only `query` and `gallery` must be there; `names` are the query's and then the gallery's, `alike` a text for each gallery image,
+    broken at its commas. The line at the foot says what the numbers are.
     With `figure` the value is that figure if it fits, else a new one: the same picture, sooner, for what is drawn again and again.
 
     Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
@@ -265,11 +286,15 @@ def plot_ranked_lists(rows,          # each a dict: query, gallery (list), simil
         _check_row(row)
     columns = 1 + min(top, max(len(row["gallery"]) for row in rows))
     height, width = _picture(rows[0]["query"]).shape[:2]
-    named = any(row.get("names") for row in rows)
+    has = lambda name: any(row.get(name) for row in rows)
+    below = 0.12 * has("names") + 0.24 * has("alike")
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
-    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, len(rows) * (side * height / width + 0.24 + 0.12 * named) + 0.4))
+    tall = len(rows) * (side * height / width + 0.24 + below) + 0.4
+    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, tall))
     for i, row in enumerate(rows):
-        _draw_list(axes[i], {**row, "gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top]}, first=i == 0, digits=digits)
+        short = {"gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top],
+                 "alike": (row.get("alike") or [])[:top]}
+        _draw_list(axes[i], {**row, **short}, first=i == 0, digits=digits)
     if not figure.texts:
         figure.supxlabel("", fontsize=8, color=DARK)
     figure.texts[0].set_text(_foot(rows, note))

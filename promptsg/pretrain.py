@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'QUESTIONS', 'TEXT_TOWER', 'true_pairs', 'contrastive_loss', 'draw_set', 'to_batch',
-           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'row_attributes', 'align_text',
-           'read_sentences', 'bank_of_vectors', 'bank_of_tower']
+           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'deal_sentences', 'row_attributes',
+           'align_text', 'read_sentences', 'bank_of_vectors', 'bank_of_tower']
 
 # %% ../nbs/17_pretrain.ipynb #cell002
 import json
@@ -29,7 +29,7 @@ from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .files import check_writable_file
 from .images import progress_bar
-from .prompt import fill_aspect, tokenize_prompt
+from .prompt import fill_aspect, spoken_aspects, tokenize_prompt
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
@@ -275,6 +275,58 @@ def zero_shot(model, tokenizer, pictures, phrases):
 def _score(given, true):
     return dict(accuracy=np.mean([g == t for g, t in zip(given, true)]), chance=max(map(true.count, true)) / len(true), images=len(true))
 
+# %% ../nbs/17_pretrain.ipynb #taught
+def deal_sentences(count, seed=0):
+    """(learnt, held out): row numbers of a bank of `count` sentences, every fifth held out.
+
+    `PromptSGError` unless two can be held out, as the right one is to be told from another."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held = torch.arange(count) % 5 == 0
+    if held.sum() < 2:
+        raise PromptSGError(f"the bank has {count} sentences, too few to hold two out; every fifth "
+                            "is, so give at least 6")
+    return order[~held], order[held]
+
+
+class _Taught:
+    "A bank's sentences, learnt and held out, as a text tower's tokens and targets."
+
+    def __init__(self, bank, tokenizer, dim, seed):
+        if bank.vectors.shape[1] != dim:
+            raise PromptSGError(f"the bank's vectors have {bank.vectors.shape[1]} dimensions and the "
+                                f"image embeddings {dim}; give the bank that belongs to this image "
+                                "tower")
+        for sentence in bank.sentences:
+            tokenize_prompt(sentence, tokenizer)  # refuses what is too long
+        self.learnt, self.held = deal_sentences(len(bank.sentences), seed)
+        self.tokens = tokenizer([*bank.sentences])
+        vectors = F.normalize(bank.vectors.float(), dim=1)
+        self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)         # (N, D)
+
+    def loss(self, text, rng, batch):
+        "Equation (2) on `batch` of the learnt sentences, or all of fewer."
+        rows = self.learnt[rng.permutation(len(self.learnt))[:batch]]
+        said = encode_sentences(text, self.tokens[rows])
+        return 1 - F.cosine_similarity(said, self.targets[rows]).mean()
+
+    @torch.no_grad()
+    def agreement(self, text, when):
+        "How far the tower's centred vectors are the bank's: a line for learnt, one for held out."
+        said = F.normalize(encode_sentences(text, self.tokens), dim=1)
+        said = F.normalize(said - said[self.learnt].mean(0), dim=1)
+        parts = {"learnt": self.learnt, "held out": self.held}
+        return "\n".join(f"{name} {when}: {_agreement(said[rows], self.targets[rows])}"
+                         for name, rows in parts.items())
+
+
+def _agreement(said, targets):
+    "Of vectors (N, D) of length 1, in words."
+    cosine, n = said @ targets.T, len(said)
+    own, right = cosine.diagonal().mean(), (cosine.argmax(1) == torch.arange(n)).float().mean()
+    other = (cosine.sum() - cosine.trace()) / (n * n - n)
+    return (f"{n} sentences, mean cosine {own:+.3f} (with another's {other:+.3f}), the right one "
+            f"nearest for {100 * right:.1f} % (chance {100 / n:.1f} %)")
+
 # %% ../nbs/17_pretrain.ipynb #cell025
 TEXT_TOWER = dict(context_length=40, vocab_size=4014, width=256, heads=4, layers=4)
 
@@ -287,33 +339,41 @@ def row_attributes(row):
                 age=f"of age {10 * (int(row.age) // 10)}")
 
 
-def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progress=True):
+def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progress=True, bank=None):
     """Trains a text tower against frozen image embeddings, writes it with its settings to `out` (safetensors) and returns it.
 
     features (N, D), one row for each row of `frame`, which has 11K Hands' attribute columns. The image side is centred for training only, because
-    CLIP's embeddings of one kind of object all point the same way. Raises `PromptSGError` when the two do not fit."""
+    CLIP's embeddings of one kind of object all point the same way. With a `bank` (`promptsg.backbone.Bank`, vectors of D dimensions) its sentences
+    are learnt too, but for those held out, and the agreement with both is printed. Raises `PromptSGError` when features, frame and bank do not
+    fit, and for a bank that is too small or has a sentence that is too long."""
     if len(features) != len(frame):
         raise PromptSGError(f"{len(features)} embeddings were given for {len(frame)} rows; give one for each")
     torch.manual_seed(seed)
     rng, phrases = np.random.default_rng(seed), [row_attributes(row) for row in frame.itertuples()]
     text, tokenizer = TextTransformer(**TEXT_TOWER, output_dim=features.shape[1]), tokenizer_for(TEXT_TOWER)
     text.logit_scale = torch.nn.Parameter(torch.tensor(math.log(20.0)))
+    taught = None if bank is None else _Taught(bank, tokenizer, features.shape[1], seed)
     image = F.normalize(features.float(), dim=1)
     image = F.normalize(image - image.mean(0), dim=1)
     optimizer = _optimizer(text, lr)
+    if taught:
+        print(taught.agreement(text, "before"))
     for step in progress_bar(range(steps), progress, desc="aligning text"):
         _set_rate(optimizer, step, steps, lr)
-        _align_step(text, tokenizer, optimizer, image, phrases, rng.integers(0, len(frame), batch), rng)
+        _align_step(text, tokenizer, optimizer, image, phrases, rng.integers(0, len(frame), batch), rng, taught)
+    if taught:
+        print(taught.agreement(text, "after"))
     del text.logit_scale  # its work is done
     save_tensors(out, text.state_dict(), text_cfg=json.dumps(TEXT_TOWER), tokenizer="hand_bpe")
     return text.eval()
 
 
-def _align_step(text, tokenizer, optimizer, image, phrases, rows, rng):
-    "One step of the text tower on the rows `rows`, each with a fresh sentence."
+def _align_step(text, tokenizer, optimizer, image, phrases, rows, rng, taught):
+    "One step of the text tower on the rows `rows`, each with a fresh sentence, and on as many of the `taught` ones."
     said, mentioned = zip(*(sentence(phrases[row], rng) for row in rows))
     encoded = F.normalize(encode_sentences(text, tokenizer(list(said))), dim=1)
     loss = contrastive_loss(image[rows], encoded, text.logit_scale.exp().clamp(max=100), true_pairs([phrases[row] for row in rows], mentioned))
+    loss = loss + taught.loss(text, rng, len(rows)) if taught else loss
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -367,7 +427,8 @@ def _read_rows(file):
 def bank_of_tower(sentences, config, out):
     """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
 
-    `{aspect}` is filled in them. `PromptSGError` where its weights hold no text tower, and for a
+    `{aspect}` is filled in them: with the config's own or, for `prompt_aspect: image`, with each of
+    `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for a
     sentence that it cannot read."""
     towers = load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
                          config.seed)
@@ -375,7 +436,9 @@ def bank_of_tower(sentences, config, out):
         file = config.text_pretrained or config.pretrained
         raise PromptSGError(f"{file} holds no text tower; name one that does, such as --config "
                             "paper@hand-vit-tiny")
-    said = dict.fromkeys(fill_aspect(sentence, config.aspect_words) for sentence in sentences)
+    aspects = spoken_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
+    said = dict.fromkeys(fill_aspect(sentence, aspect) for sentence in sentences
+                         for aspect in aspects(sentence, config.aspect_words))
     for sentence in said:
         if tokenize_prompt(sentence, towers.tokenizer).place is not None:
             raise PromptSGError(f"the sentence {sentence!r} has a place {{}} for s*; a bank holds "

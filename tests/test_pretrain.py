@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from promptsg.backbone import EMBEDDED, WEIGHTS, model_config, tokenizer_for
+from promptsg.backbone import EMBEDDED, WEIGHTS, Bank, model_config, save_bank, tokenizer_for
 from promptsg.config import PromptSGError
-from promptsg.pretrain import (TEXT_TOWER, _nearness, align_text, contrastive_loss, draw_set, embedded_clip, pretrain, row_attributes, to_batch, true_pairs,
+from promptsg.pretrain import (TEXT_TOWER, _nearness, align_text, contrastive_loss, deal_sentences, draw_set, embedded_clip, pretrain, row_attributes, to_batch, true_pairs,
                                zero_shot)
 
 
@@ -109,6 +109,57 @@ def test_aligned_text_finds_its_images(tmp_path):
 def test_alignment_needs_one_embedding_a_row(tmp_path):
     with pytest.raises(PromptSGError, match="3 embeddings .* 4 rows"):
         align_text(torch.zeros(3, 8), rows(4), tmp_path / "x.safetensors")
+
+
+THINGS = ("dog", "cat", "bird", "boat", "bottle", "chair", "a cow", "sofa", "train", "person", "sheep")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    "`taught(vectors (11, 16))`: (weights of a text tower that learnt them beside captions, what was printed)."
+    def align(vectors, capsys):
+        out = tmp_path_factory.mktemp("taught") / "text.safetensors"
+        align_text(random(16, 16, seed=2), rows(16), out, steps=30, batch=8, lr=3e-3, progress=False, bank=Bank(THINGS, vectors))
+        return load_file(out), capsys.readouterr().out.splitlines()
+    return align
+
+
+def test_a_text_tower_learns_the_banks_vectors_and_never_sees_those_held_out(taught, capsys):
+    vectors = random(11, 16, seed=3) + 0.5
+    weights, said = taught(vectors, capsys)
+    learnt, held = deal_sentences(11)
+    assert (len(learnt), len(held)) == (8, 3) and sorted([*learnt, *held]) == [*range(11)]
+    start = ["learnt before: 8 ", "held out before: 3 ", "learnt after: 8 ", "held out after: 3 "]
+    assert [line.startswith(one) for line, one in zip(said, start, strict=True)] == [True] * 4
+    cosine = [float(line.split("mean cosine ")[1].split(" ")[0]) for line in said]
+    assert cosine[2] > 0.6 > 0.3 > max(cosine[0], cosine[1], cosine[3]), said
+    nearest = [float(line.split("nearest for ")[1].split(" ")[0]) for line in said]
+    assert nearest[2] > 50 > nearest[0] and "(chance 12.5 %)" in said[2] and "(chance 33.3 %)" in said[3]
+    vectors[held] = random(3, 16, seed=9)
+    again, other = taught(vectors, capsys)
+    assert all(torch.equal(weights[name], again[name]) for name in weights) and other[2] == said[2] and other[3] != said[3]
+    vectors[learnt[0]] = random(1, 16, seed=9)[0]
+    assert not all(torch.equal(weights[name], one) for name, one in taught(vectors, capsys)[0].items())
+
+
+def test_a_bank_that_cannot_be_learnt_is_refused(tmp_path):
+    align = lambda bank: align_text(torch.zeros(4, 8), rows(4), tmp_path / "x.safetensors", bank=bank)
+    for bank, said in ((Bank(THINGS, random(11, 16)), "16 dimensions and the image embeddings 8"),
+                       (Bank(THINGS[:5], random(5, 8)), "5 sentences, too few to hold two out"),
+                       (Bank((*THINGS[:10], "hand " * 60), random(11, 8)), "has 62 tokens but the text encoder reads 40")):
+        with pytest.raises(PromptSGError, match=said):
+            align(bank)
+    assert not list(tmp_path.iterdir())
+
+
+def test_align_text_command_looks_at_the_bank_before_the_images(hands, promptsg, tmp_path):
+    save_bank(tmp_path / "other.safetensors", THINGS, random(11, 16))
+    save_bank(tmp_path / "few.safetensors", THINGS[:3], random(3, 128))
+    for name, said in (("other", "holds vectors of 16 dimensions, where the image tower ends in 128"), ("few", "the bank has 3 sentences, too few")):
+        answer = promptsg("align-text", "--data", hands, "--config", "paper@hand-rn-tiny", "--out", tmp_path / "t.safetensors",
+                          "--bank", tmp_path / f"{name}.safetensors", code=2).stderr
+        assert said in answer and "embedding" not in answer
+    assert not (tmp_path / "t.safetensors").exists()
 
 
 def test_a_row_says_what_its_columns_hold():

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from promptsg.backbone import Bank, ViTBackbone, load_towers, read_bank, save_bank
-from promptsg.config import Config, PromptSGError
+from promptsg.config import ASPECTS, Config, PromptSGError
 from promptsg.evaluation import ranked_images
 from promptsg.explorer import Explorer, draw_attention
 from promptsg.fusion import WordPooling
@@ -401,6 +401,28 @@ def command(*arguments):
     return _run([str(one) for one in arguments])
 
 
+@pytest.mark.parametrize("whose, aspects", [("run", 1), ("image", 4)])
+def test_a_bank_says_what_each_image_is_spoken_of(tmp_path, whose, aspects):
+    "With `prompt_aspect: image` the bank has the sentence of each aspect, and the model finds them."
+    (tmp_path / "said.txt").write_text("ring\nA {aspect} hand.\nA hand.\n", encoding="utf-8")
+    file = tmp_path / "bank.safetensors"
+    command("bank", "--sentences", tmp_path / "said.txt", "--config", "paper@hand-vit-tiny",
+            "--out", file, "-s", f"prompt_aspect={whose}", "-s", "aspect=palmar_l")
+    said = read_bank(file).sentences
+    assert len(said) == 2 + aspects and "A palmar left hand." in said
+    assert ("A dorsal right hand." in said) == (whose == "image")
+    config = Config(model="hand-vit-tiny", simplified_prompt="A {aspect} hand.", aspect="palmar_l",
+                    text_pretrained=str(file), prompt_aspect="image", **FREE)
+    own = torch.tensor([0, 3, -1])
+    if whose == "run":
+        with pytest.raises(PromptSGError, match="no sentence 'A dorsal right hand.'"):
+            PromptSG(config, 2).prompt.simplified(3, own)
+        return
+    bank, tower = (PromptSG(config.replace(text_pretrained=text), 2).prompt for text in (str(file), None))
+    assert same(bank.simplified(3, own).sentence, tower.simplified(3, own).sentence)
+    assert not same(*bank.simplified(2, own[:2]).sentence, 1e-3)
+
+
 def test_bank_command_reads_a_tower_out(tmp_path):
     (tmp_path / "said.txt").write_text(
         "# words\nring\n\nA photo of a {aspect} hand.\n", encoding="utf-8"
@@ -415,9 +437,10 @@ def test_bank_command_reads_a_tower_out(tmp_path):
         "paper@hand-vit-tiny",
     )
     found = read_bank(tmp_path / "b.safetensors", 128)
-    assert found.sentences == ("ring", "A photo of a dorsal right hand.")
+    each = [f"A photo of a {aspect} hand." for aspect in ASPECTS.values()]
+    assert found.sentences == ("ring", *each)  # the version's images have their own sentences
     tower = PromptSG(Config(simplified_prompt="A photo of a {aspect} hand."), 2).eval()
-    assert same(found.vectors[1:], tower.prompt.simplified(1).sentence)
+    assert same(found.vectors[1:2], tower.prompt.simplified(1).sentence)
     with pytest.raises(PromptSGError, match="either --config"):
         command("bank", "--sentences", tmp_path / "said.txt", "--out", tmp_path / "c.safetensors")
     (tmp_path / "said.txt").write_text("a {} hand", encoding="utf-8")
