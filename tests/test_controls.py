@@ -425,3 +425,20 @@ def test_the_model_is_left_in_its_mode(two, paper):
         assert paper.training
     finally:
         paper.eval()
+
+
+def test_a_control_of_best_sees_mirror_images_as_its_whitening_does(two, monkeypatch):
+    "The version itself in a control's place is measured as the version is, with and without mirrors."
+    from promptsg.tune import measure_configs
+
+    itself = controls.Control("itself", controls._itself)
+    monkeypatch.setitem(controls.CONTROLS, "no word", itself)
+    configs = {
+        on: version("best", VIT).replace(whiten_mirrored=on, cache_pixels=False)
+        for on in (True, False)
+    }
+    expected = measure_configs(configs, two, ("clipfh",), progress=False)
+    for on, config in configs.items():
+        found = measured(PromptSG(config, 1).eval(), two, ["no word"])["no word"]
+        assert equal(found, expected[on]["clipfh"])
+    assert not equal(expected[True]["clipfh"], expected[False]["clipfh"])

@@ -209,3 +209,13 @@ def test_the_explorer_without_words_is_as_it_was(splits, hands, tmp_path):
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     explorer = Explorer(tmp_path / "run", read_data(hands), progress=False)
     assert "alike" not in explorer.ranked() and texts(draw_ranked(explorer)) == []
+
+
+def test_cells_are_parts_of_their_own():
+    config = version("best", "hand-vit-tiny").replace(words=("hand", "ring"), patch_grid=(1, 2))
+    model = PromptSG(config, 2).eval()
+    assert model.parts == ("class token", "patches 1-1", "patches 1-2", "hand", "ring")
+    rows = F.normalize(torch.randn(4, model.fusion.out_dim), dim=1)
+    found = model.shares(rows[:1], rows[1:])
+    assert found.shape == (1, 3, 5) and torch.allclose(found.sum(2).float(), rows[:1] @ rows[1:].T, atol=1e-5)
+    assert all(one.startswith(("alike", "unlike")) for one in model.alike(rows[0], rows[1:]))
