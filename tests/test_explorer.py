@@ -270,7 +270,7 @@ def test_queries_by_list_chance_path_and_upload(panel, tmp_path):
 
     def is_new():
         seen.append(panel.views["ranked"].value)
-        return seen[-1] not in seen[:-1]
+        return seen[-1] != seen[-2]  # chance may choose the first one again
     panel.query.value = panel.explorer.queries.path[3]
     assert is_new() and panel.explorer.queries.image[3] in words_in(panel.views["ranked"])
     panel.random.click()
