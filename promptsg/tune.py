@@ -132,8 +132,8 @@ def _looks(model, words):
 
 def word_parts(model, frame, words, temperature=None, controls=False, batch_size=32, progress=True,
                feed=None):
-    """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches` (N, G D), G cells of
-    length 1 side by side, and each word.
+    """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches` (N, G D), G
+    cells of length 1 side by side, and each word.
 
     One pass over the images, however many words there are. `temperature`: the config's for None.
     With `controls` also `no word`, the mean of the tokens, and `random`, a direction that is drawn.
@@ -198,15 +198,16 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
     """Each combination of `values` {field: [value, ...]} on `config`, measured by cross-validation
     over the splits' train side: a DataFrame, a row a combination, the best on top.
 
-    Columns: the fields; `clipfh` and `mba`, mAP in percent, mean over folds, of the two galleries of
-    `cross_validate`; `mAP`, their mean; `behind`, how far it lies behind the best, and the standard
-    `error` of that over folds. Raises `PromptSGError` as `Config` does, for a field that decides who
-    is trained on, and for `select: best` where something is trained."""
+    Columns: the fields; `clipfh` and `mba`, mAP in percent, mean over folds, of the two galleries
+    of `cross_validate`; `mAP`, their mean; `behind`, how far it lies behind the best, and the
+    standard `error` of that over folds. Raises `PromptSGError` as `Config` does, for a field that
+    decides who is trained on, and for `select: best` where something is trained."""
     configs = _combined(config, values)
     people, found = train_people(splits), []
     still = _embedded([one for one in configs if not one.epochs], people, people, progress)
     for one in progress_bar(configs, progress, desc="tried"):
-        similarity = _trained(one, splits, people) if one.epochs else _still(one, people, still.pop(0))
+        similarity = (_trained(one, splits, people) if one.epochs
+                      else _still(one, people, still.pop(0)))
         scores = _over_folds(similarity, people, one.aspect, folds, draws, seed, _BOTH)
         found.append(100 * np.stack([scores[protocol] for protocol in _BOTH]))
     best = max(range(len(found)), key=lambda row: found[row].mean())
@@ -224,11 +225,13 @@ def _combined(config, values):
     "The configs of each combination. `PromptSGError` as in `try_fields`."
     fixed = next((field for field in values if field in SPLIT_FIELDS), None)
     if fixed:
-        raise PromptSGError(f"{fixed} decides who is trained on, so its values cannot be compared on "
-                            "the same people; leave it out")
-    combined = [config.replace(**dict(zip(values, row))) for row in itertools.product(*values.values())]
+        raise PromptSGError(f"{fixed} decides who is trained on, so its values cannot be compared "
+                            "on the same people; leave it out")
+    combined = [config.replace(**dict(zip(values, row)))
+                for row in itertools.product(*values.values())]
     if any(one.epochs and one.select != "last" for one in combined):
-        raise PromptSGError("the epoch kept would be chosen by the people held out; set select: last")
+        raise PromptSGError("the epoch kept would be chosen by the people held out; set select: "
+                            "last")
     return combined
 
 
@@ -303,7 +306,8 @@ def _trained(config, splits, people):
         mine = people.iloc[others]
         held = people.drop(index=people.index[others])
         gallery = held.drop_duplicates("identity")
-        part = replace(splits, train=mine, val_gallery=gallery, val_query=held.drop(index=gallery.index))
+        part = replace(splits, train=mine, val_gallery=gallery,
+                       val_query=held.drop(index=gallery.index))
         with tempfile.TemporaryDirectory(prefix="promptsg-tune-") as folder:
             Trainer(config, part, Path(folder) / "run", progress=False).fit()
             model = load_run(Path(folder) / "run")
@@ -321,7 +325,8 @@ def whitened_rows(rows, frame, fitted, mirror=None):
     return F.normalize(whitening(rows), dim=1)
 
 
-def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None, **about):
+def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None,
+                 **about):
     """{protocol: `Result`} of the embeddings `rows` (N, D) of a frame's images.
 
     `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` as in
@@ -335,8 +340,8 @@ def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, train
 
 
 def measure_configs(configs, splits, protocols=("clipfh", "mba"), rows=None, progress=True):
-    """{name: {protocol: `Result`}} of versions without training, {name: config}, as a run of each is
-    measured, in one pass of the image tower for those that read the same features of it.
+    """{name: {protocol: `Result`}} of versions without training, {name: config}, as a run of each
+    is measured, in one pass of the image tower for those that read the same features of it.
 
     `rows`: what `embed_configs` gave, for whose frame the splits are then. `PromptSGError` as
     `evaluate` raises it, and for a version that is trained."""
@@ -350,12 +355,12 @@ def measure_configs(configs, splits, protocols=("clipfh", "mba"), rows=None, pro
 
 
 def embed_configs(configs, splits, protocols=("clipfh", "mba"), progress=True):
-    """(frame, {name: (rows (N, D), `Embeddings` of mirror images or None)}) for `measure_configs`, of
-    all images of several splits."""
+    """(frame, {name: (rows (N, D), `Embeddings` of mirror images or None)}) for `measure_configs`,
+    of all images of several splits."""
     trained = next((name for name, one in configs.items() if one.epochs), None)
     if trained:
-        raise PromptSGError(f"{trained} is trained (epochs: {configs[trained].epochs}); train it, and "
-                            "measure its run with promptsg evaluate")
+        raise PromptSGError(f"{trained} is trained (epochs: {configs[trained].epochs}); train it, "
+                            "and measure its run with promptsg evaluate")
     once = lambda parts: pd.concat(parts).drop_duplicates("path", ignore_index=True)
     people = once([train_people(one) for one in splits])
     frame = once([people, *(ranked_images(one, protocols) for one in splits)])
@@ -366,8 +371,8 @@ def measure_parts(parts, frame, splits, made_of, protocols=("clipfh", "mba"), wh
     """{name: {protocol: `Result`}} of parts side by side, each of the same weight.
 
     `parts`: what `word_parts` gives for `frame`, in which all images of the splits are. `made_of`:
-    {name: [part, ...]}. The whitening is fitted to `train_people(splits)`. Raises `PromptSGError` as
-    `evaluate` does."""
+    {name: [part, ...]}. The whitening is fitted to `train_people(splits)`. Raises `PromptSGError`
+    as `evaluate` does."""
     fitted = train_people(splits) if whiten else None
     whole = lambda names: torch.cat([parts[one].float() for one in names], 1)
     return {name: measure_rows(whole(names), frame, splits, protocols, fitted)
@@ -384,8 +389,8 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
     whole, people = torch.cat([parts[one] for one in names], 1), train_people(splits)
     everybody, rng = np.unique(people.pid), np.random.default_rng(seed)
     if max(numbers) > len(everybody):
-        raise PromptSGError(f"the train side has {len(everybody)} people, not {max(numbers)}; ask for "
-                            "at most as many")
+        raise PromptSGError(f"the train side has {len(everybody)} people, not {max(numbers)}; ask "
+                            "for at most as many")
     asked = [(number, draw) for number in numbers for draw in range(draws)] + [(len(everybody), 0)]
     found = []
     for number, draw in asked:
@@ -397,28 +402,32 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
 
 # %% ../nbs/21_tune.ipynb #scatter
 def scatter_table(rows, frame, splits, edges=(0, 4, 16, 64, 256)):
-    """Scatter along the directions in which train people's images differ most: a DataFrame, a row for
-    the directions from each of the `edges` to the next.
+    """Scatter along the directions in which train people's images differ most: a DataFrame, a row
+    for the directions from each of the `edges` to the next.
 
-    `rows` (N, D): embeddings of a frame in which all images of the splits are. Columns, for the test
-    people: `within`, the share of the scatter within a person (0..1); `between`, that between
+    `rows` (N, D): embeddings of a frame in which all images of the splits are. Columns, for the
+    test people: `within`, the share of the scatter within a person (0..1); `between`, that between
     people; `ratio` of the two, which is constant where a whitening finds identity everywhere."""
-    rows, places = F.normalize(rows, dim=1).double(), {path: row for row, path in enumerate(frame.path)}
+    rows = F.normalize(rows, dim=1).double()
+    places = {path: row for row, path in enumerate(frame.path)}
     within, _ = _residuals(rows, places, train_people(splits))
-    scales, directions = torch.linalg.eigh(within.T @ within)
-    inner, centres = (part @ directions.flip(1) for part in _residuals(rows, places, splits.test))
-    parts = [(first, last) for first, last in zip(edges, (*edges[1:], len(scales))) if first < len(scales)]
-    share = lambda x, first, last: (x[:, first:last].square().sum() / x.square().sum()).item()
-    ratio = lambda first, last: (centres[:, first:last].square().mean(0).sum()
-                                 / inner[:, first:last].square().mean(0).sum()).item()
-    return pd.DataFrame([{"directions": f"{first + 1} to {min(last, len(scales))}",
-                          "within": share(inner, first, last), "between": share(centres, first, last),
-                          "ratio": ratio(first, last)} for first, last in parts])
+    _, directions = torch.linalg.eigh(within.T @ within)
+    along = [part @ directions.flip(1) for part in _residuals(rows, places, splits.test)]
+    dim, found = rows.shape[1], []
+    for first, last in zip(edges, (*edges[1:], dim)):
+        if first < dim:
+            inner, centres = (part[:, first:last].square() for part in along)
+            shares = [part.sum() / whole.square().sum()
+                      for part, whole in zip((inner, centres), along)]
+            ratio = centres.mean(0).sum() / inner.mean(0).sum()
+            found.append([f"{first + 1} to {min(last, dim)}", *map(float, (*shares, ratio))])
+    return pd.DataFrame(found, columns=["directions", "within", "between", "ratio"])
 
 
 def _residuals(rows, places, frame):
     "(N, D) a frame's rows less their identity's mean, (C, D) these means less their own."
-    own, labels = rows[[places[path] for path in frame.path]], torch.from_numpy(pd.factorize(frame.identity)[0])
-    sums = torch.zeros(int(labels.max()) + 1, own.shape[1], dtype=own.dtype).index_add_(0, labels, own)
+    own = rows[[places[path] for path in frame.path]]
+    labels = torch.from_numpy(pd.factorize(frame.identity)[0])
+    sums = own.new_zeros(int(labels.max()) + 1, own.shape[1]).index_add_(0, labels, own)
     centres = sums / labels.bincount()[:, None]
     return own - centres[labels], centres - centres.mean(0)

@@ -218,7 +218,7 @@ def yaml_files(rng):
 
 # --- the words of a command -----------------------------------------------------------------------
 COMMANDS = ("train", "evaluate", "embed", "search", "export", "report", "synth", "demo", "doctor", "align-text",
-    "bench",
+    "bench", "look", "tune",
             "versions", "pretrain")
 
 
