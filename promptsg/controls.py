@@ -232,7 +232,8 @@ def measure_controls(model, splits, protocols=("clipfh", "mba"), names=None, pro
     `names`: of `controls_of(model)`, all of them for None. `feed`: a `Feed` of the model, made for
     None. `config` goes into the records, the model's own for None; the record says which `control`
     it is. `PromptSGError` for a control that makes no sense for the model, for a bank with too few
-    sentences, and as `evaluate` and `Whitening.fit` raise it."""
+    sentences, as `evaluate` raises it, and where no person has two
+    different images."""
     names = _checked_names(model, names)
     device = make_accelerator(model.config).device
     whole = pd.concat([train_people(splits), ranked_images(splits, protocols)])

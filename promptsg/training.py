@@ -491,7 +491,8 @@ def mirror_images(frame):
 
 def fit_whitening(whitening, rows, people, mirror=None):
     """Fits a `Whitening` to the rows (N, D) of a frame's images, and to `mirror`, the `Embeddings` of
-    their mirror images, each one of another person. `PromptSGError` as `Whitening.fit`."""
+    their mirror images, each one of another person. `PromptSGError` where no person has two
+    different images."""
     names = people.identity
     if mirror is not None:
         rows = torch.cat([rows, mirror.of(people)])

@@ -63,7 +63,7 @@ _RESNET = dict(lr_clip_visual=1e-4, lr_modules=1e-4, loss_id_weight=0.1, supcon_
 CHAIN = {
     "v1": Step("linear head, cross-entropy (label smoothing 0.1) and batch-hard triplet (margin 0.3) on unit vectors, of the embedding alone, no SupCon; AdamW, image tower 1e-4, the "
                "rest 1e-5, weight decay 5e-4, clip norm 5, no schedule; one cross-attention whose text token is the embedding, dropout 0.1, inversion MLP of "
-               "2 layers without batch norm; a template of its own, composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, patience 3",
+               "2 layers without batch norm; a template of its own that names the run's aspect for every image, composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, patience 3",
                dict(classifier="linear", label_smoothing=0.1, triplet_margin=0.3, triplet_unit=True, triplet_states=0, supcon_loss_weight=0.0, lr_clip_visual=1e-4,
                     lr_modules=1e-5, weight_decay=5e-4, clip_norm=5.0, schedule="none", cross_attention_layers=1, transformer_layers=1, fusion="text",
                     dropout=0.1, inversion_layers=2, inversion_norm=False, eval_prompt="simplified", epochs=20, batch_size=32, early_stop_patience=3,

@@ -206,7 +206,7 @@ def test_names_that_go_on_and_names_nobody_knows():
 
 def test_versions_can_be_told_apart_in_grey_or_by_marker():
     colours, markers = zip(*VERSION_LOOKS.values())
-    assert len(set(colours)) == len(set(markers)) == 16  # so that no pair hangs on colour alone
+    assert len(set(colours)) == len(set(markers)) == 18  # so that no pair hangs on colour alone
     luminance = [np.dot(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4), (0.2126, 0.7152, 0.0722)) for c in map(np.array, map(to_rgb, colours))]
     assert max(luminance) < 0.5  # all show on white paper
     chain = [luminance[i] for i, name in enumerate(VERSION_LOOKS) if name.startswith("v")]

@@ -23,7 +23,7 @@ WORDS = {"classifier": {"linear": "linear head", "arcface": "ArcFace"}, "label_s
          "supcon_ramp": "ramped", "lr_clip_visual": ("image tower", "learning rates"), "lr_modules": ("the rest", "learning rates"),
          "weight_decay": "weight decay", "clip_norm": "clip norm", "schedule": {"none": "no schedule", "cosine": "cosine"}, "warmup_epochs": "warm-up",
          "eta_min": "down to", "cross_attention_layers": "cross-attention", "transformer_layers": ("one cross-attention", "layers"),
-         "fusion": {"text": "text token"}, "dropout": "dropout", "inversion_layers": "inversion MLP", "inversion_norm": {False: "without batch norm", True: "with batch norm"},
+         "prompt_aspect": {"run": "the run's aspect"}, "fusion": {"text": "text token"}, "dropout": "dropout", "inversion_layers": "inversion MLP", "inversion_norm": {False: "without batch norm", True: "with batch norm"},
          "eval_prompt": {"simplified": ("simplified in evaluation", "simplified prompt only"), "composed": "composed prompt in evaluation"},
          "use_composed_prompt": {False: "simplified prompt only"}, "epochs": "epochs", "batch_size": "batches", "early_stop_patience": "patience",
          "prompt_template": ("template", "sentence"), "simplified_prompt": ("template", "sentence"), "loss_id_weight": "cross-entropy",
