@@ -93,28 +93,24 @@ class Prefix:
 
 
 def join_prefixes(prefixes):
-    "One `Prefix` of several, in their order."
+    "One `Prefix` of several (A = 1 each), in their order."
     before = max(one.states.shape[1] for one in prefixes)
     after = max(one.after.shape[1] for one in prefixes)
     left = lambda t, size: F.pad(t, (0, 0, size - t.shape[1], 0))
 
     def mask(one):
-        p, r = before - one.states.shape[1], after - one.after.shape[1]
-        first, rest = one.mask[:, :1], one.mask[:, 1:]             # s* itself, and what follows it
-        columns = lambda part: torch.cat([
-            F.pad(part[..., :one.states.shape[1]], (p, 0), value=-torch.inf),
-            F.pad(part[..., one.states.shape[1]:][..., :1], (0, r), value=-torch.inf),
-            part[..., one.states.shape[1] + 1:]], -1)
-        seen = torch.cat([columns(first), columns(rest)], 1)
-        blank = torch.full((1, r, seen.shape[2]), -torch.inf).to(seen)
-        blank[..., before] = 0                                     # padding looks at s*: no NaN
-        return torch.cat([seen[:, :1], blank, seen[:, 1:]], 1)
-    return Prefix(tuple(torch.cat([left(part, before) for part in parts])
-                        for parts in zip(*(one.keys_values for one in prefixes))),
-                  torch.cat([left(one.states, before) for one in prefixes]),
-                  torch.cat([one.position for one in prefixes]),
-                  torch.cat([left(one.after, after) for one in prefixes]),
-                  torch.cat([mask(one) for one in prefixes]),
+        p, r = before - one.states.shape[1], after - one.after.shape[1]      # rows of padding
+        rows = torch.tensor([0, *range(1 + r, 1 + after)])
+        columns = torch.tensor([*range(p, before + 1), *range(before + 1 + r, before + 1 + after)])
+        whole = one.mask.new_full((1 + after, before + 1 + after), -torch.inf)
+        whole[rows[:, None], columns] = one.mask[0]
+        whole[1:1 + r, before] = 0                                           # s*, so that no NaN comes
+        return whole[None]
+    every = lambda part: torch.cat([part(one) for one in prefixes])
+    blocks = range(len(prefixes[0].keys_values))
+    return Prefix(tuple(every(lambda one: left(one.keys_values[block], before)) for block in blocks),
+                  every(lambda one: left(one.states, before)), every(lambda one: one.position),
+                  every(lambda one: left(one.after, after)), every(mask),
                   len({(one.states.shape[1], one.after.shape[1]) for one in prefixes}) > 1)
 
 # %% ../nbs/04_prompt.ipynb #cell008
