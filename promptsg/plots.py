@@ -71,8 +71,8 @@ def _figure(rows=1, columns=1, again=None, **options):
 VERSION_LOOKS = {"zero-shot": ("#767676", "H"), "image_only": ("#de8f05", "s"), "v1": ("#0ecf7e", "D"), "v2": ("#550086", "^"),
                  "v3": ("#fd6e53", "v"), "v4": ("#602702", "P"), "v5": ("#37c7d3", "X"), "v6": ("#6d1b4a", "<"), "v7": ("#d097fd", ">"),
                  "v8": ("#0d673a", "p"), "v9": ("#fe66ab", "h"), "v10": ("#727002", "8"), "v11": ("#006cfe", "d"),
-                 "simplified": ("#0000f5", "."), "paper": ("#0173b2", "o"), "paper_whitened": ("#001c7f", (4, 1, 45)),
-                 "training_free": ("#a23582", (3, 1, 0)), "best": ("#000000", "*")}
+                 "simplified": ("#0000f5", "."), "paper": ("#0173b2", "o"), "paper_whitened": ("#0314ba", (4, 1, 45)),
+                 "training_free": ("#762578", (3, 1, 0)), "best": ("#000000", "*")}
 _NAME = re.compile(r"(zero-shot|untrained|image_only|simplified|paper_whitened|paper|training_free|best|v\d+)(-logged)?(?=$|[ ,@:/])")
 
 def _known(name) -> tuple | None:
