@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from promptsg import training
 from promptsg.config import PromptSGError
 from promptsg.evaluation import ranked_images
 from promptsg.fusion import WordPooling, cell_weights
@@ -158,7 +159,12 @@ def test_a_row_is_the_cross_validation_by_hand(many):
 
 
 def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
-    trained, fit = [], Trainer.fit
+    trained, whitened, fit, images = [], [], Trainer.fit, training.WhiteningImages
+
+    def seen_by(feed, frame):
+        whitened.append(set(frame.pid))
+        return images(feed, frame)
+    monkeypatch.setattr(training, "WhiteningImages", seen_by)
 
     def watched(self, resume=False):
         trained.append((self.config.epochs, set(self.splits.train.pid), set(self.splits.val_query.pid)))
@@ -166,11 +172,13 @@ def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", watched)
     config = version("image_only", "hand-vit-tiny").replace(**TINY, select="last", steps_per_epoch=1, batch_size=4, instances=2,
                                                             warmup_epochs=0, whiten=True, crop_padding=0)
+    config = config.replace(val_type="images")  # whose whitening otherwise sees the images held out
     table = try_fields(config, many, {"epochs": [0, 1]}, folds=2, draws=1, progress=False)
     everybody = set(train_people(many).pid)
     assert [epochs for epochs, *_ in trained] == [1, 1] and table.epochs.isin([0, 1]).all()
     for _, seen, held in trained:
         assert not seen & held and seen | held == everybody
+    assert whitened == [seen for _, seen, _ in trained]
 
 
 @pytest.mark.parametrize("values, sentence", [
