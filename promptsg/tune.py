@@ -259,13 +259,14 @@ def _together(configs, frame, people, progress):
     models = [PromptSG(one.replace(whiten=False, whiten_mirrored=False), 1, towers).eval()
               for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
-    feed, places = Feed(models[0], models[0].config, progress=progress), {}
+    feed = Feed(models[0], models[0].config, progress=progress)
     seen, mirrors = _side_by_side(models, feed, frame), [None] * len(models)
     if any(one.whiten_mirrored for one in configs):
         places = {path: row for row, path in enumerate(people.path)}
-        mirrors = _side_by_side(models, feed.mirrored(), mirror_images(people))
-    return [(rows, Embeddings(places, mirror) if one.whiten_mirrored else None)
-            for one, rows, mirror in zip(configs, seen, mirrors)]
+        turned = _side_by_side(models, feed.mirrored(), mirror_images(people))
+        mirrors = [Embeddings(places, rows) if one.whiten_mirrored else None
+                   for one, rows in zip(configs, turned)]
+    return list(zip(seen, mirrors))
 
 
 def _side_by_side(models, feed, people):
