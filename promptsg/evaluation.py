@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images',
            'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes', 'Difference',
-           'paired_bootstrap', 'combine', 'rank_gallery']
+           'effective_number', 'difference_of', 'difference_from', 'paired_difference', 'holm', 'combine',
+           'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy import optimize, stats
 from torch.utils.data import DataLoader
 
 from .config import PromptSGError
@@ -351,10 +353,14 @@ def notes(results):
 
 # %% ../nbs/11_evaluation.ipynb #cell011
 class Difference(NamedTuple):
-    "b - a in percentage points, with its 95 % interval."
+    "b - a in percentage points, with its 95 % interval and how much it rests on."
     difference: float
     low: float
     high: float
+    p: float          # of no difference, two-sided, 0..1
+    units: int        # people, or images
+    effective: float  # Kish's n: units of equal weight that would say as much
+    trainings: int    # on the side that has more
 
 
 _QUERY_VALUES = {"mAP": lambda table: table.ap,
@@ -390,30 +396,106 @@ def _check_same(results):
             raise PromptSGError("the results have other splits of the same images; evaluate both with one Splits")
 
 
+_LEAST_P = 1e-12  # smaller ones are 0
+
+
 def _unit_sums(results, measure, by):
-    "(sums, counts) per unit, each averaged over the results, units in sorted order."
+    "(sums (S, U), counts (U,)) per unit, a row a result, units in sorted order."
     rows = [_matched(result) for result in results]
     tables = [pd.DataFrame({"unit": table[_UNITS[by]], "value": _QUERY_VALUES[measure](table)})
-              for table in rows]
-    sums = pd.concat(tables).groupby("unit").value.agg(["sum", "count"])
-    return (sums / len(results)).to_numpy(dtype=float).T
+              .groupby("unit").value.agg(["sum", "count"]) for table in rows]
+    sums = np.array([table["sum"] for table in tables], float)
+    return sums, tables[0]["count"].to_numpy(float)
 
 
-def paired_bootstrap(a, b, measure="mAP", n=2000, seed=0, by="identity"):
-    """How much better b is than a, Eq. (1): a `Difference`. Efron and Tibshirani, *An Introduction to the Bootstrap* (1993), ch. 13.
+def _over_units(gain, counts):
+    "(variance, degrees of freedom) of sum(gain) / sum(counts), (U,) each: the jackknife's."
+    units = len(gain)
+    left = (gain.sum() - gain) / (counts.sum() - counts)
+    return (units - 1) / units * np.square(left - left.mean()).sum(), effective_number(counts) - 1
 
-    `a`, `b`: a `Result` or a list of them (seeds, averaged). `measure`: mAP, rank1, rank5 or rank10. `by`: what is drawn, "identity" or
-    "query". `n`: how many draws. Raises `PromptSGError` for another measure or unit, and unless all results have the same data, splits and protocol."""
-    if measure not in _QUERY_VALUES or by not in _UNITS or n < 1:
-        raise PromptSGError(f"measure={measure!r}, by={by!r}, n={n} is not possible; measure is one of {', '.join(_QUERY_VALUES)}, by one of "
-                            f"{', '.join(_UNITS)}, n at least 1")
+
+def _over_trainings(differences):
+    "(variance, degrees of freedom) of the mean of several trainings' values; none of one."
+    count = len(differences)
+    return [(differences.var(ddof=1) / count, count - 1)] if count > 1 else []
+
+
+def _seeds(before, after):
+    "What spreads over trainings: their differences, or where the numbers differ each side's means."
+    return [after - before] if len(before) == len(after) else [before, after]
+
+
+def effective_number(counts):
+    """Kish's n of units with `counts` (U,) queries, Eq. (3): how many of equal weight would say as
+    much. Kish, *Survey Sampling* (1965)."""
+    counts = np.asarray(counts, float)
+    return float(counts.sum() ** 2 / np.square(counts).sum())
+
+
+def difference_of(before, after, counts):
+    """The `Difference` of two sides' sums (S, U), shares 0..1, over units with `counts` (U,) queries:
+    Eqs. (1) to (3). S may differ. One unit alone says nothing: its interval is all there is."""
+    before, after, counts = (np.asarray(x, float) for x in (before, after, counts))
+    gain, total = 100 * (after.mean(0) - before.mean(0)), counts.sum()
+    found, trainings = gain.sum() / total, max(len(before), len(after))
+    about = (len(gain), effective_number(counts), trainings)
+    if len(gain) == 1:
+        return Difference(float(found), -100.0, 100.0, 1.0, *about)
+    seeds = _seeds(*(100 * side.sum(1) / total for side in (before, after)))
+    parts = [_over_units(gain, counts), *(part for one in seeds for part in _over_trainings(one))]
+    return Difference(*_interval(float(found), parts), *about)
+
+
+def difference_from(difference, error, units, before, after):
+    """The `Difference` of two sides of which only this is known: the difference and its standard error
+    over `units` people, in points, and each training's mean, in percent, (Sa,) and (Sb,)."""
+    seeds = _seeds(np.asarray(before, float), np.asarray(after, float))
+    parts = [(error ** 2, units - 1), *(part for one in seeds for part in _over_trainings(one))]
+    trainings = max(len(before), len(after))
+    return Difference(*_interval(float(difference), parts), units, float(units), trainings)
+
+
+def _interval(found, parts):
+    """(value, low, high, p) of a value with independent parts (variance, degrees of freedom) of
+    doubt, Eq. (3). p is the level at which the interval just reaches 0."""
+    parts = [part for part in parts if part[0] > 1e-18]
+    if not parts:  # the same difference everywhere, but for rounding
+        return found, found, found, float(abs(found) < 1e-9)
+    reach = lambda p: sum(stats.t.isf(p / 2, of) ** 2 * part for part, of in parts) ** 0.5
+    low, high = max(found - reach(0.05), -100.0), min(found + reach(0.05), 100.0)
+    beyond = lambda p: reach(p) - abs(found)
+    p = 0.0 if beyond(_LEAST_P) < 0 else optimize.brentq(beyond, _LEAST_P, 1.0)
+    return found, float(low), float(high), float(p)
+
+
+def paired_difference(a, b, measure="mAP", by="identity"):
+    """How much better b is than a, Eqs. (1) to (3): a `Difference` in percentage points.
+
+    `a`, `b`: a `Result` or a list of them, one a training. `measure`: mAP, rank1, rank5 or rank10.
+    `by`: the units of chance, "identity" or "query". Raises `PromptSGError` for another measure or
+    unit, and unless all results have the same data, splits and protocol."""
+    if measure not in _QUERY_VALUES or by not in _UNITS:
+        raise PromptSGError(f"measure={measure!r}, by={by!r} is not possible; measure is one of "
+                            f"{', '.join(_QUERY_VALUES)}, by one of {', '.join(_UNITS)}")
     a, b = _listed(a), _listed(b)
     _check_same([*a, *b])
     (before, counts), (after, _) = (_unit_sums(side, measure, by) for side in (a, b))
-    gain, rng = 100 * (after - before), np.random.default_rng(seed)
-    draws = (rng.integers(len(gain), size=len(gain)) for _ in range(n))
-    resampled = [gain[rows].sum() / counts[rows].sum() for rows in draws]
-    return Difference(*map(float, (gain.sum() / counts.sum(), *np.percentile(resampled, [2.5, 97.5]))))
+    return difference_of(before, after, counts)
+
+
+def holm(p):
+    """Holm's adjusted p-values of a family of tests, in the order given, each 0..1: below 0.05, the
+    difference is decided although several were looked at. Holm, *Scandinavian J. of Statistics* 6
+    (1979). `PromptSGError` for what is no probability."""
+    p = np.asarray(p, float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise PromptSGError("p-values must be numbers from 0 to 1 in one row")
+    order = np.argsort(p)
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(steps, 1)
+    return adjusted
 
 # %% ../nbs/11_evaluation.ipynb #cell012
 def combine(results):

@@ -682,7 +682,7 @@ def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high 
                     ) -> Figure:
     """Forest plot: paired differences of versions with their 95 % intervals, a panel per measure; above 0, `b` is the better one.
 
-    A row is `dict(a=..., b=..., measure=..., **paired_bootstrap(...)._asdict())`. The colour is that of `b`. Raises `PromptSGError` for a
+    A row is `dict(a=..., b=..., measure=..., **paired_difference(...)._asdict())`. The colour is that of `b`. Raises `PromptSGError` for a
     missing column, no rows, a missing value, or an interval without its difference."""
     _check_differences(table)
     table = table.assign(name=_difference_names(table))

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job', 'make_jobs',
            'missing_protocols', 'missing_controls', 'read_metrics', 'do_job', 'do_jobs', 'Report', 'load_report',
-           'compare', 'parse_pairs', 'differences', 'control_differences', 'changed', 'summary', 'results_table',
-           'pair_lines', 'control_table', 'markdown_table', 'report_page', 'train_table', 'eval_table',
-           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
+           'compare', 'parse_pairs', 'differences', 'add_trainings', 'control_differences', 'changed', 'in_words',
+           'summary', 'results_table', 'pair_lines', 'control_table', 'markdown_table', 'report_page', 'train_table',
+           'eval_table', 'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report',
+           'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -27,8 +28,8 @@ from .backbone import WEIGHTS
 from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .controls import CONTROLS, BASELINES, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
-from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, find_protocol,
-                                 paired_bootstrap, ranked_images)
+from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, difference_from, find_protocol, holm,
+                                 paired_difference, ranked_images)
 from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv,
                             read_json, regular, write_csv, write_json, write_text)
 from .images import progress_bar
@@ -416,7 +417,8 @@ def load_report(out):
 
 # %% ../nbs/18_report.ipynb #cell014
 def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=None, protocol=None):
-    """How much better version b is than a, over all seeds: a `Difference` in percentage points with its 95 % interval, drawn over people (`by="query"`: images).
+    """How much better version b is than a, over all seeds: a `Difference` in percentage points with its
+    95 % interval over people (`by="query"`: images) and trainings.
 
     Backbone, aspect and protocol need naming where the report has several. `PromptSGError` for what it does not have."""
     wanted = (backbone, aspect, protocol)
@@ -427,7 +429,7 @@ def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=No
     for name in (a, b):
         if name not in found:
             raise PromptSGError(f"the report has no {name!r} for {', '.join(groups[0])}; it has {', '.join(found)}")
-    return paired_bootstrap(found[a], found[b], measure=measure, by=by)
+    return paired_difference(found[a], found[b], measure, by)
 
 
 def parse_pairs(texts):
@@ -446,22 +448,64 @@ def _check_pairs(pairs, runs):
         raise PromptSGError(f"a comparison with {lost[0]} is asked for, which the report does not have; it has {', '.join(there)}")
 
 
+_GAIN = ("difference", "low", "high", "p", "units", "effective", "trainings")
+_FAMILY = ["backbone", "aspect", "protocol", "measure", "by"]  # differences that are looked at together
+
+
 def differences(report, pairs=()):
     """Each version against `image_only`, and each pair (a, b) of `pairs`: Rank-1 and mAP of b - a, by query and by identity. The table that
-    `plot_differences` draws, with aspect and by. What a group has not is left out."""
+    `plot_differences` draws, with aspect and by, the fields of a `Difference`, and `p_holm`: p after Holm's correction for all rows of one
+    column of a table (backbone, aspect, protocol, measure, by). What a group has not is left out."""
     rows = []
     for group in report.groups:
         found, place = report.of(*group), dict(zip(("backbone", "aspect", "protocol"), group))
         asked = dict.fromkeys([*(("image_only", name) for name in found if name != "image_only"), *pairs])
-        rows += [dict(place, a=a, b=b, measure=measure, by=by, **paired_bootstrap(found[a], found[b], measure=measure, by=by)._asdict())
+        rows += [dict(place, a=a, b=b, measure=measure, by=by,
+                      **paired_difference(found[a], found[b], measure, by)._asdict())
                  for a, b in asked if a in found and b in found for measure in ("rank1", "mAP") for by in ("query", "identity")]
-    return pd.DataFrame(rows, columns=["backbone", "aspect", "protocol", "a", "b", "measure", "by", "difference", "low", "high"])
+    columns = ["backbone", "aspect", "protocol", "a", "b", "measure", "by", *_GAIN]
+    return _with_holm(pd.DataFrame(rows, columns=columns), _FAMILY)
+
+
+def _with_holm(table, families):
+    "A table with `p_holm`: p corrected among the rows that are alike in `families`."
+    if table.empty:
+        return table.assign(p_holm=[])
+    return table.assign(p_holm=table.groupby(families, sort=False).p.transform(holm))
+
+
+def add_trainings(gains, results, people):
+    """A table of differences whose intervals are over people alone, as earlier versions of the kit wrote it, with
+    the trainings' spread added: the columns of `differences`.
+
+    `results`: the tidy table of the same report, where each seed's mean stands. `people`: how many
+    people of equal weight were tested. The variance over people is read off the stored interval. A
+    table that has `trainings` comes back as it is; `PromptSGError` where `results` lacks a version."""
+    if "trainings" in gains:
+        return gains
+    place = ["backbone", "aspect", "protocol"]
+    each = results.groupby([*place, "version", "seed"], dropna=False)[["rank1", "mAP"]].mean()
+
+    def row(one):
+        sides = [_seed_means(each, one, name) for name in (one.a, one.b)]
+        return difference_from(one.difference, (one.high - one.low) / (2 * 1.96), people, *sides)
+    found = pd.DataFrame([row(one)._asdict() for one in gains.itertuples()], index=gains.index)
+    return _with_holm(gains.assign(**{name: found[name] for name in _GAIN}), _FAMILY)
+
+
+def _seed_means(each, one, name):
+    "(S,) percent: a version's means over splits, a training each, in a row's table."
+    try:
+        return 100 * each.loc[(one.backbone, one.aspect, one.protocol, name), one.measure].to_numpy()
+    except KeyError:
+        raise PromptSGError(f"the results have no {name} for {one.backbone}, {one.aspect}, {one.protocol}; "
+                            "give those of the same report") from None
 
 # %% ../nbs/18_report.ipynb #controls
 def control_differences(report):
     """What each version has over each of its controls: a DataFrame with a row per control and
-    measure (rank1, mAP). `value` is the control's mean over splits, 0..1; `difference`, `low` and
-    `high` are those of version - control in percentage points, over people."""
+    measure (rank1, mAP). `value` is the control's mean over splits, 0..1; then the `Difference` version
+    - control in percentage points, over people, and `p_holm`, corrected for all controls of the version."""
     rows = []
     for (run, protocol), found in report.controls.items():
         own, alone = report.evaluations[run, protocol], {}
@@ -471,10 +515,11 @@ def control_differences(report):
                 alone[name] = report.evaluations[tower, protocol]
         place = dict(run._asdict(), protocol=protocol)
         rows += [dict(place, control=name, measure=measure, value=result.per_split[measure].mean(),
-                      **paired_bootstrap(result, own, measure=measure)._asdict())
+                      **paired_difference(result, own, measure)._asdict())
                  for name, result in {**alone, **found}.items() for measure in ("rank1", "mAP")]
-    return pd.DataFrame(rows, columns=["backbone", "aspect", "version", "seed", "protocol",
-                                       "control", "measure", "value", "difference", "low", "high"])
+    place = ["backbone", "aspect", "version", "seed", "protocol"]
+    return _with_holm(pd.DataFrame(rows, columns=[*place, "control", "measure", "value", *_GAIN]),
+                      [*place, "measure"])
 
 # %% ../nbs/18_report.ipynb #cell016
 _WORDS = {"zero-shot": "the tower as it came, nothing trained",
@@ -497,7 +542,14 @@ def _plus_minus(mean, std):
 
 def _gain(table, group, a, b, measure):
     row = table[_is(table, group) & (table[["a", "b", "measure", "by"]] == [a, b, measure, "identity"]).all(axis=1)]
-    return "" if row.empty else "{difference:+.2f} [{low:+.2f}, {high:+.2f}]".format(**row.iloc[0])
+    return "" if row.empty else in_words(row.iloc[0])
+
+
+def in_words(gain):
+    """`+1.20 [+0.31, +2.09] *`: a row of `differences`, of `control_differences`, or a `Difference`, with
+    a star where it is decided: p, after Holm's correction where there is one, is below 0.05."""
+    star = " *" if getattr(gain, "p_holm", gain.p) < 0.05 else ""
+    return f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]{star}"
 
 
 def summary(report, group, gains=None):
@@ -567,8 +619,7 @@ def control_table(report, group, found):
 
 def _control_cells(one):
     "The cells of a control, from its rows of Rank-1 and mAP."
-    gains = (f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in one.itertuples())
-    return *(f"{100 * value:.2f}" for value in one.value), *gains
+    return *(f"{100 * value:.2f}" for value in one.value), *map(in_words, one.itertuples())
 
 
 def _control_section(report, group, found):
@@ -612,9 +663,10 @@ def _facts(report):
     return [f"- command: {markdown_code(report.about.get('command', ''))}", *lines]
 
 
-_HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with the 95 % interval of a paired
-bootstrap that draws people, all images of a hand together (`differences.csv` has it by query too, which is narrower where a person's images are easy or hard together). The splits are the
-same in every row; the seeds are the trainings'. An interval that holds 0 decides nothing."""
+_HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with their 95 % interval, which
+holds two kinds of chance: which people were tested, and, where there are several seeds, how the trainings turned out. A star: decided, also after Holm's correction for all rows of
+its column. Without a star nothing is decided. With one seed the interval is over people alone: another training may say something else. `differences.csv` has each row's p, by
+query too, and how many people of equal weight carry it. The splits are the same in every row; the seeds are the trainings'."""
 _HOW_CONTROLS = """A control is the version in one seed without one part, everything else as it was, on
 the same splits; `version − control` is what that part is worth to it. Where the version is whitened,
 each control is whitened anew, by the same images."""

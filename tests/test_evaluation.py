@@ -9,12 +9,15 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
-from promptsg.evaluation import (MEASURES, PROTOCOLS, Embeddings, Result, combine, embed_frame, embed_images, evaluate, minp_note,
-                                 notes, paired_bootstrap, rank_gallery, ranked_images)
+from promptsg.evaluation import (MEASURES, PROTOCOLS, Embeddings, Result, combine, difference_of,
+                                 embed_frame, embed_images, evaluate, holm, minp_note, notes,
+                                 paired_difference, rank_gallery, ranked_images)
 from promptsg.metrics import evaluate_ranking
 
 
@@ -154,17 +157,86 @@ def versions(frame, splits):
 
 @pytest.mark.parametrize("by, column", [("query", "path"), ("identity", "identity")])
 @pytest.mark.parametrize("measure", ["mAP", "rank1"])
-def test_the_bootstrap_agrees_with_scipy(versions, measure, by, column):
+def test_with_one_training_the_interval_over_units_is_the_textbooks(versions, measure, by, column):
+    """Independent: the jackknife written out, and where all units weigh alike scipy's paired t-test."""
     a, b = versions
-    ours = paired_bootstrap(a, b, measure, n=4000, by=by)
-    value = lambda result: result.per_query.ap if measure == "mAP" else (result.per_query.first_hit == 1).astype(float)
-    before, after = (value(result).groupby(result.per_query[column]).sum() for result in (a, b))
-    counts = a.per_query.groupby(column).size()
-    ratio = lambda x, y, n, axis: 100 * (y - x).sum(axis) / n.sum(axis)
-    theirs = scipy.stats.bootstrap((before.to_numpy(), after.to_numpy(), counts.to_numpy()), ratio, paired=True, n_resamples=4000,
-                                   method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    ours = paired_difference(a, b, measure, by)
+    value = lambda result: (result.per_query.ap if measure == "mAP"
+                            else (result.per_query.first_hit == 1).astype(float))
+    sums = [value(result).groupby(result.per_query[column]).sum() for result in (a, b)]
+    gain, counts = 100 * (sums[1] - sums[0]), a.per_query.groupby(column).size()
     assert ours.difference == pytest.approx((b.summary - a.summary).loc[measure, "mean"])
-    assert (ours.low, ours.high) == pytest.approx(theirs, abs=0.12 * (theirs.high - theirs.low))
+    left = [gain.drop(unit).sum() / counts.drop(unit).sum() for unit in gain.index]
+    error = np.sqrt((len(left) - 1) * np.var(left))
+    kish = counts.sum() ** 2 / (counts ** 2).sum()
+    reach = scipy.stats.t.ppf(0.975, kish - 1) * error
+    assert (ours.low, ours.high) == pytest.approx((ours.difference - reach, ours.difference + reach))
+    assert (ours.units, ours.trainings) == (len(gain), 1) and ours.effective == pytest.approx(kish)
+    if by == "identity":
+        assert counts.nunique() == 1  # so that the mean of the units' means is the mean
+        test = scipy.stats.ttest_1samp(gain / counts, 0)
+        assert (ours.low, ours.high) == pytest.approx(tuple(test.confidence_interval()))
+        assert ours.p == pytest.approx(test.pvalue, abs=1e-9)
+
+
+def test_trainings_alone_give_the_t_test_over_them():
+    """All people gain the same, each training another amount."""
+    counts = np.array([3.0, 5, 9, 2])
+    before = np.zeros((4, 4))
+    gains = np.array([0.01, 0.04, 0.02, 0.06])
+    found = difference_of(before, gains[:, None] * counts, counts)
+    paired = scipy.stats.ttest_1samp(100 * gains, 0)
+    assert found[:3] == pytest.approx((100 * gains.mean(), *paired.confidence_interval()))
+    assert found.p == pytest.approx(paired.pvalue) and found.trainings == 4
+    # other numbers of trainings: each side has its own spread; a side of one has none
+    alone = difference_of(before[:1], gains[:, None] * counts, counts)
+    assert alone == pytest.approx(found)
+    three = difference_of(gains[:3, None] * counts, before + gains[:, None] * counts, counts)
+    parts = [100 ** 2 * np.var(x, ddof=1) / len(x) for x in (gains[:3], gains)]
+    reach = np.sqrt(sum(scipy.stats.t.ppf(0.975, n - 1) ** 2 * v for n, v in zip((3, 4), parts)))
+    assert three.high - three.difference == pytest.approx(reach) and three.trainings == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10 ** 6), st.integers(1, 4), st.integers(2, 12))
+def test_properties_of_the_interval(seed, trainings, units):
+    """It turns round with its sides, holds its value, and p says whether it holds 0."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 20, units).astype(float)
+    before, after = rng.random((2, trainings, units)) * counts
+    forth, back = difference_of(before, after, counts), difference_of(after, before, counts)
+    assert forth.low <= forth.difference <= forth.high
+    assert forth[:4] == pytest.approx((-back.difference, -back.high, -back.low, back.p))
+    assert (forth.low <= 0 <= forth.high) == (forth.p >= 0.05)
+    assert 1 <= forth.effective <= units and -100 <= forth.low and forth.high <= 100
+
+
+@pytest.mark.parametrize("trainings, spread", [(3, 0.0), (3, 1.3), (3, 2.9), (1, 0.0)])
+def test_the_interval_covers_what_it_promises(trainings, spread):
+    """3,000 invented experiments; the truth is 5 points. The bootstrap over people that was here
+    covered 0.93, 0.76, 0.48 and 0.92 of them."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(3000):
+        counts = np.maximum(1, rng.lognormal(2, 0.5, 46).round())
+        gain = (0.05 + rng.normal(0, 0.035, 46) + rng.normal(0, spread / 100, (trainings, 1))
+                + rng.normal(0, 0.02, (trainings, 46)))
+        found = difference_of(0 * gain, gain * counts, counts)
+        held.append(found.low <= 5 <= found.high)
+    assert 0.93 <= np.mean(held) <= 0.985
+
+
+def test_holm_is_the_step_down_procedure():
+    rng = np.random.default_rng(0)
+    for p in (rng.random(7) ** 3, [0.04, 0.001, 0.03, 0.2], [0.01], [0.02, 0.02]):
+        adjusted, rejected = holm(p), set()
+        for place, one in enumerate(np.argsort(p, kind="stable")):  # written out: stop at the first that fails
+            if np.asarray(p)[one] > 0.05 / (len(p) - place):
+                break
+            rejected.add(int(one))
+        assert {*np.flatnonzero(adjusted <= 0.05)} == rejected and (adjusted >= p).all()
+    for wrong in ([1.2], [[0.1]], [np.nan]):
+        with pytest.raises(PromptSGError, match="from 0 to 1"):
+            holm(wrong)
 
 
 def altered(result, ap):
@@ -173,21 +245,26 @@ def altered(result, ap):
     return replace(result, per_query=per_query, per_split=result.per_split.assign(mAP=per_query.groupby("split").ap.mean().to_numpy()))
 
 
-def test_the_bootstrap_on_cases_with_a_known_answer(versions):
+def test_differences_with_a_known_answer(versions):
     a = altered(versions[0], 0.5)
-    assert paired_bootstrap(a, altered(a, 0.7)) == pytest.approx((20, 20, 20))  # the same gain everywhere: no doubt
-    assert paired_bootstrap(versions[1], versions[1], "rank5") == (0, 0, 0)
-    forth, back = paired_bootstrap(*versions), paired_bootstrap(*versions[::-1])
-    assert forth == pytest.approx((-back.difference, -back.high, -back.low))
-    # one of six people gains 60 points, nobody else: the draws hold it k times with probability Binomial(6, 1/6)
-    one = paired_bootstrap(a, altered(a, np.where(a.per_query.identity == "7:dorsal_r", 1.1, 0.5)), n=4000, by="identity")
-    assert one == pytest.approx((10, 0, 30))
+    same = paired_difference(a, altered(a, 0.7))
+    assert same[:4] == pytest.approx((20, 20, 20, 0))  # the same gain everywhere: no doubt
+    assert paired_difference(versions[1], versions[1], "rank5")[:4] == (0, 0, 0, 1)
+    # one of six people gains 60 points: the mean gains 10, with an error of 10
+    one = paired_difference(a, altered(a, np.where(a.per_query.identity == "7:dorsal_r", 1.1, 0.5)))
+    assert one.difference == pytest.approx(10)
+    assert one.high - 10 == pytest.approx(10 * scipy.stats.t.ppf(0.975, 5))
+    only = lambda result: replace(result, per_query=result.per_query.query("identity == '7:dorsal_r'"))
+    alone = paired_difference(only(a), only(altered(a, 0.7)))
+    assert alone[:4] == (pytest.approx(20), -100, 100, 1)  # one person says nothing of others
 
 
 def test_seeds_are_averaged_before_they_are_compared(versions):
     a, b = versions
     middle = altered(a, (a.per_query.ap + b.per_query.ap) / 2)
-    assert paired_bootstrap(a, [a, b]) == pytest.approx(paired_bootstrap(a, middle))
+    several, once = paired_difference(a, [a, b]), paired_difference(a, middle)
+    assert several.difference == pytest.approx(once.difference)
+    assert several.high - several.low > once.high - once.low  # the trainings' spread comes on top
 
 
 def test_combine_separates_splits_and_seeds(frame, splits):
@@ -215,11 +292,11 @@ def test_only_the_same_measurement_is_compared(frame, splits, versions):
     for other, word in ((evaluate(embeddings, splits, "mba"), "protocol"), (evaluate(embeddings, splits, ap="trapezoid"), "protocol"),
                         (evaluate(embeddings, make_splits(frame[frame.pid != "11"], "dorsal_r")), "data_hash"),
                         (evaluate(embeddings, make_splits(frame, "dorsal_r", seed=1)), "other splits")):
-        for call in (lambda: paired_bootstrap(a, other), lambda: combine([a, other])):
+        for call in (lambda: paired_difference(a, other), lambda: combine([a, other])):
             with pytest.raises(PromptSGError, match=word):
                 call()
-    for call, word in ((lambda: paired_bootstrap(a, a, "mINP"), "measure='mINP'"), (lambda: paired_bootstrap(a, a, by="person"), "by='person'"),
-                       (lambda: paired_bootstrap(a, a, n=0), "n=0"), (lambda: combine([]), "at least one")):
+    for call, word in ((lambda: paired_difference(a, a, "mINP"), "measure='mINP'"), (lambda: paired_difference(a, a, by="person"), "by='person'"),
+                       (lambda: combine([]), "at least one")):
         with pytest.raises(PromptSGError, match=word):
             call()
 
@@ -245,15 +322,15 @@ def by_hand(first_hits, record=None):
 @pytest.mark.parametrize("by", ["query", "identity"])
 def test_a_query_without_a_match_counts_for_nothing_in_interval_and_table(by):
     """Three of four queries have a match. a finds one of three first, b two: 33.3 points more, where counting the fourth as a hit or as a miss
-    would say 25. It is never drawn either: with b right everywhere and a nowhere, every draw gives 100."""
+    would say 25. With b right everywhere and a nowhere, there is no doubt about 100."""
     a, b = by_hand([1, 2, 4, None]), by_hand([1, 1, 2, None])
-    assert paired_bootstrap(a, b, "rank1", by=by).difference == pytest.approx(100 / 3)
-    assert paired_bootstrap(a, b, "mAP", by=by).difference == pytest.approx(100 * ((1 + 1 + 1 / 2) - (1 + 1 / 2 + 1 / 4)) / 3)
+    assert paired_difference(a, b, "rank1", by=by).difference == pytest.approx(100 / 3)
+    assert paired_difference(a, b, "mAP", by=by).difference == pytest.approx(100 * ((1 + 1 + 1 / 2) - (1 + 1 / 2 + 1 / 4)) / 3)
     for side, share in ((a, 100 / 3), (b, 200 / 3)):
         assert combine(side).loc["rank1", "mean"] == pytest.approx(share)
-    assert paired_bootstrap(by_hand([2, 2, 3, None]), by_hand([1, 1, 1, None]), "rank1", by=by) == pytest.approx((100, 100, 100))
+    assert paired_difference(by_hand([2, 2, 3, None]), by_hand([1, 1, 1, None]), "rank1", by=by)[:3] == pytest.approx((100, 100, 100))
     with pytest.raises(PromptSGError, match="other splits"):  # another query without a match: not the same measurement
-        paired_bootstrap(a, by_hand([1, None, 4, 2]))
+        paired_difference(a, by_hand([1, None, 4, 2]))
 
 
 def test_the_record_counts_queries_without_a_match_and_the_means_leave_them_out(frame, splits, tmp_path):
@@ -269,7 +346,7 @@ def test_the_record_counts_queries_without_a_match_and_the_means_leave_them_out(
     other = evaluate(invented(frame, "identity", noise=1.0), fewer)
     matched = [one.per_query[~lost] for one in (loaded, other)]
     expected = 100 * ((matched[1].first_hit == 1).mean() - (matched[0].first_hit == 1).mean())
-    assert paired_bootstrap(loaded, other, "rank1").difference == pytest.approx(expected)
+    assert paired_difference(loaded, other, "rank1").difference == pytest.approx(expected)
     assert any(line.startswith("x: 20 queries, of all splits, without a right image") for line in notes({"x": result}))
     with pytest.raises(PromptSGError, match="none of the 2 queries"):
         only = lambda frames: [rows[rows.identity == "7:dorsal_r"] for rows in frames]
