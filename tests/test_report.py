@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
-from promptsg.evaluation import paired_bootstrap
+from promptsg.evaluation import holm, paired_difference
 from promptsg.files import UNFINISHED, held
-from promptsg.report import (LOGGED, Report, Run, compare, control_differences, control_table, differences, load_report, make_report, pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
+from promptsg.report import (LOGGED, Report, Run, add_trainings, compare, control_differences,
+                             control_table, differences, in_words, load_report, make_report,
+                             pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
                              report_figures, report_page, results_table, shipped_reference, summary, train_table)
 from promptsg.versions import VERSIONS, chain_table
 
@@ -98,20 +101,49 @@ def test_the_summary_is_mean_and_spread_over_splits_and_seeds(done):
     table, values = summary(done, (VIT, "dorsal_r", "clipfh")).set_index("version"), done.results.query("version == 'v1' and protocol == 'clipfh'")
     assert table.loc["v1", "mAP"] == f"{100 * values.mAP.mean():.2f} ± {100 * values.mAP.std():.2f}" and len(values) == 4
     gain = compare(done, "image_only", "v1", protocol="clipfh")
-    assert table.loc["v1", "mAP − image_only"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    text = f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    assert table.loc["v1", "mAP − image_only"].removesuffix(" *") == text
     found = done.of(VIT, "dorsal_r", "clipfh")
-    assert gain == paired_bootstrap(found["image_only"], found["v1"], by="identity") and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
+    assert gain.trainings == 2 and gain == paired_difference(found["image_only"], found["v1"]) and compare(done, "v1", "image_only", protocol="clipfh").difference == -gain.difference
 
 
 def test_a_pair_is_compared_beside_image_only(done):
     group, pair, = (VIT, "dorsal_r", "clipfh"), *parse_pairs(["zero-shot:v1"])
     table, gain = differences(done, [pair]), compare(done, *pair, protocol="clipfh")
     row = table.query("a == 'zero-shot' and protocol == 'clipfh' and measure == 'mAP' and by == 'identity'")
-    assert row[["b", "difference", "low", "high"]].values.tolist() == [["v1", *gain]]
+    assert row[["b", *gain._fields]].values.tolist() == [["v1", *gain]]
     line, = pair_lines(table, group)
-    assert line.startswith("- v1 − zero-shot: Rank-1 ") and line.endswith(f"mAP {gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]")
-    assert line in report_page(done, table) and table.query("a == 'image_only'").reset_index(drop=True).equals(differences(done))
-    assert summary(done, group, table).equals(summary(done, group))
+    assert line.startswith("- v1 − zero-shot: Rank-1 ")
+    assert line.endswith("mAP " + in_words(row.iloc[0]))
+    alike = lambda rows: rows.query("a == 'image_only'").reset_index(drop=True).drop(columns="p_holm")
+    assert line in report_page(done, table) and alike(table).equals(alike(differences(done)))
+
+
+def test_a_star_stands_for_what_holm_leaves(done):
+    table = differences(done, parse_pairs(["zero-shot:v1"]))
+    for _, column in table.groupby(["protocol", "measure", "by"]):
+        assert len(column) == 3 and column.p_holm.tolist() == pytest.approx([*holm(column.p)])
+    gain = dict(difference=1.0, low=0.5, high=1.5)
+    words = [in_words(pd.Series({**gain, "p": 0.01, "p_holm": p})) for p in (0.04, 0.05)]
+    assert words == ["+1.00 [+0.50, +1.50] *", "+1.00 [+0.50, +1.50]"]
+    assert compare(done, "image_only", "v1", protocol="clipfh")._fields[:4] == ("difference", "low", "high", "p")
+
+
+def test_trainings_are_added_to_a_table_over_people(done):
+    """From a table as it once was, and each seed's mean, comes the interval of Eq. (3)."""
+    whole = differences(done)
+    units = int(whole.query("by == 'identity'").units.iloc[0])
+    stored = pd.DataFrame([dict(backbone=VIT, aspect="dorsal_r", protocol="clipfh", a="image_only",
+                                b="v1", measure="mAP", by="identity", difference=2.0, low=1.0, high=3.0)])
+    seeds = done.results.query("protocol == 'clipfh'").groupby(["version", "seed"]).mAP.mean()
+    spread = 100 * (seeds["v1"] - seeds["image_only"]).to_numpy()
+    added = add_trainings(stored, done.results, units).iloc[0]
+    t = scipy.stats.t.ppf(0.975, [units - 1, 1])
+    reach = np.sqrt((t[0] / 1.96) ** 2 + t[1] ** 2 * spread.var(ddof=1) / 2)
+    assert added.high == pytest.approx(min(100, added.difference + reach)) and added.trainings == 2
+    assert add_trainings(whole, done.results, units) is whole
+    with pytest.raises(PromptSGError, match="no v9 for"):
+        add_trainings(stored.assign(b="v9"), done.results, units)
 
 
 def test_a_pair_that_is_none_is_one_sentence(done, tmp_path):
@@ -247,9 +279,8 @@ def test_the_chain_fits_a_terminal_and_nothing_is_cut():
 # --- whatever happened to the folder ------------------------------------------------------------------------------------
 @pytest.fixture
 def copied(done, tmp_path, monkeypatch):
-    "A copy of the finished report, to do harm to; made again it draws nothing and few people, for speed."
+    "A copy of the finished report, to do harm to; made again it draws nothing, for speed."
     monkeypatch.setattr("promptsg.report.report_figures", lambda *_: ())
-    monkeypatch.setattr("promptsg.report.paired_bootstrap", partial(paired_bootstrap, n=2))
     return shutil.copytree(done.folder, tmp_path / "report")
 
 
@@ -447,9 +478,10 @@ def test_the_page_says_what_a_version_has_over_each_control(controlled):
     table = control_table(controlled, group, control_differences(controlled)).set_index(["version", "control"])
     run = Run(VIT, "dorsal_r", "paper", 0)
     own, without = controlled.evaluations[run, "clipfh"], controlled.controls[run, "clipfh"]["no text"]
-    gain = paired_bootstrap(without, own)
+    gain = paired_difference(without, own)
     row = table.loc["", "no text"].squeeze()  # paper's alone: image_only has no text
-    assert row["mAP: version − control"] == f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    text = f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+    assert row["mAP: version − control"].removesuffix(" *") == text
     assert row["mAP"] == f"{without.summary.loc['mAP', 'mean']:.2f}"
     assert table.loc["paper, seed 0", ""]["mAP"] == f"{own.summary.loc['mAP', 'mean']:.2f}"
     assert list(table.loc[""].index) == ["zero-shot", "zero-shot, whitened", "whitened"] + [
