@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images',
-           'ranked_images', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes', 'Difference',
-           'effective_number', 'difference_of', 'difference_from', 'paired_difference', 'holm', 'combine',
+           'ranked_images', 'batch_dependence', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes',
+           'Difference', 'effective_number', 'difference_of', 'difference_from', 'paired_difference', 'holm', 'combine',
            'rank_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
@@ -102,6 +102,26 @@ def ranked_images(splits, protocols=("clipfh",)):
     "The rows of every image that the protocols rank: the test images and the galleries."
     galleries = [gallery for name in protocols for gallery in getattr(splits, find_protocol(name).gallery)]
     return pd.concat([splits.test, *galleries])
+
+# %% ../nbs/11_evaluation.ipynb #alone
+@torch.inference_mode()
+def batch_dependence(embed, *inputs):
+    """How far an embedding depends on its batch: the largest distance, 0..2, between an image's unit
+    embedding in the whole batch and alone, in the batch turned round, or in each half of it.
+
+    `embed(*inputs)` -> (B, D), in evaluation mode; `inputs`: images (B, 3, H, W) and whatever else has
+    a row an image, such as aspect numbers (B,). 0 but for rounding where it depends on the image
+    alone. `PromptSGError` for fewer than two images."""
+    count = len(inputs[0])
+    if count < 2:
+        raise PromptSGError("one image has no neighbours; give at least two to see whether an embedding depends on them")
+    order = torch.arange(count)
+    rows = lambda chosen: F.normalize(embed(*(x[chosen] for x in inputs)).float(), dim=1).cpu()
+    whole, half = rows(order), count // 2
+    others = {"alone": torch.cat([rows(order[n:n + 1]) for n in range(count)]),
+              "turned round": rows(order.flip(0)).flip(0),
+              "in halves": torch.cat([rows(order[:half]), rows(order[half:])])}
+    return max((other - whole).norm(dim=1).max().item() for other in others.values())
 
 # %% ../nbs/11_evaluation.ipynb #cell008
 MEASURES = ["rank1", "rank5", "rank10", "mAP", "mINP"]

@@ -479,7 +479,7 @@ def add_trainings(gains, results, people):
     the trainings' spread added: the columns of `differences`.
 
     `results`: the tidy table of the same report, where each seed's mean stands. `people`: how many
-    people of equal weight were tested. The variance over people is read off the stored interval. A
+    people of equal weight were tested, {aspect: number}. The variance over people is read off the stored interval. A
     table that has `trainings` comes back as it is; `PromptSGError` where `results` lacks a version."""
     if "trainings" in gains:
         return gains
@@ -488,7 +488,7 @@ def add_trainings(gains, results, people):
 
     def row(one):
         sides = [_seed_means(each, one, name) for name in (one.a, one.b)]
-        return difference_from(one.difference, (one.high - one.low) / (2 * 1.96), people, *sides)
+        return difference_from(one.difference, (one.high - one.low) / (2 * 1.96), people[one.aspect], *sides)
     found = pd.DataFrame([row(one)._asdict() for one in gains.itertuples()], index=gains.index)
     return _with_holm(gains.assign(**{name: found[name] for name in _GAIN}), _FAMILY)
 
