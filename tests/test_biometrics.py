@@ -1,0 +1,282 @@
+"""Error rates of decisions, against scikit-learn, explicit loops and known answers."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import det_curve
+
+from promptsg import biometrics
+from promptsg.biometrics import (Calibration, cllr, compare, d_prime, det, fnir_at_fpir, fnmr_at_fmr, min_cllr,
+                                 needed_comparisons, open_set, open_set_draws, reliability, verification)
+from promptsg.config import PromptSGError
+from promptsg.evaluation import Embeddings
+from promptsg.metrics import eer
+
+
+def invent(people, seed=0, images=4, noise=1.0, dim=16):
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(rng.normal(size=(people, dim)), images, 0)
+    return torch.tensor(centres + noise * rng.normal(size=centres.shape)).float(), np.repeat(np.arange(people), images)
+
+
+def some_scores(seed=0, n=300, decimals=2):
+    rng = np.random.default_rng(seed)
+    genuine = rng.random(n) < 0.3
+    genuine[:2] = True, False
+    return rng.normal(genuine, 1).round(decimals), genuine
+
+
+# --- two errors ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("decimals", [1, 12])  # with ties and without
+def test_det_agrees_with_scikit_learn(decimals):
+    scores, genuine = some_scores(decimals=decimals)
+    fmr, fnmr, thresholds = det(scores, genuine)
+    theirs = dict(zip(det_curve(genuine, scores)[2], zip(*det_curve(genuine, scores)[:2])))
+    ours = dict(zip(thresholds, zip(fmr, fnmr)))
+    shared = [one for one in theirs if one in ours]
+    assert len(shared) > 10 and all(ours[one] == pytest.approx(theirs[one], abs=1e-12) for one in shared)
+    assert (fmr[0], fnmr[0], thresholds[0]) == (0, 1, np.inf) and (fmr[-1], fnmr[-1]) == (1, 0)
+
+
+def test_fnmr_at_fmr_is_the_best_threshold_that_is_allowed():
+    scores, genuine = some_scores(decimals=1)
+    at = [0.0, 0.01, 0.2, 1.0]
+    rates = [(np.mean(scores[~genuine] >= t), np.mean(scores[genuine] < t)) for t in [*np.unique(scores), np.inf]]
+    expected = [min(fnmr for fmr, fnmr in rates if fmr <= one) for one in at]
+    assert fnmr_at_fmr(scores, genuine, at) == pytest.approx(expected)
+    assert fnmr_at_fmr(scores, genuine, 0.2) == pytest.approx(expected[2]) and isinstance(fnmr_at_fmr(scores, genuine, 0.2), float)
+
+
+def test_d_prime_of_normal_distributions():
+    x = stats.norm.ppf(np.linspace(0.001, 0.999, 999))
+    assert d_prime(np.append(2 * x + 3, 2 * x), np.repeat([True, False], 999)) == pytest.approx(3 / np.std(2 * x))
+
+
+# --- all comparisons -------------------------------------------------------------------------------
+@pytest.mark.parametrize("one_set", [True, False])
+@pytest.mark.parametrize("block", [50, 4_000_000])
+def test_compare_makes_each_comparison_once(monkeypatch, one_set, block):
+    monkeypatch.setattr(biometrics, "_BLOCK", block)
+    x, who = invent(9)
+    other = () if one_set else (x[::2] + 0.1, who[::2])
+    found = compare(x, who, *other)
+    y, them = (x, who) if one_set else other
+    similarity = (F.normalize(x, dim=1) @ F.normalize(y, dim=1).T).numpy()
+    rows, columns = np.triu_indices(len(x), 1) if one_set else np.indices(similarity.shape).reshape(2, -1)
+    scores, own = similarity[rows, columns], who[rows] == them[columns]
+    assert found.genuine == pytest.approx(np.sort(scores[own]), abs=1e-6)
+    assert found.impostor == pytest.approx(np.sort(scores[~own])[::-1], abs=1e-6)
+    assert found.complete and found.impostors == (~own).sum() and found.people_pairs == 36 and found.people == 9
+    assert found.moments == pytest.approx((scores[~own].mean(), scores[~own].var()), abs=1e-6)
+    pairs = pd.Series(map(frozenset, found.impostor_people.tolist())).value_counts()
+    assert set(pairs) == ({16} if one_set else {16}) and len(pairs) == 36
+
+
+def test_what_is_kept_are_the_highest_impostors(monkeypatch):
+    monkeypatch.setattr(biometrics, "_BLOCK", 400)
+    x, who = invent(20)
+    whole, part = compare(x, who), compare(x, who, keep=100)
+    assert len(part.impostor) == 100 and not part.complete and part.impostors == whole.impostors
+    assert part.impostor == pytest.approx(whole.impostor[:100]) and part.moments == pytest.approx(whole.moments)
+    assert part.histogram.tolist() == whole.histogram.tolist()
+    rows = [verification(one, at=(0.02,), draws=5) for one in (whole, part)]
+    assert rows[0].iloc[1].equals(rows[1].iloc[1])
+    assert np.isnan(rows[1].value[0]) and "larger keep" in rows[1].note[0]  # the EER lies beyond
+
+
+# --- with what doubt -------------------------------------------------------------------------------
+def test_the_rates_are_those_of_the_plain_functions():
+    x, who = invent(40, noise=1.5)
+    found = compare(x.round(decimals=0), who)  # with ties
+    scores, genuine = found.scores()
+    table = verification(found, at=(0.2, 0.01), draws=20).set_index("measure")
+    fmr, fnmr, _ = det(scores, genuine)
+    assert table.value["EER"] == pytest.approx(eer(fmr, 1 - fnmr))
+    for at, name in ((0.2, "FNMR at FMR 20 %"), (0.01, "FNMR at FMR 1 %")):
+        row = table.loc[name]
+        assert row.value == pytest.approx(fnmr_at_fmr(scores, genuine, at)) and row.low <= row.value <= row.high
+        passed = scores > row.threshold
+        assert passed[~genuine].mean() <= at and (~passed[genuine]).mean() == pytest.approx(row.value)
+        assert row.errors == (~passed[genuine]).sum()
+    assert table.value["d'"] == pytest.approx(d_prime(scores, genuine), abs=1e-5)
+
+
+@pytest.mark.parametrize("one_set", [True, False])
+def test_a_draw_of_people_counts_a_comparison_as_often_as_both_are_drawn(one_set):
+    x, who = invent(8, noise=1.5)
+    other = () if one_set else (x[1::2], who[1::2])
+    found = compare(x, who, *other) if one_set else compare(x[::2], who[::2], *other)
+    weights = np.array([2, 0, 1, 3, 1, 0, 0, 1.0])
+    copies = np.repeat(np.arange(8), weights.astype(int))  # the drawn people, each a person of its own
+    sides = []
+    for features, people in [(x, who)] if one_set else [(x[::2], who[::2]), (x[1::2], who[1::2])]:
+        rows = [(features[people == one], number, one) for number, one in enumerate(copies)]
+        sides.append((torch.cat([r[0] for r in rows]), np.concatenate([[r[1]] * len(r[0]) for r in rows]),
+                      np.concatenate([[r[2]] * len(r[0]) for r in rows])))
+    a, b = (sides[0], sides[0]) if one_set else sides
+    similarity = (F.normalize(a[0], dim=1) @ F.normalize(b[0], dim=1).T).numpy()
+    rows, columns = np.triu_indices(len(a[0]), 1) if one_set else np.indices(similarity.shape).reshape(2, -1)
+    copy, same = a[1][rows] == b[1][columns], a[2][rows] == b[2][columns]
+    keep = copy | ~same  # a person and a copy of it are not compared
+    expected = fnmr_at_fmr(similarity[rows, columns][keep].round(6), copy[keep], 0.1)
+    rates = biometrics._Rates(found)
+    assert rates.fnmr_at(rates.weigh(weights), 0.1)[0] == pytest.approx(expected)
+
+
+def test_no_claim_beyond_what_the_people_support():
+    table = verification(compare(*invent(46)), draws=5).set_index("measure")
+    assert np.isfinite(table.value["FNMR at FMR 1 %"]) and np.isnan(table.value["FNMR at FMR 0.1 %"])
+    assert table.note["FNMR at FMR 0.1 %"] == ("needs 3,000 pairs of people, as 78 people make (rule of 3); there are 1,035")
+    assert [needed_comparisons(one) for one in (0.01, 0.001, 0.1)] == [300, 3000, 30]
+    assert np.isfinite(verification(compare(*invent(78)), draws=2).value[2]) and np.isnan(verification(compare(*invent(77)), draws=2).value[2])
+    easy = verification(compare(*invent(46, noise=0.5)), draws=5).set_index("measure")
+    assert "fewer than 30" in easy.note["FNMR at FMR 1 %"]
+
+
+# --- open set --------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rank", [1, 3])
+def test_open_set_by_an_explicit_loop(rank):
+    rng = np.random.default_rng(rank)
+    query, gallery = rng.integers(0, 12, 40), rng.integers(0, 6, 30)
+    similarity = rng.normal(size=(40, 30)).round(1)  # with ties
+    fpir, fnir, thresholds = open_set(similarity, query, gallery, rank)
+    assert (fpir[0], fnir[0], thresholds[0]) == (0, 1, np.inf)
+    for f, n, t in zip(fpir, fnir, thresholds):
+        named, missed = [], []
+        for row, identity in zip(similarity, query):
+            people = {one: row[gallery == one].max() for one in set(gallery)}
+            if identity in people:
+                above = sum(score >= people[identity] for one, score in people.items() if one != identity)
+                missed.append(above >= rank or people[identity] < t)
+            else:
+                named.append(max(people.values()) >= t)
+        assert (f, n) == pytest.approx((np.mean(named), np.mean(missed)))
+    at = [0.0, 0.1, 1.0]
+    expected = [min(n for f, n in zip(fpir, fnir) if f <= one) for one in at]
+    assert fnir_at_fpir(similarity, query, gallery, at, rank) == pytest.approx(expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10 ** 6))
+def test_of_a_gallery_of_one_image_fpir_is_fmr(seed):
+    rng = np.random.default_rng(seed)
+    query, scores = rng.integers(0, 3, 30), rng.normal(size=30).round(1)
+    query[:2] = 0, 1
+    fpir, fnir, thresholds = open_set(scores[:, None], query, [0])
+    fmr, fnmr, same = det(scores, query == 0)
+    assert np.allclose(thresholds, same) and np.allclose(fpir, fmr) and np.allclose(fnir, fnmr)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10 ** 6))
+def test_curves_are_monotone(seed):
+    scores, genuine = some_scores(seed, 60, 1)
+    fmr, fnmr, thresholds = det(scores, genuine)
+    rng = np.random.default_rng(seed)
+    query = np.append([0, 9], rng.integers(0, 10, 20))
+    fpir, fnir, levels = open_set(rng.normal(size=(22, 15)), query, np.append(0, rng.integers(0, 5, 14)))
+    for rising, falling, at in ((fmr, fnmr, thresholds), (fpir, fnir, levels)):
+        assert (np.diff(rising) >= 0).all() and (np.diff(falling) <= 0).all() and (np.diff(at) < 0).all()
+
+
+def test_open_set_draws_leave_people_out_of_every_gallery():
+    x, who = invent(40, noise=0.2)
+    frame = pd.DataFrame({"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str)})
+    found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
+    queries = [frame[np.arange(len(frame)) % 4 > 0]] * 2
+    galleries = [frame[np.arange(len(frame)) % 4 == 0]] * 2
+    table = open_set_draws(found, queries, galleries, at=(0.01, 0.2), enrolled=0.25, draws=3)
+    assert len(table) == 6 and (table.enrolled == 10).all() and (table.mated == 30).all() and (table.unmated == 90).all()
+    assert table["FNIR at FPIR 1 %"].isna().all() and (table["FNIR at FPIR 20 %"] == 0).all()
+    assert table.equals(open_set_draws(found, queries, galleries, at=(0.01, 0.2), enrolled=0.25, draws=3))
+    with pytest.raises(PromptSGError, match="leaves nobody"):
+        open_set_draws(found, queries, galleries, enrolled=1.0)
+
+
+# --- evidence --------------------------------------------------------------------------------------
+def test_cllr_by_its_formula_and_at_known_points():
+    scores, genuine = some_scores(decimals=12)
+    ratio = np.exp(scores)
+    expected = (np.log2(1 + 1 / ratio[genuine]).mean() + np.log2(1 + ratio[~genuine]).mean()) / 2
+    assert cllr(scores, genuine) == pytest.approx(expected, abs=1e-12)
+    assert cllr(0 * scores, genuine) == pytest.approx(1)  # who says nothing
+    assert cllr(np.where(genuine, 1e4, -1e4), genuine) == 0  # who knows
+
+
+@pytest.mark.parametrize("decimals", [1, 12])
+def test_the_isotonic_map_is_scikit_learns(decimals):
+    scores, genuine = some_scores(decimals=decimals)
+    weights = np.where(genuine, 0.5 / genuine.sum(), 0.5 / (~genuine).sum())
+    posterior = IsotonicRegression().fit(scores, genuine, weights).predict(scores)
+    with np.errstate(divide="ignore"):
+        assert min_cllr(scores, genuine) == pytest.approx(cllr(np.log(posterior) - np.log1p(-posterior), genuine), abs=1e-9)
+    ours = Calibration.fit(scores, genuine, "isotonic")(scores)
+    bound = np.log(genuine.sum() + 1), np.log((~genuine).sum() + 1)
+    with np.errstate(divide="ignore"):
+        expected = (np.log(posterior) - np.log1p(-posterior)).clip(-bound[0], bound[1])
+    assert ours == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_logistic_map_is_scikit_learns_and_the_identity_on_ratios():
+    scores, genuine = some_scores(decimals=12)
+    theirs = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-10, max_iter=1000).fit(scores[:, None], genuine)
+    assert Calibration.fit(scores, genuine)(scores) == pytest.approx(theirs.decision_function(scores[:, None]), abs=1e-3)
+    # normal scores with mean +-d^2/2 and variance d^2 are log-likelihood ratios themselves
+    x = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    ratios, kinds = np.append(2 * x + 2, 2 * x - 2), np.repeat([True, False], 20_000)
+    assert Calibration.fit(ratios, kinds)(np.array([-3.0, 0, 3])) == pytest.approx([-3, 0, 3], abs=0.02)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10 ** 6), st.sampled_from(["logistic", "isotonic"]))
+def test_a_calibration_keeps_the_ranking_and_knows_its_thresholds(seed, kind):
+    scores, genuine = some_scores(seed, 200)
+    found = Calibration.fit(scores, genuine, kind)
+    grid = np.linspace(scores.min(), scores.max(), 300)
+    assert (np.diff(found(grid)) >= 0).all()
+    for ratio in (0.5, 1, 3):
+        threshold = found.threshold(ratio)
+        if np.isfinite(threshold):
+            assert found(np.array(threshold + 1e-9)) >= np.log(ratio) - 1e-6
+            assert threshold <= scores.min() or found(np.array(threshold - 1e-3)) <= np.log(ratio) + 1e-6
+    assert min_cllr(scores, genuine) <= cllr(found(scores), genuine) + 1e-9
+
+
+def test_reliability_counts_what_is_said_and_what_is():
+    x = stats.norm.ppf((np.arange(5_000) + 0.5) / 5_000)
+    ratios, kinds = np.append(2 * x + 2, 2 * x - 2), np.repeat([True, False], 5_000)
+    table = reliability(ratios, kinds, bins=8)
+    assert table.comparisons.sum() == 10_000 and np.allclose(table["said"], table["is"], atol=0.02)
+    boasting = reliability(3 * ratios, kinds, bins=8)
+    assert abs(boasting["said"] - boasting["is"]).max() > 0.1
+
+
+# --- bad input -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("call, words", [
+    (lambda: det([0.1, 0.2], [True, True]), "of one kind"),
+    (lambda: fnmr_at_fmr([0.1, 0.2], [True, False], 1.5), "from 0 to 1"),
+    (lambda: d_prime([0.1, 0.1, 0.2, 0.2], [True, True, False, False]), "no spread"),
+    (lambda: compare(torch.ones(3, 2), [1, 2]), "do not fit"),
+    (lambda: compare(torch.eye(3), [1, 2, 3]), "no two images of one person"),
+    (lambda: compare(torch.eye(3), [1, 1, 1]), "no images of two people"),
+    (lambda: compare(torch.tensor([[np.nan, 1.0]] * 2), [1, 1]), "NaN or infinity"),
+    (lambda: verification(compare(*invent(3)), draws=1), "at least two draws"),
+    (lambda: verification(compare(*invent(3)), at=(0.0,)), "rates between 0 and 1"),
+    (lambda: open_set(np.ones((2, 2)), [1, 2], [1, 2]), "a mate in the gallery"),
+    (lambda: open_set(np.ones((2, 2)), [3, 4], [1, 2]), "none in the gallery"),
+    (lambda: open_set(np.ones((2, 1)), [1, 2], [1, 2]), "must be finite"),
+    (lambda: open_set(np.ones((2, 2)), [1, 3], [1, 2], rank=0), "at least one candidate"),
+    (lambda: cllr([0.0, 1.0], [True, True]), "of both kinds"),
+    (lambda: Calibration.fit([0.5, 0.5], [True, False]), "all scores are equal"),
+    (lambda: Calibration.fit([0.1, 0.9], [True, False]), "not higher than the impostors'"),
+    (lambda: Calibration.fit([0.9, 0.1], [True, False], "beta"), "logistic or isotonic")])
+def test_bad_input_is_one_sentence(call, words):
+    with pytest.raises(PromptSGError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
