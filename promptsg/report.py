@@ -546,9 +546,9 @@ def _gain(table, group, a, b, measure):
 
 
 def in_words(gain):
-    """`+1.20 [+0.31, +2.09] *`: a row of `differences`, of `control_differences`, or a `Difference`, with
-    a star where it is decided: p, after Holm's correction where there is one, is below 0.05."""
-    star = " *" if getattr(gain, "p_holm", gain.p) < 0.05 else ""
+    """`+1.20 [+0.31, +2.09] *`: a row of `differences` or of `control_differences`, with a star where its
+    p after Holm's correction is below 0.05; or a `Difference`, which has none."""
+    star = " *" if getattr(gain, "p_holm", 1.0) < 0.05 else ""
     return f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]{star}"
 
 
