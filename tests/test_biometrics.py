@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import det_curve
 
 from promptsg import biometrics
-from promptsg.biometrics import (Calibration, cllr, compare, d_prime, det, fnir_at_fpir, fnmr_at_fmr, min_cllr,
-                                 needed_comparisons, open_set, open_set_draws, reliability, verification)
+from promptsg.biometrics import (Calibration, cllr, compare, d_prime, det, fnir_at_fpir, fnmr_at_fmr, group_rates,
+                                 min_cllr, needed_comparisons, open_set, open_set_draws, rates_at, reliability,
+                                 verification)
 from promptsg.config import PromptSGError
 from promptsg.evaluation import Embeddings
 from promptsg.metrics import eer
@@ -280,3 +281,39 @@ def test_bad_input_is_one_sentence(call, words):
     with pytest.raises(PromptSGError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+# --- at a threshold, and groups --------------------------------------------------------------------
+def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
+    x, who = invent(30, noise=1.3)
+    found = compare(x, who)
+    scores, genuine = found.scores()
+    rates = rates_at(found, 0.3, draws=200)
+    assert rates["FMR"].value == pytest.approx((scores[~genuine] >= 0.3).mean())
+    assert rates["FNMR"].value == pytest.approx((scores[genuine] < 0.3).mean())
+    assert all(rate.low < rate.value < rate.high for rate in rates.values())
+    never = rates_at(found, 0.999, draws=20)
+    assert never["FMR"] == (0, 0, pytest.approx(3 / 435)) and never["FNMR"] == (1, 1, 1)
+    with pytest.raises(PromptSGError, match="larger keep"):
+        rates_at(compare(x, who, keep=50), -0.5)
+
+
+def test_group_rates_are_those_of_each_groups_own_comparisons():
+    x, who = invent(30, noise=1.3)
+    kind = np.where(who < 16, "a", np.where(who < 27, "b", "c"))
+    frame = pd.DataFrame({"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str), "kind": kind})
+    found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
+    hits = pd.DataFrame({"path": frame.path, "first_hit": np.where(kind == "a", 1, 2), "ap": np.where(kind == "a", 1, 0.5)})
+    table = group_rates(found, frame, "kind", 0.3, hits, draws=50).set_index("group")
+    assert list(table.index) == ["all", "a", "b", "c"] and list(table.people) == [30, 16, 11, 3]
+    for name in ("a", "b"):
+        alone = rates_at(compare(x[kind == name], who[kind == name]), 0.3, draws=50)
+        assert table.FNMR[name] == alone["FNMR"].value and table.FMR_high[name] == alone["FMR"].high
+        assert table.FNMR_ratio[name] == pytest.approx(table.FNMR[name] / table.FNMR["all"])
+    assert (table.rank1["a"], table.rank1["b"], table.mAP["b"]) == (1, 0, 0.5)
+    assert table.note["c"] == "3 people: too few to judge" and table.loc["c", ["FMR", "FNMR", "rank1", "mAP"]].isna().all()
+    ages = group_rates(found, frame, pd.cut(pd.Series(who), [-1, 14, 30]), 0.3, draws=5)
+    assert list(ages.people) == [30, 15, 15]
+    for wrong, words in (("colour", "no column 'colour'"), ([None] * len(frame), "no image has a label")):
+        with pytest.raises(PromptSGError, match=words):
+            group_rates(found, frame, wrong, 0.3)
