@@ -1,0 +1,114 @@
+"""What a run may say of a score: fitted on strangers of its train side, refused for other weights."""
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptsg.biometrics import cllr, compare, min_cllr
+from promptsg.config import PromptSGError
+from promptsg.data import make_splits, read_data
+from promptsg.decisions import Decision, fit_decision, in_a_sentence, train_side_scores, who_is_it
+from promptsg.model import PromptSG
+from promptsg.synth import write_hands
+from promptsg.training import Feed, Trainer, load_run
+from promptsg.tune import deal_people, train_people
+from promptsg.versions import version
+
+TOWER = "hand-vit-tiny"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decisions")
+    write_hands(folder / "hands", n_train=20, n_test=12, images_per_aspect=3, seed=0, progress=False)
+    return folder, read_data(folder / "hands")
+
+
+@pytest.fixture(scope="module")
+def free(place):
+    folder, frame = place
+    config = version("training_free", TOWER)
+    splits = make_splits(frame, "dorsal_r", 2, val="images", train_aspects=config.train_aspects)
+    return load_run(Trainer(config, splits, folder / "free", progress=False).fit()), splits, folder / "free"
+
+
+def feed(model):
+    return Feed(model, model.config, progress=False)
+
+
+def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
+    model, splits, _ = free
+    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    everybody = train_people(splits)
+    dealt, pairs = deal_people(everybody), []
+    for _, rows in everybody.groupby([dealt, everybody.aspect.to_numpy()]):
+        one, other = np.triu_indices(len(rows), 1)
+        pairs += [*(rows.identity.to_numpy()[one] == rows.identity.to_numpy()[other])]
+    assert people == everybody.pid.nunique() and genuine.sum() == sum(pairs) and len(genuine) == len(pairs)
+    assert genuine.sum() > 50 and (~genuine).sum() > 100
+    # the whole whitening has seen them all, and finds them more alike than it finds strangers
+    own = splits.train[splits.train.aspect == "dorsal_r"]
+    known, same = compare(feed(model).embed(own).of(own), own.identity).scores()
+    assert known[same].mean() > scores[genuine].mean()
+
+
+def test_a_trained_run_is_calibrated_on_the_people_held_out(place):
+    folder, frame = place
+    config = version("image_only", TOWER).replace(epochs=1, steps_per_epoch=1, train_aspects=(), batch_size=8)
+    splits = make_splits(frame, "dorsal_r", 2)
+    model = load_run(Trainer(config, splits, folder / "trained", progress=False).fit())
+    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    held = splits.val_query.pid.nunique()
+    sizes = np.array([(splits.val_query.identity == one).sum() + 1 for one in splits.val_query.identity.unique()])
+    assert people == held and genuine.sum() == (sizes * (sizes - 1) // 2).sum()
+    assert len(genuine) == sizes.sum() * (sizes.sum() - 1) // 2
+    everybody = model.config.replace(val_type="images")
+    model.config = everybody
+    with pytest.raises(PromptSGError, match="val_type: identities"):
+        train_side_scores(model, splits, feed(model))
+
+
+def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
+    model, splits, _ = free
+    found = fit_decision(model, splits, "isotonic", feed(model))
+    found.save(tmp_path)
+    assert Decision.load(tmp_path, model) == found and found.people == 20
+    other = PromptSG(model.config, 3).eval()
+    with pytest.raises(PromptSGError, match="belongs to other weights"):
+        Decision.load(tmp_path, other)
+    for wrong in ("[]", "{}", json.dumps({**json.loads((tmp_path / "decision.json").read_text()), "people": "many"})):
+        (tmp_path / "decision.json").write_text(wrong)
+        with pytest.raises(PromptSGError, match="promptsg decide --run"):
+            Decision.load(tmp_path, model)
+    with pytest.raises(PromptSGError, match="has no decision.json"):
+        Decision.load(tmp_path / "none", model)
+
+
+def test_its_ratios_cost_little_more_than_the_best_map_on_people_never_seen(free):
+    model, splits, _ = free
+    found = fit_decision(model, splits, feed=feed(model))
+    scores, genuine = compare(feed(model).embed(splits.test).of(splits.test), splits.test.identity).scores()
+    assert min_cllr(scores, genuine) <= cllr(found.calibration(scores), genuine) < min_cllr(scores, genuine) + 0.15
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10 ** 6), st.floats(0.01, 0.99))
+def test_who_is_it_is_bayes_rule(seed, prior):
+    rng = np.random.default_rng(seed)
+    logs = rng.normal(0, 3, (4, 7))
+    shares, nobody = who_is_it(logs, prior)
+    evidence = (prior / 7 * np.exp(logs)).sum(1) + 1 - prior
+    assert np.allclose(nobody, (1 - prior) / evidence) and np.allclose(shares.sum(1) + nobody, 1)
+    assert (shares.argmax(1) == logs.argmax(1)).all()
+
+
+def test_sentences():
+    assert in_a_sentence(np.log(240), 0.1) == "the same person, likelihood ratio 240 (nobody: 0.10)"
+    assert in_a_sentence(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
+    assert in_a_sentence(1e9, 0.0) == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
+    assert in_a_sentence(np.log(240), 0.9) == "nobody in this gallery (probability 0.90)"
+    for logs, prior in (([[0.0]], 0.0), ([[0.0]], 1.0), ([0.0], 0.5), ([[np.nan]], 0.5)):
+        with pytest.raises(PromptSGError, match="between 0 and 1"):
+            who_is_it(logs, prior)
