@@ -159,7 +159,8 @@ _Cells = Annotated[int, Field(ge=1, le=64)]
 # Fields that say how a run is carried out and kept, and not what comes out of it. (`compile` rounds
 # sums in another order, as another processor does.)
 UNMEASURED = frozenset({
-    "experiment", "compile", "checkpoint_blocks", "cache_pixels", "num_workers", "pin_memory",
+    "experiment", "compile", "checkpoint_blocks", "cache_pixels", "cache_embeddings", "num_workers",
+    "pin_memory",
     "output_dir", "save_dir", "save_frequency", "log_frequency", "tracker",
     "resume_from_checkpoint", "model_path"})
 
@@ -281,6 +282,8 @@ class Config(BaseModel):
     crop_padding: int = _within(0, 0, 512, "more would crop the hand away")
     erasing: float = _within(0.0, 0, 1, "it is a probability")  # of random erasing
     cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
+    # embed each image once for all commands: keep the embeddings of a model that is trained
+    cache_embeddings: bool = True
     num_workers: int = _within(0, 0, 512, "each is a process of some hundred megabytes")
     pin_memory: bool = False
     shuffle: bool = True
