@@ -187,13 +187,20 @@ class ViTBackbone(Backbone):
         return [self.visual.ln_post, _Held(self.visual.proj)]
 
 
+def _projected(attn, x):
+    "Queries, keys and values (B, N, 3 W) of an attention, which may have a product of its own for them."
+    if hasattr(attn, "qkv"):
+        return attn.qkv(x)
+    return F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+
+
 def dense_block(block, x, whole=True):
     """(`block(x)` (B, 1 + M, W), what makes dense tokens (B, M, W)) of an open_clip block, Eq. (1).
 
     Queries, keys and values are computed once, for both. Without `whole` the block's own pass is
     that of the class token alone, (B, 1, W)."""
     attn, kept = block.attn, slice(None) if whole else slice(1)
-    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
+    projected = _projected(attn, block.ln_1(x)).chunk(3, -1)
     q, k, v = (split_heads(t, attn.num_heads) for t in projected)
     out = lambda seen: attn.out_proj(seen.transpose(1, 2).flatten(2))
     look = F.scaled_dot_product_attention

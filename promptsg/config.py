@@ -272,7 +272,8 @@ class Config(BaseModel):
     clip_norm: Optional[float] = _within(None, 0, 1e6, "no gradient is longer", above=True)
     # how much of the weights' moving average a step keeps; 0: none is taken
     weight_average: float = _within(0.0, 0, 1, _SHARE, below=True)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    # of training; int8: of embedding on a CPU, and nothing is trained by gradient
+    precision: Literal["no", "bf16", "fp16", "int8"] = "no"
     compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
     checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
     # --- images ---------------------------------------------------------------------------------------------
@@ -467,6 +468,9 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: "{}" in c.simplified_prompt,
     "cache_frozen needs the same pixels in each epoch; set flip, crop_padding and erasing to 0, or cache_frozen to false":
         lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing),
+    "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
+    "cache_frozen to false":
+        lambda c: c.cache_frozen and c.precision == "int8",
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "

@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers,
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .files import counted, held
 from .images import progress_bar
+from .int8 import int8_model, int8_pays
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG, spoken_config
@@ -372,22 +373,22 @@ def foreign_code(model):
 @lru_cache
 def _code_hash():
     "Of the source that makes an embedding of an image's tensor, and the versions of what it calls."
-    names = ("backbone", "fusion", "heads", "inversion", "model", "prompt")
+    names = ("backbone", "fusion", "heads", "int8", "inversion", "model", "prompt")
     files = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
     versions = f"{torch.__version__} {importlib.metadata.version('open_clip_torch')}"
     return hashlib.sha256(b"".join(files) + versions.encode()).hexdigest()
 
 
-def embedding_kind(model, transform, prompt=None, frozen=False):
+def embedding_kind(model, transform, prompt=None, frozen=False, precision="float32"):
     """All that `PromptSG.embed` before the whitening depends on, but the image and the aspect said: a
-    text. `frozen`: the rest of the network is given `FrozenFeatures`."""
+    text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision`: a `Feed`'s."""
     # a classifier, centres and the whitening come after
     tensors = {name: t for name, t in model.state_dict().items()
                if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name}
     parts = [repr(part) for name, part in model.named_children() if name not in ("whitening", "head")]
     config = spoken_config(model).model_dump(mode="json", exclude=_NOT_EMBEDDED)
     device = next(model.parameters()).device.type
-    rounding = (device, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+    rounding = (device, precision, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
                 torch.get_float32_matmul_precision(), frozen and model.backbone.cut)
     return repr((tensor_hash(tensors), model.config.tower, parts, model.backbone.tokens, config,
                  prompt or model.config.eval_prompt, str(transform), DECODING, _code_hash(), rounding))
@@ -417,6 +418,12 @@ class Feed:
         self.still = eval_transform(self.size, model.mean, model.std)
         self.pixels = PixelCache(self.size, self.cache, progress) if config.cache_pixels else None
         self.kept, self.told = [], []
+        self.precision = "int8" if config.precision == "int8" and int8_pays(model) else "float32"
+
+    @cached_property
+    def network(self):
+        "What embeds: the model, or with `precision: int8` its twin."
+        return int8_model(self.model, self.cache) if self.precision == "int8" else self.model
 
     def keep(self, frame):
         "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
@@ -475,8 +482,8 @@ class Feed:
     def _embed(self, frame, prompt, batch_size, keep):
         kind = "frozen" if self.config.cache_frozen else "images"
         kept = self._kept(prompt) if keep else None
-        by_name = lambda x, aspects: self.model.embed(prompt=prompt, aspects=aspects, whitened=kept is None,
-                                                      **{kind: x.float()})
+        by_name = lambda x, aspects: self.network.embed(prompt=prompt, aspects=aspects, whitened=kept is None,
+                                                        **{kind: x.float()})
         if kept is None:
             return self._pass(by_name, frame, batch_size)
         rows = self._once(kept, by_name, frame, prompt, batch_size)
@@ -492,7 +499,7 @@ class Feed:
         foreign = foreign_code(self.model)
         if foreign:
             return self._tell(f"{foreign} is code of one's own, which no hash sees")
-        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen)
+        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen, self.precision)
         return self._try(Packs, self.cache, kind, "float32")
 
     def _try(self, action, *arguments):
@@ -538,7 +545,7 @@ class Feed:
         """`Embeddings` of a frame by another way than the model's own, in one pass of its image tower:
         `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says of
         `images` (None where that is cached), and of their aspect numbers (B,)."""
-        backbone = self.model.backbone
+        backbone = self.network.backbone
         whole = lambda x, aspects: embed(x, backbone.features_before(x), aspects)
         rest = lambda x, aspects: embed(None, x.float(), aspects)
         return self._pass(rest if self.config.cache_frozen else whole, frame, batch_size)
@@ -839,6 +846,10 @@ class Trainer:
     def _set_up(self):
         c = self.config
         torch.manual_seed(c.seed)
+        if c.epochs and c.precision == "int8":
+            raise PromptSGError("precision int8 is for embedding: steps of gradient are finer than eight "
+                                "bits; train with precision no, then evaluate, search or embed the run "
+                                "with --set precision=int8")
         self.accelerator = make_accelerator(c, self.out)
         if c.precision == "fp16" and self.accelerator.device.type == "cpu":
             raise PromptSGError("precision fp16 needs a GPU: here the training would be in float32 and the record would say fp16; set "
@@ -1093,13 +1104,14 @@ def make_accelerator(config, out=None):
     `accelerate launch` or `torchrun`.
 
     Raises `PromptSGError` when the tracker's package is not installed."""
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+    mixed = "no" if config.precision == "int8" else config.precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # accelerate keeps one state a process; another run in the same notebook may ask for another precision
     tracker = None if config.tracker == "none" or out is None else config.tracker
     if tracker and importlib.util.find_spec(tracker) is None:
         raise PromptSGError(f"tracker is {tracker!r} but the package {tracker} is not installed; pip install {tracker}, or set tracker to none")
     on_cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # accelerate takes processes on CPUs for such only when told
-    found = Accelerator(cpu=on_cpu, mixed_precision=config.precision, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
+    found = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
         DistributedDataParallelKwargs(find_unused_parameters=not (config.loss_id_weight and (config.use_composed_prompt or not config.language))),
         InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # the others wait while one process fills a cache
     if processes()[1] > 1:
@@ -1135,14 +1147,16 @@ def weights_hash(model):
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
     """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is
-    embedded once, in float32.
+    embedded once, in float32, or int8 where the model's config says so and it pays.
 
     `config` goes into the results' record, the model's own for None. `PromptSGError` as
     `evaluate` raises it."""
     device = make_accelerator(model.config).device
     model = model.to(device)
-    embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
-    about = dict(config=config or model.config, device=_device_name(device), weights=weights_hash(model))
+    feed = Feed(model, model.config, progress=progress)
+    embeddings = feed.embed(ranked_images(splits, protocols))
+    about = dict(config=config or model.config, device=_device_name(device),
+                 precision=feed.precision, weights=weights_hash(model))
     return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
 
 
