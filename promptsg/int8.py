@@ -8,7 +8,6 @@ __all__ = ['Int8Linear', 'channel_ranges', 'Int8Block', 'drawn_images', 'check_i
 # %% ../nbs/03a_int8.ipynb #cell002
 import copy
 import sys
-import warnings
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -26,13 +25,17 @@ from .data import eval_transform
 
 # %% ../nbs/03a_int8.ipynb #linear
 class Int8Linear(nn.Module):
-    "Eq. (1): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low` to `high`."
+    """Eq. (1): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low` to `high`.
+
+    Its argument is `x / step + offset`, which whoever makes x folds into what it does, and is
+    overwritten; the offset has the half that turns cutting off into rounding."""
 
     def __init__(self, weight, bias, low, high):
         super().__init__()
         low, high = min(float(low), 0.0), max(float(high), 0.0)
         self.step = (high - low) / 255 or 1.0
         self.zero = round(-low / self.step)
+        self.offset = self.zero + 0.5
         steps = weight.abs().amax(1).clamp(min=1e-12) / 127
         rows = (weight / steps[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(rows, None)
@@ -40,7 +43,7 @@ class Int8Linear(nn.Module):
         self.bias = bias.clone()
 
     def forward(self, x):
-        x = torch.quantize_per_tensor(x, self.step, self.zero, torch.quint8).int_repr()
+        x = x.clamp_(0, 255).to(torch.uint8)
         return torch.ops.onednn.qlinear_pointwise(x, self.step, self.zero, self.packed, self.steps,
                                                   self.zeros, self.bias, 1.0, 0, torch.float32, "none",
                                                   [], "")
@@ -82,11 +85,11 @@ def _shared(ranges, weight):
     return c, (ranges[0] * wide / size / c).min(), (ranges[1] * wide / size / c).max()
 
 
-def _divided(norm, c):
-    "A layer norm whose output is divided by c (C,)."
-    norm = copy.deepcopy(norm)
-    norm.weight.data.div_(c)
-    norm.bias.data.div_(c)
+def _into(norm, c, product):
+    "A layer norm whose output x is x / c (C,), as a product takes it."
+    norm, unit = copy.deepcopy(norm), c * product.step
+    norm.weight.data.div_(unit)
+    norm.bias.data.div_(unit).add_(product.offset)
     return norm
 
 
@@ -99,16 +102,17 @@ class _Attention(nn.Module):
 
 
 class _MLP(nn.Module):
-    "`down(activation(up(x)) / c)`; QuickGELU, silu(z) / 1.702 of z = 1.702 x, has its factors in `up` and c."
+    """`down(factor * activation(up(x)))`. QuickGELU, None here, is silu(z) / 1.702 of z = 1.702 x: its
+    numbers are in `up` and in the factor (C,)."""
 
-    def __init__(self, up, down, activation, c):
+    def __init__(self, up, down, activation, factor):
         super().__init__()
-        self.up, self.down, self.activation, self.c = up, down, activation, c
+        self.up, self.down, self.activation, self.factor = up, down, activation, factor
 
     def forward(self, x):
         x = self.up(x)
         x = F.silu(x, inplace=True) if self.activation is None else self.activation(x)
-        return self.down(x.div_(self.c))
+        return self.down(x.mul_(self.factor).add_(self.down.offset))
 
 
 class Int8Block(nn.Module):
@@ -123,24 +127,27 @@ class Int8Block(nn.Module):
         shared = {part: _shared(ranges[part], weight) for part, weight in weights.items()}
         c = {part: values[0] for part, values in shared.items()}
         product = lambda part, weight, bias: Int8Linear(weight * c[part], bias, *shared[part][1:])
-        rows = torch.cat([torch.ones(2 * len(c["out"])), c["out"]])  # W_V's are divided by c
         quick = isinstance(mlp.gelu, QuickGELU)
-        factor = 1.702 if quick else 1.0
-        self.ln_1, self.ln_2 = _divided(block.ln_1, c["qkv"]), _divided(block.ln_2, c["up"])
+        z = 1.702 if quick else 1.0
+        out = product("out", weights["out"], attn.out_proj.bias)
+        down = product("down", weights["down"], mlp.c_proj.bias)
+        up = product("up", z * weights["up"], z * mlp.c_fc.bias)
+        # values, mixed by weights that sum to 1, come as `out` takes them
+        width = len(c["out"])
+        rows = torch.cat([torch.ones(2 * width), c["out"] * out.step])
+        shift = torch.cat([torch.zeros(2 * width), torch.full((width,), out.offset)])
+        qkv = product("qkv", weights["qkv"] / rows[:, None], attn.in_proj_bias / rows + shift)
+        self.ln_1, self.ln_2 = _into(block.ln_1, c["qkv"], qkv), _into(block.ln_2, c["up"], up)
         self.ls_1, self.ls_2 = block.ls_1, block.ls_2
-        self.attn = _Attention(
-            product("qkv", weights["qkv"] / rows[:, None], attn.in_proj_bias / rows),
-            product("out", weights["out"], attn.out_proj.bias), attn.num_heads)
-        self.mlp = _MLP(product("up", factor * weights["up"], factor * mlp.c_fc.bias),
-                        product("down", weights["down"], mlp.c_proj.bias),
-                        None if quick else mlp.gelu, factor * c["down"])
+        self.attn = _Attention(qkv, out, attn.num_heads)
+        self.mlp = _MLP(up, down, None if quick else mlp.gelu, 1 / (z * c["down"] * down.step))
 
     def forward(self, x):
         projected = self.attn.qkv(self.ln_1(x)).chunk(3, -1)
         q, k, v = (split_heads(t, self.attn.num_heads) for t in projected)
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.ls_1(self.attn.out_proj(seen))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        x = self.ls_1(self.attn.out_proj(seen)).add_(x)
+        return self.ls_2(self.mlp(self.ln_2(x))).add_(x)
 
 # %% ../nbs/03a_int8.ipynb #model
 def drawn_images(size, mean, std, count=24):
@@ -226,10 +233,6 @@ def _slower(block, tokens, width, device, rounds=3):
     one = torch.tensor([[-4.0], [4.0]])
     wide = {"down": block.mlp.c_fc.out_features}
     try:
-        # the first quantised tensor of a process warns that its kind will move to another package
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.quantize_per_tensor(x[:1], 1.0, 0, torch.quint8)
         ways = [block, Int8Block(block, {part: one.expand(2, wide.get(part, width)) for part in _PARTS})]
         took = [[], []]
         for _ in range(rounds + 1):

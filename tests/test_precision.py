@@ -34,7 +34,8 @@ def test_a_product_is_as_near_as_eight_bits_allow():
     weight, bias, x = (torch.randn(*shape, generator=generator) for shape in ((24, 40), (24,), (2, 7, 40)))
     weight[3] = 0  # a row that says nothing
     exact = F.linear(x, weight, bias)
-    found = Int8Linear(weight, bias, x.min(), x.max())(x)
+    product = Int8Linear(weight, bias, x.min(), x.max())
+    found = product(x / product.step + product.offset)
     step = (x.max() - x.min()) / 255
     # half a step of each side's rounding, for each of 40 addends at most
     most = 40 * (0.5 * step * weight.abs().max() + 0.5 * weight.abs().amax() / 127 * (x.abs().max() + step))
@@ -45,8 +46,11 @@ def test_a_product_is_as_near_as_eight_bits_allow():
 def test_rows_and_inputs_on_the_grid_are_exact():
     weight = torch.tensor([[127.0, -3, 0], [1, 2, -127]]) / 64
     x = torch.arange(-6, 6).view(4, 3).float() / 2
-    low, high = -6 / 2, -6 / 2 + 255 / 2
-    torch.testing.assert_close(Int8Linear(weight, torch.zeros(2), low, high)(x), x @ weight.T, atol=1e-5, rtol=0)
+    product = Int8Linear(weight, torch.zeros(2), -3, -3 + 255 / 2)
+    assert (product.step, product.zero) == (0.5, 6)
+    torch.testing.assert_close(product(x / product.step + product.offset), x @ weight.T, atol=1e-5, rtol=0)
+    beyond = product(torch.tensor([[-400.0, 20, 500]]))  # cut off at the ends of the range
+    torch.testing.assert_close(beyond, torch.tensor([[-3.0, 7, 124.5]]) @ weight.T, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tokens", [("patches",), ("dense",), ("patches", "dense")])
