@@ -51,7 +51,7 @@ from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers,
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .files import counted, held
 from .images import progress_bar
-from .int8 import int8_model, int8_pays
+from .int8 import input_levels, int8_model, int8_pays
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
 from .model import PromptSG, spoken_config
@@ -374,14 +374,16 @@ def foreign_code(model):
 def _code_hash():
     "Of the source that makes an embedding of an image's tensor, and the versions of what it calls."
     names = ("backbone", "fusion", "heads", "int8", "inversion", "model", "prompt")
-    files = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
+    package = Path(inspect.getfile(PromptSG)).parent
+    files = [(package / f"{name}.py").read_bytes() for name in names]
     versions = f"{torch.__version__} {importlib.metadata.version('open_clip_torch')}"
     return hashlib.sha256(b"".join(files) + versions.encode()).hexdigest()
 
 
 def embedding_kind(model, transform, prompt=None, frozen=False, precision="float32"):
     """All that `PromptSG.embed` before the whitening depends on, but the image and the aspect said: a
-    text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision`: a `Feed`'s."""
+    text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision` names how the tower
+    computes."""
     # a classifier, centres and the whitening come after
     tensors = {name: t for name, t in model.state_dict().items()
                if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name}
@@ -499,7 +501,8 @@ class Feed:
         foreign = foreign_code(self.model)
         if foreign:
             return self._tell(f"{foreign} is code of one's own, which no hash sees")
-        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen, self.precision)
+        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen,
+                              f"int8 {input_levels()}" if self.precision == "int8" else "float32")
         return self._try(Packs, self.cache, kind, "float32")
 
     def _try(self, action, *arguments):

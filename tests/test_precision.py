@@ -53,6 +53,27 @@ def test_rows_and_inputs_on_the_grid_are_exact():
     torch.testing.assert_close(beyond, torch.tensor([[-3.0, 7, 124.5]]) @ weight.T, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("most, levels", [(10 ** 9, 255), (2 * 127 * 127, 127), (100, 0)])
+def test_a_processor_that_cuts_products_off_gets_smaller_ones(monkeypatch, most, levels):
+    "As AVX2 does: two neighbouring products are added, and cut off at `most`."
+    def product(x, step, zero, packed, steps, *rest):
+        pairs = (x.int()[:, None] * packed.int()).unflatten(2, (-1, 2)).sum(3).clamp(max=most)
+        return pairs.sum(2) * step * steps
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weight, shape: weight)
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", product)
+    assert int8.input_levels.__wrapped__() == levels
+
+
+def test_seven_bits_are_near_too(quick, tmp_path, monkeypatch):
+    model = PromptSG(quick, 2).eval()
+    images = drawn_images(model.backbone.image_size, model.mean, model.std, 6)
+    near = []
+    for levels in (255, 127):
+        monkeypatch.setattr(int8, "input_levels", lambda: levels)
+        near.append(cosines(int8_model(model, tmp_path).embed(images), model.embed(images)).mean())
+    assert 1 > near[0] > near[1] > 0.98
+
+
 @pytest.mark.parametrize("tokens", [("patches",), ("dense",), ("patches", "dense")])
 def test_all_that_the_fusion_reads_is_there(quick, splits, tmp_path, tokens):
     model = PromptSG(quick, 2).eval()
