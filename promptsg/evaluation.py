@@ -56,7 +56,7 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
 
     `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path that the frame lists twice is
     decoded and embedded once. `dataset(frame, transform)` and `key` say what else than images may be fed; of several keys, `embed` gets
-    all. `made(rows)` is given each batch's rows as they are made. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
+    all. `made(rows)` is given what `embed` makes of each batch, float32. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
     if not len(frame):
         raise PromptSGError("there is no image to embed; check the split or the folder")
     keys, (places, _) = (key,) if isinstance(key, str) else key, pd.factorize(frame.path)
@@ -68,11 +68,11 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
         for batch in batches(loader):
             found = embed(*(batch[name].to(device) for name in keys)).float().cpu()
             _check_numbers(found, once.path[bar.n:])
-            rows.append(F.normalize(found, dim=1))
+            rows.append(found)
             if made is not None:
-                made(rows[-1])
-            bar.update(len(rows[-1]))
-    return torch.cat(rows)[places]
+                made(found)
+            bar.update(len(found))
+    return F.normalize(torch.cat(rows), dim=1)[places]
 
 
 def _check_numbers(rows, paths):
