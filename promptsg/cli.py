@@ -294,7 +294,7 @@ def plain_name(text):
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
 
 # %% ../nbs/16_cli.ipynb #cell009
-_ONCE = dict(cache_frozen=False, cache_pixels=False)  # images that are seen once need no cache
+_ONCE = dict(cache_frozen=False, cache_pixels=False)  # images that are seen once need no cache of theirs
 
 
 @app.command()
@@ -348,13 +348,14 @@ def _write_embeddings(out, features, frame, record):
 
 
 def record_of(model, frame):
-    """What embeddings and searches say of themselves: `{weights, config, data_hash, source,
-    left_out}`."""
+    """What embeddings and searches say of themselves: `{weights, precision, config, data_hash,
+    source, left_out}`."""
     from promptsg.data import data_hash
-    from promptsg.training import weights_hash
+    from promptsg.training import Feed, weights_hash
 
     return {
         "weights": weights_hash(model),
+        "precision": Feed(model, model.config, progress=False).precision,
         "config": model.config.model_dump(mode="json"),
         "data_hash": data_hash(frame),
         "source": frame.attrs.get("source", ""),

@@ -159,7 +159,8 @@ _Cells = Annotated[int, Field(ge=1, le=64)]
 # Fields that say how a run is carried out and kept, and not what comes out of it. (`compile` rounds
 # sums in another order, as another processor does.)
 UNMEASURED = frozenset({
-    "experiment", "compile", "checkpoint_blocks", "cache_pixels", "num_workers", "pin_memory",
+    "experiment", "compile", "checkpoint_blocks", "cache_pixels", "cache_embeddings", "num_workers",
+    "pin_memory",
     "output_dir", "save_dir", "save_frequency", "log_frequency", "tracker",
     "resume_from_checkpoint", "model_path"})
 
@@ -271,7 +272,8 @@ class Config(BaseModel):
     clip_norm: Optional[float] = _within(None, 0, 1e6, "no gradient is longer", above=True)
     # how much of the weights' moving average a step keeps; 0: none is taken
     weight_average: float = _within(0.0, 0, 1, _SHARE, below=True)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    # of training; int8: of embedding on a CPU, and nothing is trained by gradient
+    precision: Literal["no", "bf16", "fp16", "int8"] = "no"
     compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
     checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
     # --- images ---------------------------------------------------------------------------------------------
@@ -281,6 +283,8 @@ class Config(BaseModel):
     crop_padding: int = _within(0, 0, 512, "more would crop the hand away")
     erasing: float = _within(0.0, 0, 1, "it is a probability")  # of random erasing
     cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
+    # embed each image once for all commands: keep the embeddings of a model that is trained
+    cache_embeddings: bool = True
     num_workers: int = _within(0, 0, 512, "each is a process of some hundred megabytes")
     pin_memory: bool = False
     shuffle: bool = True
@@ -464,6 +468,9 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: "{}" in c.simplified_prompt,
     "cache_frozen needs the same pixels in each epoch; set flip, crop_padding and erasing to 0, or cache_frozen to false":
         lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing),
+    "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
+    "cache_frozen to false":
+        lambda c: c.cache_frozen and c.precision == "int8",
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
         lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'DECODING', 'PKSampler', 'eval_transform', 'train_transform', 'cache_folder',
-           'writable_folder', 'delete_old', 'seal', 'say_damaged', 'PixelCache', 'mixed_seed', 'seeded',
-           'aspect_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError', 'Splits',
-           'TrainSide', 'check_images', 'check_writable', 'class_index', 'content_hash', 'counted', 'cross_splits',
-           'data_hash', 'find_same', 'for_data', 'left_out_lines', 'load_image', 'make_splits', 'progress_bar',
-           'read_11k', 'read_all', 'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet',
-           'read_picture', 'reading_summary', 'run_splits', 'survey', 'write_text']
+           'writable_folder', 'delete_old', 'seal', 'say_damaged', 'content_hashes', 'PixelCache', 'mixed_seed',
+           'seeded', 'aspect_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError',
+           'Splits', 'TrainSide', 'check_images', 'check_writable', 'class_index', 'content_hash', 'counted',
+           'cross_splits', 'data_hash', 'find_same', 'for_data', 'left_out_lines', 'load_image', 'make_splits',
+           'progress_bar', 'read_11k', 'read_all', 'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images',
+           'read_mbanet', 'read_picture', 'reading_summary', 'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -241,6 +241,11 @@ def say_damaged(count, folder):
         print(f"cache {folder}: {entries} not as written, made again", file=sys.stderr)
 
 
+def content_hashes(paths):
+    "The `content_hash` of each path, in order. `ImageError` counts those that cannot be read."
+    return read_all(_hashed, list(paths), "hashing", progress=False)
+
+
 def _hashed(path):
     try:
         return content_hash(path)
@@ -267,8 +272,8 @@ class PixelCache:
         "Have these images ready. A path is hashed and its entry checked once by this object."
         writable_folder(self.folder)
         new = [path for path in dict.fromkeys(paths) if path not in self.files]
-        digests = read_all(_hashed, new, "hashing", progress=False)
-        files = {path: self.folder / f"{digest}.npy" for path, digest in zip(new, digests)}
+        files = {path: self.folder / f"{digest}.npy"
+                 for path, digest in zip(new, content_hashes(new))}
         sources = {file: path for path, file in files.items()}  # equal images are decoded once
         whole = read_all(self._is_whole, sources, "checking the cache", progress=False)
         say_damaged(whole.count(False), self.folder)

@@ -53,12 +53,12 @@ def find_protocol(name):
     return PROTOCOLS[name]
 
 # %% ../nbs/11_evaluation.ipynb #cell006
-def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="cpu", progress=True, dataset=HandDataset, key="image"):
+def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="cpu", progress=True, dataset=HandDataset, key="image", made=None):
     """Embeddings (N, D) of the frame's images, float32 on the CPU, each row of length 1.
 
     `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path that the frame lists twice is
     decoded and embedded once. `dataset(frame, transform)` and `key` say what else than images may be fed; of several keys, `embed` gets
-    all. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
+    all. `made(rows)` is given what `embed` makes of each batch, float32. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
     if not len(frame):
         raise PromptSGError("there is no image to embed; check the split or the folder")
     keys, (places, _) = (key,) if isinstance(key, str) else key, pd.factorize(frame.path)
@@ -68,13 +68,21 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
     rows = []
     with torch.inference_mode(), bar:
         for batch in batches(loader):
-            rows.append(embed(*(batch[name].to(device) for name in keys)).float().cpu())
-            bar.update(len(rows[-1]))
-    features = torch.cat(rows)
-    bad = ~features.isfinite().all(1)
+            found = embed(*(batch[name].to(device) for name in keys)).float().cpu()
+            _check_numbers(found, once.path[bar.n:])
+            rows.append(found)
+            if made is not None:
+                made(found)
+            bar.update(len(found))
+    return F.normalize(torch.cat(rows), dim=1)[places]
+
+
+def _check_numbers(rows, paths):
+    "`PromptSGError` for an embedding (B, D) of the first of the paths that is no number."
+    bad = ~rows.isfinite().all(1)
     if bad.any():
-        raise PromptSGError(f"the embedding of {once.path[int(bad.nonzero()[0])]} has NaN or infinite values; train again with a lower learning rate")
-    return F.normalize(features, dim=1)[places]
+        raise PromptSGError(f"the embedding of {paths.iloc[int(bad.nonzero()[0])]} has NaN or infinite "
+                            "values; train again with a lower learning rate")
 
 
 @dataclass(frozen=True, eq=False)

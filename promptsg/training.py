@@ -5,15 +5,18 @@
 # %% auto #0
 __all__ = ['SPLIT_FIELDS', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord', 'processes',
            'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective',
-           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'Feed', 'mirror_images', 'fit_whitening',
-           'WhiteningImages', 'save_checkpoint', 'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run',
-           'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure',
-           'gradient_table']
+           'compile_parts', 'frozen_hash', 'FrozenFeatures', 'foreign_code', 'embedding_kind', 'aspects_said', 'Feed',
+           'mirror_images', 'fit_whitening', 'WhiteningImages', 'save_checkpoint', 'read_checkpoint', 'load_weights',
+           'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator', 'left_out', 'splits_of',
+           'weights_hash', 'measure', 'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
+import atexit
 import copy
 import hashlib
+import importlib.metadata
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -24,8 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -40,16 +44,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
-from .config import OTHER_HAND, Config, PromptSGError, shown
+from .config import ASPECTS, OTHER_HAND, UNMEASURED, Config, PromptSGError, shown
 from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder, check_images, class_index,
-                           content_hash, delete_old, eval_transform, load_image, make_splits, mixed_seed,
-                           say_damaged, seal, train_transform, writable_folder, write_text)
+                           content_hash, content_hashes, eval_transform, load_image, make_splits, mixed_seed,
+                           train_transform, write_text)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
-from .files import held, read_json, write_json, writing
+from .files import counted, held
 from .images import progress_bar
+from .int8 import input_levels, int8_model, int8_pays
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
-from .model import PromptSG
+from .model import PromptSG, spoken_config
+from .packs import Packs, read_bytes
 from .readers import left_out_lines
 from .splits import check_unchanged, train_side
 
@@ -262,125 +268,61 @@ def frozen_hash(module):
 class FrozenFeatures:
     """Outputs of the frozen blocks for the images of a frame, float16, on disk.
 
-    Each kind of weights and transform has a folder. What is missing is made with a progress bar and
-    becomes one .npy file more, with an index beside it: each image's content hash, its row and the
-    row's seal. Frames share the images they have in common. Rows are held against their seals once,
-    here; what is not as written is dropped, said and made again. `load(path)` is an image's row.
+    Each kind of weights and transform has a folder of `Packs`. What is missing is made with a
+    progress bar and kept as it is made, so a run that is killed goes on where it was. Frames share
+    the images they have in common. Rows are held against their seals once, here; what is not as
+    written is dropped, said and made again. `load(path)` is an image's row.
     Raises `PromptSGError` for an image that cannot be read and a full disk."""
 
     def __init__(self, model, frame, transform, folder, batch_size=16, progress=True):
         kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform} {DECODING}"
-        self.folder = writable_folder(Path(folder) / hashlib.sha256(kind.encode()).hexdigest()[:16])
-        paths = list(dict.fromkeys(frame.path))
+        self.packs = Packs(folder, kind, "float16")
+        self.folder, paths = self.packs.folder, list(dict.fromkeys(frame.path))
         with ThreadPoolExecutor() as pool:
-            digests = dict(zip(paths, pool.map(content_hash, paths)))
+            self.digests = dict(zip(paths, pool.map(content_hash, paths)))
         with first_here():
-            there = self._checked(set(digests.values()))
-            missing = {digest: path for path, digest in digests.items() if digest not in there}
+            there = self.packs.find(self.digests.values())
+            missing = {digest: path for path, digest in self.digests.items() if digest not in there}
             if missing:
                 check_images(missing.values(), progress)
-                there |= self._make(model, missing, transform, batch_size, progress)
-        self.places = {path: there[digest] for path, digest in digests.items()}
-
-    def _checked(self, wanted):
-        "hash -> (file, first byte, shape) of the rows that are wanted, there and as written."
-        there, damaged = {}, 0
-        files = self.folder.glob("*.npy")
-        delete_old(file for file in files if not file.with_suffix(".json").exists())
-        for index in sorted(self.folder.glob("*.json")):
-            rows, place = _pack(index)
-            asked = [digest for digest in rows if digest in wanted and digest not in there]
-            whole = lambda digest: _is_whole(place(rows[digest][0]), digest, rows[digest][1])
-            with ThreadPoolExecutor() as pool:
-                good = list(pool.map(whole, asked))
-            there |= {digest: place(rows[digest][0]) for digest, fine in zip(asked, good) if fine}
-            bad = {digest for digest, fine in zip(asked, good) if not fine}
-            if bad or not rows:
-                _keep(index, {digest: entry for digest, entry in rows.items() if digest not in bad})
-            damaged += len(bad) or not rows
-        say_damaged(damaged, self.folder)
-        return there
+                self._make(model, missing, transform, batch_size, progress)
+                there |= self.packs.find(missing)
+        self.places = {path: there[digest] for path, digest in self.digests.items()}
 
     @torch.inference_mode()
     def _make(self, model, missing, transform, batch_size, progress):
-        "hash -> (file, first byte, shape). The index is written when its file is whole."
-        paths, file = list(missing.values()), self.folder / f"{uuid4().hex}.npy"
-        device, digests, seals = next(model.parameters()).device, list(missing), []
-        with (writing(file) as part, open(part, "wb") as opened,
-              progress_bar(None, progress, total=len(paths), desc="frozen blocks") as bar):
-            for start in range(0, len(paths), batch_size):
-                part_of = paths[start:start + batch_size]
-                images = torch.stack([transform(load_image(path)) for path in part_of]).to(device)
-                x = model.backbone.features_before(images).half().cpu().numpy()  # (B, ...)
-                if not start:
-                    shape = (len(paths), *x.shape[1:])
-                    header = dict(descr="<f2", fortran_order=False, shape=shape)
-                    np.lib.format.write_array_header_1_0(opened, header)
-                opened.write(x.tobytes())
-                rows = zip(x, digests[start:])
-                seals += [_seal(row.tobytes(), digest, row.shape) for row, digest in rows]
-                bar.update(len(x))
-        rows = {digest: [row, mark] for row, (digest, mark) in enumerate(zip(missing, seals))}
-        write_json(file.with_suffix(".json"), {"rows": rows})
-        rows, place = _pack(file.with_suffix(".json"))
-        return {digest: place(row) for digest, (row, _) in rows.items()}
+        device, digests, paths = next(model.parameters()).device, list(missing), list(missing.values())
+        with progress_bar(None, progress, total=len(paths), desc="frozen blocks") as bar:
+            try:
+                for start in range(0, len(paths), batch_size):
+                    part = slice(start, start + batch_size)
+                    images = torch.stack([transform(load_image(path)) for path in paths[part]])
+                    x = model.backbone.features_before(images.to(device)).half().cpu()  # (B, ...)
+                    self.packs.add(digests[part], x.numpy())
+                    bar.update(len(x))
+            finally:
+                self.packs.flush()
 
     def load(self, path):
         "The outputs for an image, float16, in the shape that `features_before` gives one."
-        file, first, shape = self.places[path]
-        data = _read(file, first, 2 * math.prod(shape))
+        data, shape = self._read(path)
+        if len(data) < 2 * math.prod(shape):  # another process may have put it into a larger pack
+            found = self.packs.find([self.digests[path]])
+            self.places |= {path: place for place in found.values()}
+            data, shape = self._read(path)
         if len(data) < 2 * math.prod(shape):
-            raise PromptSGError(f"{file}, cached outputs of frozen blocks, was deleted or cut off "
-                                "while it was used; start again")
+            raise PromptSGError(f"{self.places[path][0]}, cached outputs of frozen blocks, was deleted "
+                                "or cut off while it was used; start again")
         return torch.frombuffer(data, dtype=torch.float16).view(shape)
+
+    def _read(self, path):
+        "(bytes, shape) of an image's row."
+        file, first, shape = self.places[path]
+        return read_bytes(file, first, 2 * math.prod(shape)), shape
 
     def dataset(self, frame, labels=None):
         "A dataset like `HandDataset` with `frozen`, float16, in place of `image`."
         return _FrozenDataset(self, frame, labels)
-
-
-def _read(file, first, count):
-    "Bytes of a file, fewer where it ends. A memory map of a file cut off would kill the process."
-    try:
-        with open(file, "rb", buffering=0) as opened:
-            opened.seek(first)
-            return bytearray(opened.read(count))
-    except OSError:
-        return bytearray()
-
-
-def _pack(index):
-    """({hash: [row, seal]}, row -> (file, first byte, shape)) of an index and the file beside it.
-
-    There are no rows when one of the two is damaged: nobody knows what was in it."""
-    file = index.with_suffix(".npy")
-    try:
-        rows, array = read_json(index)["rows"], np.load(file, mmap_mode="r")
-        fits = all(type(row) is int and 0 <= row < len(array) for row, mark in rows.values())
-        if fits and array.dtype == np.float16 and array.flags.c_contiguous:
-            size, shape, first = array[0].nbytes, array.shape[1:], array.offset
-            return rows, lambda row: (str(file), first + row * size, shape)
-    except Exception:  # whatever damaged files lead to
-        pass
-    return {}, None
-
-
-def _seal(data, digest, shape):
-    return seal(data, f"{digest} {shape}").hex()
-
-
-def _is_whole(place, digest, mark):
-    "The row is there and as it was written for this image."
-    file, first, shape = place
-    return _seal(_read(file, first, 2 * math.prod(shape)), digest, shape) == mark
-
-
-def _keep(index, rows):
-    "An index holds these rows alone; without any it goes, and so does the file beside it."
-    if rows:
-        return write_json(index, {"rows": rows})
-    index.unlink(missing_ok=True)
-    index.with_suffix(".npy").unlink(missing_ok=True)
 
 
 class _FrozenDataset(Dataset):
@@ -400,6 +342,73 @@ class _FrozenDataset(Dataset):
         return dict(frozen=self.cache.load(self.paths[row]), label=self.numbers[row], index=row,
                     aspect=self.aspects[row])
 
+# %% ../nbs/12_training.ipynb #kept
+# Fields that no embedding depends on once the weights, the sentences and the transform are given.
+_NOT_EMBEDDED = UNMEASURED | {
+    "variant", "stage", "dataset", "identity_level", "aspect", "train_aspects", "num_splits",
+    "val_type", "seed", "model", "clip_model", "pretrained", "text_pretrained",
+    "freeze_text_encoder", "unfreeze_blocks", "cache_frozen", "pseudo_token_init",
+    "use_composed_prompt", "eval_prompt", "prompt_aspect", "dropout", "arcface_scale",
+    "arcface_margin", "whiten", "whiten_mirrored", "loss_id_weight", "label_smoothing",
+    "loss_tri_weight", "triplet_margin", "triplet_unit", "triplet_states", "supcon_loss_weight",
+    "supcon_temperature", "supcon_ramp", "loss_centre_weight", "batch_size", "instances", "epochs",
+    "steps_per_epoch", "early_stop_patience", "select", "lr_clip_visual", "lr_modules", "lr_head",
+    "weight_decay", "schedule", "warmup_epochs", "eta_min", "step_epochs", "step_gamma",
+    "clip_norm", "weight_average", "precision", "flip", "crop_padding", "erasing", "shuffle"}
+_KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip")
+
+
+def foreign_code(model):
+    "The name of a class in a model whose code is not this package's, or was changed; \"\" for none."
+    own = lambda code: code.__module__.split(".")[0] in _KNOWN_CODE
+    for module in model.modules():
+        kind = type(module)
+        changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        methods = [code for code in vars(kind).values() if inspect.isfunction(code)]
+        if changed or not all(map(own, (kind, kind.forward, *methods))):
+            return kind.__name__
+    return ""
+
+
+@lru_cache
+def _code_hash():
+    "Of the source that makes an embedding of an image's tensor, and the versions of what it calls."
+    names = ("backbone", "fusion", "heads", "int8", "inversion", "model", "prompt")
+    package = Path(inspect.getfile(PromptSG)).parent
+    files = [(package / f"{name}.py").read_bytes() for name in names]
+    versions = f"{torch.__version__} {importlib.metadata.version('open_clip_torch')}"
+    return hashlib.sha256(b"".join(files) + versions.encode()).hexdigest()
+
+
+def embedding_kind(model, transform, prompt=None, frozen=False, precision="float32"):
+    """All that `PromptSG.embed` before the whitening depends on, but the image and the aspect said: a
+    text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision` names how the tower
+    computes."""
+    # a classifier, centres and the whitening come after
+    tensors = {name: t for name, t in model.state_dict().items()
+               if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name}
+    parts = [repr(part) for name, part in model.named_children() if name not in ("whitening", "head")]
+    config = spoken_config(model).model_dump(mode="json", exclude=_NOT_EMBEDDED)
+    device = next(model.parameters()).device.type
+    rounding = (device, precision, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+                torch.get_float32_matmul_precision(), frozen and model.backbone.cut)
+    return repr((tensor_hash(tensors), model.config.tower, parts, model.backbone.tokens, config,
+                 prompt or model.config.eval_prompt, str(transform), DECODING, _code_hash(), rounding))
+
+
+def aspects_said(model, frame, prompt=None):
+    "The aspect that a model's text names for each row of a frame; \"\" where it names none."
+    if not model.config.language:
+        return [""] * len(frame)
+    spoken = spoken_config(model)
+    composed = (prompt or spoken.eval_prompt) == "composed"
+    said = (spoken.prompt_template,) if composed else spoken.words or (spoken.simplified_prompt,)
+    if not any("{aspect}" in one for one in said):
+        return [""] * len(frame)
+    words = [*ASPECTS.values(), model.prompt.aspect]
+    own = model.config.prompt_aspect == "image"
+    return [words[number if own else -1] for number in aspect_numbers(frame)]
+
 # %% ../nbs/12_training.ipynb #cell011
 class Feed:
     """Datasets for a model: images (through a `PixelCache` with `cache_pixels`), or frozen features when the config asks for them; both caches
@@ -410,7 +419,13 @@ class Feed:
         self.size = model.backbone.image_size
         self.still = eval_transform(self.size, model.mean, model.std)
         self.pixels = PixelCache(self.size, self.cache, progress) if config.cache_pixels else None
-        self.kept = []
+        self.kept, self.told = [], []
+        self.precision = "int8" if config.precision == "int8" and int8_pays(model) else "float32"
+
+    @cached_property
+    def network(self):
+        "What embeds: the model, or with `precision: int8` its twin."
+        return int8_model(self.model, self.cache) if self.precision == "int8" else self.model
 
     def keep(self, frame):
         "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
@@ -435,7 +450,8 @@ class Feed:
             check_images(frame.path, self.progress)
 
     def _images(self, frame, transform, labels=None):
-        with first_here():
+        ready = self.pixels is None or set(frame.path) <= self.pixels.files.keys()
+        with nullcontext() if ready else first_here():
             return HandDataset(frame, transform, labels, self.pixels, self.config.seed)
 
     def evaluation(self, frame, labels=None):
@@ -449,38 +465,100 @@ class Feed:
         c = self.config
         return self._images(frame, train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing), labels)
 
-    def embed(self, frame, prompt=None, batch_size=64):
-        "`Embeddings` of each distinct image of a frame, in evaluation mode; every image once, by one of the processes, and all get all."
+    def embed(self, frame, prompt=None, batch_size=32, keep=True):
+        """`Embeddings` of each distinct image of a frame, in evaluation mode; every image once, by one of
+        the processes, and all get all.
+
+        `keep`: take those that are on disk, and keep the others there; not for weights that change."""
         frame, (rank, world) = frame.drop_duplicates("path"), processes()
+        if world > 1:
+            self.evaluation(frame)  # fills the caches, each machine's first process alone
         if world == 1 or len(frame) < world:
-            return replace(self._embed(frame, prompt, batch_size), trained_on=self.model.trained_on)
-        self.evaluation(frame)  # fills the caches, each machine's first process alone
+            return replace(self._embed(frame, prompt, batch_size, keep), trained_on=self.model.trained_on)
         own = np.array_split(np.arange(len(frame)), world)[rank]
-        mine = self._embed(frame.iloc[own], prompt, batch_size).features
+        mine = self._embed(frame.iloc[own], prompt, batch_size, keep).features
         whole = torch.zeros(len(frame), mine.shape[1], device=next(self.model.parameters()).device)
         whole[torch.from_numpy(own)] = mine.to(whole.device)
         return Embeddings({path: row for row, path in enumerate(frame.path)}, all_sum(whole).cpu(), self.model.trained_on)
 
-    def _embed(self, frame, prompt, batch_size):
+    def _embed(self, frame, prompt, batch_size, keep):
         kind = "frozen" if self.config.cache_frozen else "images"
-        by_name = lambda x, aspects: self.model.embed(prompt=prompt, aspects=aspects, **{kind: x.float()})
-        return self._pass(by_name, frame, batch_size)
+        kept = self._kept(prompt) if keep else None
+        by_name = lambda x, aspects: self.network.embed(prompt=prompt, aspects=aspects, whitened=kept is None,
+                                                        **{kind: x.float()})
+        if kept is None:
+            return self._pass(by_name, frame, batch_size)
+        rows = self._once(kept, by_name, frame, prompt, batch_size)
+        if self.model.whitening is not None:
+            with torch.inference_mode():
+                rows = self.model.whitening(rows.to(next(self.model.parameters()).device)).cpu()
+        return Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(rows, dim=1))
+
+    def _kept(self, prompt):
+        "`Packs` of rows before the whitening; None, and a line that says why, where none are kept."
+        if not self.config.cache_embeddings:
+            return None
+        foreign = foreign_code(self.model)
+        if foreign:
+            return self._tell(f"{foreign} is code of one's own, which no hash sees")
+        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen,
+                              f"int8 {input_levels()}" if self.precision == "int8" else "float32")
+        return self._try(Packs, self.cache, kind, "float32")
+
+    def _try(self, action, *arguments):
+        "What an action on a cache gives; None, and a line, where the disk refuses: nobody needs one."
+        try:
+            return action(*arguments)
+        except (PromptSGError, OSError) as error:
+            return self._tell(str(error).split(";")[0])
+
+    def _tell(self, why):
+        if why not in self.told and processes()[0] == 0:
+            self.told.append(why)
+            print(f"embeddings are not kept: {why}", file=sys.stderr)
+
+    def _once(self, kept, embed, frame, prompt, batch_size):
+        "Rows (N, D) of a frame's distinct images: those that are kept, and those that `embed` makes now."
+        said = aspects_said(self.model, frame, prompt)
+        keys = [f"{digest} {aspect}" for digest, aspect in zip(content_hashes(frame.path), said)]
+        found = self._try(kept.read, keys) or {}
+        new = [key for key in dict.fromkeys(keys) if key not in found]
+        if len(new) < len(keys) and self.progress:
+            print(f"{counted(len(keys), 'embedding')}: {len(keys) - len(new)} from the cache, "
+                  f"{len(new)} made", file=sys.stderr)
+        if new:
+            found |= self._make(kept, embed, frame.iloc[[*map(keys.index, new)]], new, batch_size)
+        return torch.from_numpy(np.stack([found[key] for key in keys]))
+
+    def _make(self, kept, embed, frame, keys, batch_size):
+        "{key: row} of a frame's images, kept as they are made."
+        made, names = {}, iter(keys)
+
+        def keep(rows):
+            batch = dict(zip(islice(names, len(rows)), rows.numpy()))
+            made.update(batch)
+            self._try(kept.add, batch, rows.numpy())
+        try:
+            self._pass(embed, frame, batch_size, keep)
+        finally:
+            self._try(kept.flush)
+        return made
 
     def embed_by(self, embed, frame, batch_size=64):
         """`Embeddings` of a frame by another way than the model's own, in one pass of its image tower:
         `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says of
         `images` (None where that is cached), and of their aspect numbers (B,)."""
-        backbone = self.model.backbone
+        backbone = self.network.backbone
         whole = lambda x, aspects: embed(x, backbone.features_before(x), aspects)
         rest = lambda x, aspects: embed(None, x.float(), aspects)
         return self._pass(rest if self.config.cache_frozen else whole, frame, batch_size)
 
-    def _pass(self, embed, frame, batch_size):
+    def _pass(self, embed, frame, batch_size, made=None):
         "`Embeddings` by `embed(images or frozen features, aspects)`."
         return embed_images(embed, frame, self.still, batch_size=batch_size,
                             num_workers=self.config.num_workers,
                             device=next(self.model.parameters()).device, progress=self.progress,
-                            dataset=lambda rows, _: self.evaluation(rows),
+                            dataset=lambda rows, _: self.evaluation(rows), made=made,
                             key=("frozen" if self.config.cache_frozen else "image", "aspect"))
 
 
@@ -771,6 +849,10 @@ class Trainer:
     def _set_up(self):
         c = self.config
         torch.manual_seed(c.seed)
+        if c.epochs and c.precision == "int8":
+            raise PromptSGError("precision int8 is for embedding: steps of gradient are finer than eight "
+                                "bits; train with precision no, then evaluate, search or embed the run "
+                                "with --set precision=int8")
         self.accelerator = make_accelerator(c, self.out)
         if c.precision == "fp16" and self.accelerator.device.type == "cpu":
             raise PromptSGError("precision fp16 needs a GPU: here the training would be in float32 and the record would say fp16; set "
@@ -902,7 +984,7 @@ class Trainer:
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
         if found is None:
             with self.accelerator.autocast():
-                found = self.feed.embed(pd.concat([query, gallery]))
+                found = self.feed.embed(pd.concat([query, gallery]), keep=False)
         similarity = found.of(query) @ found.of(gallery).T
         result = evaluate_ranking(similarity, query.identity.to_numpy(), gallery.identity.to_numpy())
         return {"val_rank1": result["rank1"], "val_mAP": result["mAP"]}
@@ -1014,20 +1096,29 @@ def _with_options(model, config):
     return model
 
 
+def _leave():
+    "At the end: threads of a process group that are not joined before the interpreter goes abort it."
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def make_accelerator(config, out=None):
     """An `Accelerator` for a config, and in `out` the tracker's files; joins the processes of
     `accelerate launch` or `torchrun`.
 
     Raises `PromptSGError` when the tracker's package is not installed."""
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != config.precision:
+    mixed = "no" if config.precision == "int8" else config.precision
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
         AcceleratorState._reset_state()  # accelerate keeps one state a process; another run in the same notebook may ask for another precision
     tracker = None if config.tracker == "none" or out is None else config.tracker
     if tracker and importlib.util.find_spec(tracker) is None:
         raise PromptSGError(f"tracker is {tracker!r} but the package {tracker} is not installed; pip install {tracker}, or set tracker to none")
     on_cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # accelerate takes processes on CPUs for such only when told
-    found = Accelerator(cpu=on_cpu, mixed_precision=config.precision, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
+    found = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
         DistributedDataParallelKwargs(find_unused_parameters=not (config.loss_id_weight and (config.use_composed_prompt or not config.language))),
         InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # the others wait while one process fills a cache
+    if processes()[1] > 1:
+        atexit.register(_leave)
     if config.precision == "bf16" and found.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         warnings.warn("this processor has no bfloat16 instructions, so precision bf16 makes it many times slower; set precision to no", stacklevel=2)
     if tracker:
@@ -1059,14 +1150,16 @@ def weights_hash(model):
 
 def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
     """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is
-    embedded once, in float32.
+    embedded once, in float32, or int8 where the model's config says so and it pays.
 
     `config` goes into the results' record, the model's own for None. `PromptSGError` as
     `evaluate` raises it."""
     device = make_accelerator(model.config).device
     model = model.to(device)
-    embeddings = Feed(model, model.config, progress=progress).embed(ranked_images(splits, protocols))
-    about = dict(config=config or model.config, device=_device_name(device), weights=weights_hash(model))
+    feed = Feed(model, model.config, progress=progress)
+    embeddings = feed.embed(ranked_images(splits, protocols))
+    about = dict(config=config or model.config, device=_device_name(device),
+                 precision=feed.precision, weights=weights_hash(model))
     return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
 
 

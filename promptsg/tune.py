@@ -315,7 +315,7 @@ def _trained(config, splits, people):
         with tempfile.TemporaryDirectory(prefix="promptsg-tune-") as folder:
             Trainer(config, part, Path(folder) / "run", progress=False).fit()
             model = load_run(Path(folder) / "run")
-            rows = Feed(model, config, progress=False).embed(people).of(people)
+            rows = Feed(model, config, progress=False).embed(people, keep=False).of(people)
         return rows @ rows.T
     return similarity
 

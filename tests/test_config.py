@@ -151,7 +151,8 @@ def test_anything_else_in_braces_is_refused(template):
 
 
 # --- what is measured --------------------------------------------------------------------------------------------------
-OTHER = dict(experiment="other", compile=True, checkpoint_blocks=True, cache_pixels=False, num_workers=3, pin_memory=True, output_dir="x", save_frequency=2,
+OTHER = dict(experiment="other", compile=True, checkpoint_blocks=True, cache_pixels=False, cache_embeddings=False,
+             num_workers=3, pin_memory=True, output_dir="x", save_frequency=2,
              log_frequency=3, tracker="tensorboard")
 
 
