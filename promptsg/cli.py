@@ -690,6 +690,8 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
            controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Measure what "
                                "our versions are without the parts that are praised.")] = True,
+           looking: Annotated[int, typer.Option("--looking", min=0, help="On how many queries maps "
+                              "are measured; 0: none.")] = 48,
            level: Level = None, sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
     from promptsg.files import check_writable
@@ -697,10 +699,10 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import (control_differences, control_table, make_report, pair_lines,
+    from promptsg.report import (control_differences, control_table, looking_page, make_report, pair_lines,
                                  parse_pairs, summary)
     made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
-                       published, parse_pairs(pair), controls=controls)
+                       published, parse_pairs(pair), controls=controls, looking=looking)
     gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
     found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
@@ -709,6 +711,9 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
         beside = control_table(made, group, found)
         if len(beside):
             typer.echo(f"\n{', '.join(group)}: controls (percent)\n{beside.to_string(index=False)}")
+        maps = looking_page(made, *group[:2])
+        if len(maps) and group == next(one for one in made.groups if one[:2] == group[:2]):
+            typer.echo(f"\n{', '.join(group[:2])}: where it looks\n{maps.to_string(index=False)}")
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")
