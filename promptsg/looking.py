@@ -290,8 +290,6 @@ def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill
     table = [_ranked(torch.cat(seen[level]), queries, gallery, embeddings)
              .assign(**dict(zip(("mode", "order", "draw", "share"), level))) for level in levels]
     table = pd.concat(table, ignore_index=True).dropna(subset=["ap"])
-    if not len(table):
-        raise PromptSGError("no query has a right image in the gallery; give a gallery of the same people")
     return table[["mode", "order", "draw", "share", "path", "identity", "ap"]]
 
 
