@@ -518,8 +518,7 @@ def _model_batch(model, frame):
             "aspects": torch.tensor(aspect_numbers(frame), device=device)}
 
 
-_NAMED = {"relevance": "relevance", "attention": "attention, mean of heads",
-          "word": "word, mean of words"}
+_NAMED = {"relevance": "relevance", "attention": "attention (mean)", "word": "words (mean)"}
 
 
 def attention_figure(model, frame, table=None, images=4, seed=0):
@@ -549,7 +548,7 @@ def _map_title(kind, table):
         return _NAMED[kind]
     row = table.set_index("map").loc[kind]
     return (f"{_NAMED[kind]}\nAUROC {row.auc:.2f} ({row['mask']})\n"
-            f"first tenth hidden: −{row.lost:.0f} mAP\n(random tenth: −{row.lost_random:.0f})")
+            f"tenth hidden: {-row.lost:.0f} mAP\n(a random one: {-row.lost_random:.0f})")
 
 
 def steps_figure(model, embeddings, splits, top=4, seed=0):

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from .config import Config, PromptSGError
 from .data import HandDataset, aspect_numbers, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
+from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
 from .training import load_run
 
@@ -78,6 +79,7 @@ class OpenRun:
         self.tower = self._tower(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
         self.alike = lru_cache(8)(self._alike)
+        self.pixels, self.relevance = lru_cache(64)(self._pixels), lru_cache(64)(self._relevance)
 
     @torch.inference_mode()
     def _tower(self, frame):
@@ -108,6 +110,18 @@ class OpenRun:
         self.frame = pd.concat([self.frame, own], ignore_index=True)
         self.seen.cache_clear()
         return path
+
+    def _pixels(self, path):
+        "The picture at `path` as the model takes it: (1, 3, H, W)."
+        transform = eval_transform(self.model.backbone.image_size, self.model.mean, self.model.std)
+        return transform(load_image(path))[None].to(next(self.model.parameters()).device)
+
+    def _relevance(self, path, prompt, words):
+        "`promptsg.looking.relevance` of a picture under a sentence: (rows, columns), summing to 1."
+        self._say(prompt, words)
+        aspects = self.tower["aspects"][(self.frame.path == path).to_numpy()][:1]
+        spoken = prompt if self.config.language else None
+        return relevance(self.model, self.pixels(path), spoken, aspects.clone())[0].cpu().numpy()
 
     def words(self, prompt):
         "The run's own sentence, or its words with commas between them; empty without language."
@@ -182,7 +196,7 @@ class State:
     query: str                                 # path of a picture
     prompt: str = "composed"                   # or "simplified"
     edits: dict = field(default_factory=dict)  # (run, prompt) -> sentence in place of the run's own
-    head: str = "mean"                         # "mean", "every head" or "head 1", ...
+    head: str = "relevance"                    # or of the attention "mean", "every head", "head 1", ...
     strength: int = 100                        # percent of the overlay
     top: int = 8                               # gallery images shown
 
@@ -325,7 +339,31 @@ class Explorer:
     def attention(self):
         """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing
         to 1. `PromptSGError` without language."""
-        return self.run.attention([self.state.query, self.ranked().path[0]], *self.said)
+        return self.run.attention(self.pair, *self.said)
+
+    @property
+    def pair(self):
+        "Paths of the query and of its nearest gallery image."
+        return [self.state.query, self.ranked().path[0]]
+
+    def relevance(self):
+        """Maps (2, 1, rows, columns) of the query and its nearest gallery image: what their embeddings
+        depend on, each summing to 1."""
+        return np.stack([self.run.relevance(path, *self.said) for path in self.pair])[:, None]
+
+    def on_hand(self, maps):
+        """(K,), how maps (2, K, rows, columns) of the `pair` lie on the hand, the area under the ROC
+        (0..1), mean over the two, and the kind of mask, drawn or saturation. One's own picture has no
+        mask and does not count."""
+        areas, kinds = [], set()
+        for path, one in zip(self.pair, maps):
+            row = self.run.frame[(self.run.frame.path == path) & (self.run.frame.identity != "?")]
+            if len(row):
+                mask_of, kind = hand_mask_of(row)
+                hand = on_patches(mask_of(row.iloc[0]), maps.shape[2:])
+                areas.append(area_under_roc(one.reshape(len(one), -1), np.tile(hand, (len(one), 1))))
+                kinds.add(kind)
+        return np.mean(areas, axis=0), " and ".join(sorted(kinds))
 
     @property
     def shown(self):
@@ -358,17 +396,26 @@ def draw_ranked(explorer, figure=None):
     return plot_ranked_lists([row], top=explorer.state.top, digits=3, figure=figure)
 
 
-def draw_attention(explorer, figure=None):
-    """Where the text looks in the query and in its nearest gallery image: `plot_attention_grid`. `figure`: an earlier one, drawn anew where it fits.
-
-    Raises `PromptSGError` without language."""
-    maps, state = explorer.attention(), explorer.state
-    names = explorer.heads
+def _chosen_maps(explorer):
+    "(maps (2, K, rows, columns), their K names) that the state asks for; relevance without language."
+    head, names = explorer.state.head, explorer.heads
+    if head == "relevance" or not names:
+        return explorer.relevance(), ["relevance"]
+    maps = explorer.attention()
     mean = "mean of words" if explorer.run.config.fusion == "pool" else "mean of heads"
-    chosen = {"mean": (maps.mean(1, keepdims=True), [mean]), "every head": (maps, names)}
+    chosen = {"every head": (maps, names)}
     chosen |= {name: (maps[:, [number]], [name]) for number, name in enumerate(names)}
-    maps, labels = chosen.get(state.head, chosen["mean"])  # a version with fewer heads shows their mean
-    pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in (state.query, explorer.ranked().path[0])]
+    return chosen.get(head, (maps.mean(1, keepdims=True), [mean]))  # a version with fewer heads shows their mean
+
+
+def draw_attention(explorer, figure=None):
+    """The chosen maps over the query and its nearest gallery image, relevance or where the text looks:
+    `plot_attention_grid`. Over each stands its area under the ROC, hand against background, mean of
+    the two pictures. `figure`: an earlier one, drawn anew where it fits."""
+    (maps, names), state = _chosen_maps(explorer), explorer.state
+    areas, _ = explorer.on_hand(maps)
+    labels = [f"{name}\nAUROC {area:.2f}" for name, area in zip(names, areas)]
+    pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in explorer.pair]
     return plot_attention_grid(pictures, maps, ["query", "nearest"], labels, strength=state.strength / 100, figure=figure)
 
 
@@ -425,11 +472,17 @@ def _ranked(explorer, kept):
 
 
 def _attention(explorer, kept):
-    if not explorer.run.config.language:
-        return _note(f"{explorer.state.run} was trained without language: no text looks at the picture. Choose a version with language to see "
-                     "attention.")
+    "The maps, and in words what they are and how they lie on the hand."
+    (maps, names), run = _chosen_maps(explorer), explorer.run
+    areas, mask = explorer.on_hand(maps)
+    what = (f"What the embedding depends on (relevance) under the prompt {explorer.words}" if names == ["relevance"]
+            else f"Where the prompt {explorer.words} looks (no explanation of the ranking)")
+    if not run.config.language:
+        what = f"What the embedding depends on (relevance); {explorer.state.run} was trained without language, so no text looks"
+    said = ", ".join(f"{name} {area:.2f}" for name, area in zip(names, areas))
     figure = kept.draw("attention", draw_attention, explorer)
-    return _image(figure, f"Where the prompt {explorer.words} looks in the query and in its nearest gallery image", kept.places)
+    return _image(figure, f"{what}, in the query and in its nearest gallery image; area under the ROC, hand "
+                          f"against background ({mask} mask): {said}", kept.places)
 
 
 def _measures(explorer, kept):
@@ -492,7 +545,7 @@ class Panel(VBox):
                                options=["composed", "simplified"])
         self.words = _control(Text, "Words", "{} is the pseudo word's place, {aspect} the hand's side; Enter applies", "320px", continuous_update=False)
         self.own = _control(Button, "Its own words", "Back to the sentence of the run", "110px")
-        self.head = _control(Dropdown, "Attention", "Which attention head, or their mean", "180px")
+        self.head = _control(Dropdown, "Map", "relevance: what the embedding depends on; or the attention of a head or a word, or their mean", "180px")
         self.strength = _control(BoundedIntText, "Overlay (%)", "How much the map covers the picture", "150px", min=0, max=100, step=10)
 
     def _listen(self):
@@ -542,7 +595,7 @@ class Panel(VBox):
         for control, value in values.items():
             if control is not keep:
                 control.value = value
-        for control in (self.prompt, self.words, self.own, self.head, self.strength):
+        for control in (self.prompt, self.words, self.own, self.head):
             control.disabled = not language
         self.words.placeholder = "words, then Enter" if language else "this version has no prompt"
         self._quiet = False
@@ -551,10 +604,10 @@ class Panel(VBox):
         state, queries = self.explorer.state, self.explorer.queries
         listed = [(f"{row.identity}, {row.image}", row.path) for row in queries.itertuples()]
         own = [] if state.query in set(queries.path) else [(f"own: {Path(state.query).name}", state.query)]
-        heads = ["mean", "every head", *self.explorer.heads]
+        heads = ["relevance", *(["mean", "every head"] if self.explorer.heads else []), *self.explorer.heads]
         self._show(self.version, list(self.explorer.folders), state.run)
         self._show(self.query, own + listed, state.query)
-        self._show(self.head, heads, state.head if state.head in heads else "mean")
+        self._show(self.head, heads, state.head if state.head in heads else heads[min(1, len(heads) - 1)])
 
     def _show(self, control, options, value):
         "Options that have not changed are left alone: a browser closes a list that is set anew."
