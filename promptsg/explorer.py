@@ -119,9 +119,9 @@ class OpenRun:
     def _relevance(self, path, prompt, words):
         "`promptsg.looking.relevance` of a picture under a sentence: (rows, columns), summing to 1."
         self._say(prompt, words)
-        aspects = self.tower["aspects"][(self.frame.path == path).to_numpy()][:1]
+        aspects = self.tower["aspects"][[self.frame.path.tolist().index(path)]]
         spoken = prompt if self.config.language else None
-        return relevance(self.model, self.pixels(path), spoken, aspects.clone())[0].cpu().numpy()
+        return relevance(self.model, self.pixels(path), spoken, aspects)[0].cpu().numpy()
 
     def words(self, prompt):
         "The run's own sentence, or its words with commas between them; empty without language."

@@ -144,15 +144,22 @@ def relevance(model, images, prompt=None, aspects=None, steps=4):
     if steps < 1:
         raise PromptSGError(f"steps is {steps}; give at least 1")
     whole = model.embed(images, prompt, aspects=aspects)
-    similar = lambda x: (F.normalize(model(x, prompt, aspects=aspects).retrieval.float(), dim=1) * whole).sum()
+    seen = lambda x: F.normalize(model(x, prompt, aspects=aspects).retrieval.float(), dim=1)
+    similar = lambda x: (seen(x) * whole).sum()
     with _evaluating(model):
         paths = [_path(similar, filled(images, start), images, steps) for start in STARTS]
     return _even(sum(map(_over_cells, paths)))
 
 
+def _apart(images, start):
+    "x - b, and 0 where that is rounding alone."
+    apart = images - start
+    return apart.where(apart.abs() > 1e-5, 0)
+
+
 def _path(similar, start, images, steps):
     "(B, H, W): Eq. (2) before its sum over a patch."
-    total, whole = torch.zeros_like(images), images - start
+    total, whole = torch.zeros_like(images), _apart(images, start)
     for share in (np.arange(steps) + 0.5) / steps:
         between = (start + whole * share).detach().requires_grad_(True)
         with torch.enable_grad():
@@ -162,7 +169,8 @@ def _path(similar, start, images, steps):
 
 def contrast(images):
     "The control of `relevance`, of the same shape: Eq. (2) with 1 for the gradient; no model is read."
-    return _even(sum(_over_cells((images - filled(images, start)).abs().sum(1)) for start in STARTS))
+    apart = (_apart(images, filled(images, start)) for start in STARTS)
+    return _even(sum(_over_cells(one.abs().sum(1)) for one in apart))
 
 
 def _over_cells(values):
