@@ -267,7 +267,7 @@ def query_maps(model, queries, kinds=None, prompt=None, batch_size=16, progress=
     return {kind: torch.cat(maps) for kind, maps in found.items()}
 
 
-def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill="blur", draws=3,
+def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill="blur", draws=5,
                   seed=0, modes=("deletion", "insertion"), prompt=None, batch_size=16, progress=True):
     """Average precision of queries of which a share is hidden (deletion) or alone shown (insertion).
 
