@@ -519,15 +519,37 @@ def _model_batch(model, frame):
             "aspects": torch.tensor(aspect_numbers(frame), device=device)}
 
 
-def attention_figure(model, frame, images=4, seed=0):
-    "Where the text looks in a few random images, mean over heads or words."
+_NAMED = {"relevance": "relevance", "attention": "attention (mean)", "word": "words (mean)"}
+
+
+def attention_figure(model, frame, table=None, images=4, seed=0):
+    """Where the model looks in a few random images: its relevance, and the attention of heads or words,
+    each mean over these. `table`: a `promptsg.looking.looking_table`, whose numbers go over the maps."""
     import numpy as np
+    import torch
     from promptsg.data import load_image
+    from promptsg.looking import query_maps
     from promptsg.plots import plot_attention
     rows = frame.sample(images, random_state=seed)
-    maps = model.attention_maps(**_model_batch(model, rows)).cpu().mean(1)
+    maps = query_maps(model, rows, [*_shown_kinds(model)], progress=False)
     pictures = np.stack([np.asarray(load_image(path).resize(model.backbone.image_size[::-1])) for path in rows.path])
-    return plot_attention(pictures, maps.numpy(), [str(identity) for identity in rows.identity])
+    return plot_attention(pictures, torch.stack([*maps.values()], 1).numpy(), [str(identity) for identity in rows.identity],
+                          [_map_title(kind, table) for kind in maps])
+
+
+def _shown_kinds(model):
+    "Kinds of maps that are shown: not the control."
+    from promptsg.looking import kinds_of
+    return [kind for kind in kinds_of(model) if kind != "contrast"]
+
+
+def _map_title(kind, table):
+    "What a map is, and what was measured of it."
+    if table is None:
+        return _NAMED[kind]
+    row = table.set_index("map").loc[kind]
+    return (f"{_NAMED[kind]}\nAUROC {row.auc:.2f} ({row['mask']})\n"
+            f"tenth hidden: {-row.lost:.0f} mAP\n(a random one: {-row.lost_random:.0f})")
 
 
 def steps_figure(model, embeddings, splits, top=4, seed=0):
@@ -611,7 +633,10 @@ def demo_report(out, results, model, splits, embeddings):
     save_figure(plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select), out / "training.png")
     save_figure(ranked_lists(embeddings, splits, model=model), out / "ranked.png")
     if model.config.language:
-        save_figure(attention_figure(model, splits.test), out / "attention.png")
+        from promptsg.looking import looking_table
+        maps = looking_table(model, splits.queries[0], splits.galleries[0], embeddings)
+        write_csv(out / "looking.csv", maps)
+        save_figure(attention_figure(model, splits.test, maps), out / "attention.png")
     if model.composes:
         save_figure(steps_figure(model, embeddings, splits), out / "steps.png")
     typer.echo(f"table and figures are in {out}")
@@ -691,6 +716,8 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
            controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Measure what "
                                "our versions are without the parts that are praised.")] = True,
+           looking: Annotated[int, typer.Option("--looking", min=0, help="On how many queries maps "
+                              "are measured; 0: none.")] = 48,
            level: Level = None, sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
     from promptsg.files import check_writable
@@ -698,10 +725,10 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import (control_differences, control_table, make_report, pair_lines,
+    from promptsg.report import (control_differences, control_table, looking_page, make_report, pair_lines,
                                  parse_pairs, summary)
     made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
-                       published, parse_pairs(pair), controls=controls)
+                       published, parse_pairs(pair), controls=controls, looking=looking)
     gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
     found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
@@ -710,6 +737,9 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
         beside = control_table(made, group, found)
         if len(beside):
             typer.echo(f"\n{', '.join(group)}: controls (percent)\n{beside.to_string(index=False)}")
+        maps = looking_page(made, *group[:2])
+        if len(maps) and group == next(one for one in made.groups if one[:2] == group[:2]):
+            typer.echo(f"\n{', '.join(group[:2])}: where it looks\n{maps.to_string(index=False)}")
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")
@@ -798,27 +828,64 @@ def look(
         run: Annotated[Optional[Path], typer.Option("--run", help="Run folder.")] = None,
         config: Annotated[Optional[str], typer.Option("--config", help=CONFIG)] = None,
         images: Annotated[int, typer.Option("--images", min=1, help="How many, drawn.")] = 200,
-        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file, a row an image.")] = None,
+        kinds: Annotated[Optional[list[str]], typer.Option("--map", help="relevance, attention, word or "
+                         "contrast; several values. All that the model has without.")] = None,
+        hide: Annotated[bool, typer.Option("--hide", help="Also hide patches in queries of the first "
+                        "split: deletion and insertion curves.")] = False,
+        fill: Annotated[str, typer.Option("--fill", help="What hidden patches become: blur, ground or "
+                        "mean.")] = "blur",
+        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file, a row a map and image; the "
+                       "curves beside it, NAME-curves.csv.")] = None,
         level: Level = None, sets: Sets = None):
-    "Measure where a model's text looks: hand against background, the area under the ROC."
+    "Measure a model's maps: how they lie on the hand, and what hiding their patches costs."
     from promptsg.files import check_writable_file, write_csv
-    from promptsg.readers import DRAWN
     if out:
         check_writable_file(out)
     chosen = chosen_config(run, config, sets)
     frame = read_frame(data, chosen, level)
-    frame = frame.sample(min(images, len(frame)), random_state=0).reset_index(drop=True)
-    from promptsg.looking import photograph_mask, where_it_looks
-    from promptsg.synth import drawn_mask
-    drawn = os.path.exists(data / DRAWN)
-    mask = (lambda row: drawn_mask(data, row.image)) if drawn else photograph_mask
-    table = where_it_looks(ready_model(run, config, sets, spoken=True), frame, mask)
+    import pandas as pd
+    from promptsg.looking import FILLS, hand_mask_of, kinds_of, where_it_looks
+    if fill not in FILLS:
+        raise PromptSGError(f"--fill is {fill!r}; choose one of {', '.join(FILLS)}")
+    some = frame.sample(min(images, len(frame)), random_state=0).reset_index(drop=True)
+    mask_of, mask = hand_mask_of(some)
+    model = ready_model(run, config, sets, spoken=True)
+    kinds = kinds or kinds_of(model)
+    table = pd.concat([where_it_looks(model, some, mask_of, kind=kind).assign(map=kind) for kind in kinds])
     if out:
         write_csv(out, table)
-    typer.echo(table.groupby("aspect")[["auc", "share", "area"]].mean().round(3).to_string())
-    what = "as drawn" if drawn else "by its saturation, a stand-in on a white ground"
-    typer.echo(f"{len(table)} images: area under the ROC {table.auc.mean():.3f}; share of the map on the "
-               f"hand {table.share.mean():.3f}, of the picture {table.area.mean():.3f}; the hand {what}")
+    means = table.groupby(["map", "aspect"], sort=False)[["auc", "share", "area"]].mean()
+    typer.echo(means.round(3).to_string())
+    what = "as drawn" if mask == "drawn" else "by its saturation, a stand-in on a white ground"
+    for kind, one in table.groupby("map", sort=False):
+        typer.echo(f"{kind}: {len(one)} images, area under the ROC {one.auc.mean():.3f}; share of the map on "
+                   f"the hand {one['share'].mean():.3f}, of the picture {one.area.mean():.3f}; the hand {what}")
+    if hide:
+        curves = _hidden_curves(model, chosen, run, frame, kinds, images, fill)
+        if out:
+            write_csv(out.with_name(f"{out.stem}-curves.csv"), curves)
+
+
+def _hidden_curves(model, config, run, frame, kinds, images, fill):
+    "`hiding_curves` of a sample of queries, printed."
+    from promptsg.data import for_data, run_splits
+    from promptsg.looking import (areas_under, curve_table, hiding_curves, lost_by_hiding, query_maps,
+                                  some_queries)
+    from promptsg.training import Feed, splits_of
+    splits = run_splits(run, frame) if run else splits_of(for_data(config, frame), frame)
+    queries, gallery = some_queries(splits.queries[0], images), splits.galleries[0]
+    maps, embeddings = query_maps(model, queries, kinds), Feed(model, model.config).embed(gallery)
+    curves = hiding_curves(model, queries, gallery, embeddings, maps, fill=fill)
+    typer.echo(f"\nmAP (percent) of {len(queries)} queries of the first split; hidden: {fill}; "
+               f"gallery images are not altered\n{curve_table(curves).round(1).to_string()}")
+    areas = areas_under(curves)
+    for kind in kinds:
+        lost = lost_by_hiding(curves, kind)
+        typer.echo(f"{kind}: area under deletion {areas['deletion', kind]:.3f} (random "
+                   f"{areas['deletion', 'random']:.3f}), insertion {areas['insertion', kind]:.3f} (random "
+                   f"{areas['insertion', 'random']:.3f}); the first tenth hidden costs {lost.lost:.1f} mAP, a "
+                   f"random one {lost.lost_random:.1f}: {lost.ratio:.1f} times [{lost.low:.1f}, {lost.high:.1f}]")
+    return curves
 
 # %% ../nbs/16_cli.ipynb #cell018
 @app.command("pretrain")

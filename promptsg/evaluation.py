@@ -544,3 +544,6 @@ def rank_gallery(embeddings, queries, gallery, k=10):
     Equal similarities keep the gallery's order; k is at most the gallery's size. Raises `PromptSGError` for k below 1 and for
     images that were not embedded."""
     return top_k(embeddings.of(queries), embeddings.of(gallery), k)
+
+# %% ../nbs/11_evaluation.ipynb #hiding
+from .looking import areas_under, curve_table, hiding_curves, lost_by_hiding  # also from here

@@ -322,10 +322,13 @@ def _check_attention(images, maps, titles, words) -> None:
 def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
                    maps,         # (N, h, w), or (N, K, h, w) for K words or heads; weights >= 0
                    titles=None,  # N, one per image
-                   words=None,   # K, one per column of maps
+                   words=None,   # K, one per column of maps: what map it is, and its number
                    strength=1.0, # 0..1, how much the maps cover: 0 shows the bare image
                   ) -> Figure:
-    "Each image beside its attention, relative to an even share, one colour scale for all. Raises `PromptSGError` for bad shapes or another strength."
+    """Each image beside its maps, relative to an even share, one colour scale for all.
+
+    Where a map is shown as one that says something of the model, write what was measured of it into
+    `words` (`promptsg.looking`). Raises `PromptSGError` for bad shapes or another strength."""
     maps = _relative(maps)
     titles = [""] * len(images) if titles is None else list(titles)
     words = (["attention"] if maps.shape[1] == 1 else [""] * maps.shape[1]) if words is None else list(words)
@@ -339,7 +342,7 @@ def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
         for k, word in enumerate(words):
             heat = _draw_heat(axes[i, 1 + k], picture, maps[i, k], maps.max(), strength)
             axes[i, 1 + k].set_title(word if i == 0 else "", pad=3)
-    figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=0.8, pad=0.02)
+    figure.colorbar(heat, ax=axes, label="weight (1 = even share)", shrink=0.8, pad=0.02)
     return figure
 
 def _draw_heat(ax, picture, weights, highest, strength):
@@ -394,7 +397,7 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
             axes[i, k + 1].set_title(col_labels[k] if i == 0 else "", pad=3)
         axes[i, 1].set_ylabel(row_labels[i], rotation=0, ha="right", va="center")
     if heat.colorbar is None:
-        figure.colorbar(heat, ax=axes, label="attention (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
+        figure.colorbar(heat, ax=axes, label="weight (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
     return figure
 
 # %% ../nbs/14_plots.ipynb #steps2

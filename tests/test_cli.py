@@ -234,3 +234,20 @@ def test_the_command_line_is_imported_by_no_other_module():
     import promptsg.cli
     modules = [file for file in Path(promptsg.cli.__file__).parent.glob("*.py") if file.name != "cli.py"]
     assert len(modules) > 15 and [file.name for file in modules if re.search(r"(promptsg)?\.cli import", file.read_text())] == []
+
+
+def test_look_prints_and_writes_every_map_and_with_hide_the_curves(run, hands, tmp_path):
+    out = tmp_path / "look.csv"
+    said = promptsg("look", "--run", run, "--data", hands, "--images", 6, "--hide", "--fill", "mean", "--out", out).stdout
+    for kind in ("relevance", "attention", "contrast"):
+        assert f"{kind}: 6 images, area under the ROC 0." in said and f"{kind}: area under deletion" in said
+    assert "the hand as drawn" in said and "hidden: mean; gallery images are not altered" in said
+    table, curves = pd.read_csv(out), pd.read_csv(tmp_path / "look-curves.csv")
+    assert table.groupby("map").size().to_dict() == {"relevance": 6, "attention": 6, "contrast": 6}
+    assert set(curves.order) == {"relevance", "attention", "contrast", "random"} and set(curves["mode"]) == {"deletion", "insertion"}
+    assert "random" not in promptsg("look", "--run", run, "--data", hands, "--images", 3, "--map", "relevance").stdout
+
+
+def test_look_answers_a_map_or_a_filling_that_is_not_there(run, hands):
+    assert "no map 'word'; it has relevance, attention, contrast" in promptsg("look", "--run", run, "--data", hands, "--images", 2, "--map", "word", code=2).stderr
+    assert "--fill is 'red'; choose one of blur, ground, mean" in promptsg("look", "--run", run, "--data", hands, "--fill", "red", code=2).stderr

@@ -11,7 +11,9 @@ from PIL import Image
 
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
-from promptsg.explorer import VIEWS, _Kept, Explorer, OpenRun, Panel, explore, find_runs
+from promptsg.explorer import VIEWS, _Kept, Explorer, OpenRun, Panel, draw_attention, explore, find_runs
+from promptsg.looking import area_under_roc, on_patches, relevance
+from promptsg.synth import drawn_mask
 from promptsg.training import Trainer, load_run, measure
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
@@ -110,6 +112,42 @@ def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(exp
     assert list(explorer.measures()) == [CONTROL, PAPER, f"{PAPER}, this prompt"]
     explorer.reset_prompt()
     assert explorer.ranked().equals(before) and list(explorer.measures()) == [CONTROL, PAPER]
+
+
+@pytest.mark.parametrize("prompt", ["composed", "simplified"])
+def test_relevance_is_that_of_the_whole_model_and_no_picture_is_read_twice(explorer, prompt, monkeypatch):
+    explorer.set_prompt("A {} hand." if prompt == "composed" else "A hand.", prompt)
+    maps, paths = explorer.relevance(), explorer.pair
+    model = load_run(explorer.folders[PAPER])
+    model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": explorer.words})
+    transform = eval_transform(model.backbone.image_size, model.mean, model.std)
+    own = relevance(model, torch.stack([transform(load_image(path)) for path in paths]), prompt)
+    assert maps.shape == (2, 1, 7, 7) and np.allclose(maps[:, 0], own, atol=1e-5)
+    monkeypatch.setattr("promptsg.explorer.load_image", lambda path: pytest.fail(f"{path} was read again"))
+    explorer.set_prompt("A {} hand in a red sleeve." if prompt == "composed" else "A red sleeve.")
+    if explorer.pair == paths:
+        assert np.abs(explorer.relevance() - maps).max() > 1e-6
+
+
+def test_the_number_over_a_map_is_that_of_its_pictures(explorer, hands):
+    names = dict(zip(explorer.run.frame.path, explorer.run.frame.image))
+    masks = np.stack([on_patches(drawn_mask(hands, names[path]), (7, 7)) for path in explorer.pair])
+    relevance, attention = explorer.relevance(), explorer.attention()
+    for maps in (relevance, attention):
+        expected = np.mean([area_under_roc(maps[i].reshape(maps.shape[1], -1), np.tile(masks[i], (maps.shape[1], 1))) for i in (0, 1)], axis=0)
+        areas, mask = explorer.on_hand(maps)
+        assert np.allclose(areas, expected) and mask == "drawn"
+    title = lambda head: (explorer.set_view(head=head), draw_attention(explorer).axes[1].get_title())[1]
+    assert title("relevance") == f"relevance\nAUROC {explorer.on_hand(relevance)[0][0]:.2f}"
+    assert title("head 2") == f"head 2\nAUROC {explorer.on_hand(attention)[0][1]:.2f}"
+    mean = attention.mean(1, keepdims=True)
+    assert title("mean") == f"mean of heads\nAUROC {explorer.on_hand(mean)[0][0]:.2f}"
+
+
+def test_a_version_without_language_has_relevance(explorer):
+    explorer.set_run(CONTROL)
+    explorer.set_view(head="head 2")
+    assert draw_attention(explorer).axes[1].get_title().startswith("relevance\nAUROC 0.")
 
 
 def test_measures_are_those_of_evaluate(explorer, splits):

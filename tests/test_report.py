@@ -16,9 +16,11 @@ from promptsg.cli import spread_values, wrapped_table
 from promptsg.config import PromptSGError
 from promptsg.evaluation import holm, paired_difference
 from promptsg.files import UNFINISHED, held
-from promptsg.report import (LOGGED, Report, Run, add_trainings, compare, control_differences,
-                             control_table, differences, in_words, load_report, make_report,
-                             pair_lines, parse_pairs, plan_runs, read_metrics, read_published,
+from promptsg.looking import LOOKING
+from promptsg.report import (LOGGED, Report, Run, _looking_rows, add_trainings, compare,
+                             control_differences, control_table, differences, in_words, load_report,
+                             looking_page, looking_rows, make_report, pair_lines, parse_pairs,
+                             plan_runs, read_metrics, read_published,
                              report_figures, report_page, results_table, shipped_reference, summary, train_table)
 from promptsg.versions import VERSIONS, chain_table
 
@@ -559,3 +561,50 @@ def test_a_control_of_another_config_is_not_shown(copied_controls):
     report = load_report(copied_controls)
     run = Run(VIT, "dorsal_r", "paper", 0)
     assert set(report.controls[run, "mba"]) == OF_PAPER - {"no text"} and set(report.controls[run, "clipfh"]) == OF_PAPER
+
+
+# --- where it looks ---------------------------------------------------------------------------------------------------
+def test_maps_are_measured_once_for_the_first_seed_of_versions_with_language(done):
+    table = pd.read_csv(done.folder / "looking.csv")
+    assert list(table) == [*Run._fields, *LOOKING]
+    assert table[["version", "seed", "map"]].values.tolist() == [["v1", 0, kind] for kind in ("relevance", "attention", "contrast")]
+    assert (table["mask"] == "drawn").all() and table.auc.between(0, 1).all() and (table["images"] > 1).all()
+    assert len(list(done.folder.glob("*/*/*/looking.json"))) == 1
+    page = (done.folder / "report.md").read_text(encoding="utf-8")
+    assert page.count("### Where it looks") == 1 and "| v1, seed 0 | relevance |" in page
+
+
+def test_maps_that_were_measured_are_kept_and_damaged_ones_made_again(done, hands, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(done.folder, out)
+    file, = out.glob("*/*/*/looking.json")
+    before, evaluated = file.read_bytes(), times(out)
+    stamp = file.stat().st_mtime_ns
+    small(out, hands)
+    assert file.stat().st_mtime_ns == stamp
+    for damage in (b"{", b'{"about": {}, "rows": []}', before.replace(b'"relevance"', b'"nothing"').replace(b'"auc"', b'"area"')):
+        file.write_bytes(damage)
+        assert Run(VIT, "dorsal_r", "v1", 0) not in load_report(out).looking or damage.startswith(b'{"about"')
+        small(out, hands)
+        assert json.loads(file.read_bytes()) == json.loads(before) and times(out) == evaluated
+    made = small(out, hands, looking=4)  # on fewer queries
+    assert set(made.looking[Run(VIT, "dorsal_r", "v1", 0)]["images"]) == {4}
+    assert "--looking 4" in json.loads((out / "report.json").read_text())["command"]
+
+
+def test_maps_can_be_left_out(hands, tmp_path):
+    made = small(tmp_path, hands, seeds=(0,), looking=0)
+    assert made.looking == {} and not (tmp_path / "looking.csv").exists()
+    assert "Where it looks" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert looking_rows(made).empty and looking_page(made, VIT, "dorsal_r").empty
+    with pytest.raises(PromptSGError, match="looking is -1"):
+        small(tmp_path, hands, looking=-1)
+
+
+def test_a_ratio_without_bound_is_stored_and_read(done):
+    run = Run(VIT, "dorsal_r", "v1", 0)
+    row = dict.fromkeys(LOOKING, 0.5) | {"map": "word", "mask": "drawn", "fill": "blur", "images": 3, "ratio": "inf", "low": None, "high": "inf"}
+    table = _looking_rows({"rows": [row]})
+    assert table.ratio[0] == float("inf") and table.low.isna().all() and table["images"][0] == 3
+    shown = looking_page(Report(done.folder, done.evaluations, {}, {}, looking={run: table}), VIT, "dorsal_r")
+    assert shown.ratio[0] == "inf [nan, inf]" and shown["mask"][0] == "drawn, 3 queries"
