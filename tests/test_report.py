@@ -139,13 +139,13 @@ def test_trainings_are_added_to_a_table_over_people(done):
                                 b="v1", measure="mAP", by="identity", difference=2.0, low=1.0, high=3.0)])
     seeds = done.results.query("protocol == 'clipfh'").groupby(["version", "seed"]).mAP.mean()
     spread = 100 * (seeds["v1"] - seeds["image_only"]).to_numpy()
-    added = add_trainings(stored, done.results, units).iloc[0]
+    added = add_trainings(stored, done.results, {"dorsal_r": units}).iloc[0]
     t = scipy.stats.t.ppf(0.975, [units - 1, 1])
     reach = np.sqrt((t[0] / 1.96) ** 2 + t[1] ** 2 * spread.var(ddof=1) / 2)
     assert added.high == pytest.approx(min(100, added.difference + reach)) and added.trainings == 2
-    assert add_trainings(whole, done.results, units) is whole
+    assert add_trainings(whole, done.results, {}) is whole
     with pytest.raises(PromptSGError, match="no v9 for"):
-        add_trainings(stored.assign(b="v9"), done.results, units)
+        add_trainings(stored.assign(b="v9"), done.results, {"dorsal_r": units})
 
 
 def test_a_pair_that_is_none_is_one_sentence(done, tmp_path):
