@@ -96,14 +96,14 @@ FILLS = {"blur": _blurred, "ground": _ground, "mean": _mean_colour}
 
 
 def filled(images, fill="blur"):
-    "What hidden patches of images (B, 3, H, W) become, of the same shape. `PromptSGError` for another `fill`."
+    "What hidden patches of images (B, 3, H, W) become, the same shape. `PromptSGError` for another fill."
     if fill not in FILLS:
         raise PromptSGError(f"fill is {fill!r}; choose one of {', '.join(FILLS)}")
     return FILLS[fill](images)
 
 
 def first_patches(maps, count):
-    "bool (N, M): the `count` patches of maps (N, M) with the most weight; the earlier one of equal ones."
+    "bool (N, M): the `count` patches of maps (N, M) with the most weight, earlier ones of equals."
     order = torch.as_tensor(maps).argsort(dim=1, descending=True, stable=True)
     return torch.zeros(order.shape, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
@@ -174,7 +174,7 @@ def contrast(images):
 
 
 def _over_cells(values):
-    "(B, H, W), at least 0 -> (B, rows, columns) over `cells_of`, each summing to 1, or 0 where nothing is."
+    "(B, H, W), from 0 up -> (B, rows, columns) over `cells_of`, each with sum 1, or 0 of nothing."
     maps = F.adaptive_avg_pool2d(values[:, None], cells_of(values.shape[1:]))[:, 0]
     return maps / maps.sum((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
@@ -182,11 +182,12 @@ def _over_cells(values):
 def _even(maps):
     "Maps that each sum to 1; an even one where nothing is."
     mass = maps.sum((1, 2), keepdim=True)
-    return torch.where(mass > 0, maps / mass.clamp(min=0.5), torch.full_like(maps, 1 / maps[0].numel()))
+    even = torch.full_like(maps, 1 / maps[0].numel())
+    return torch.where(mass > 0, maps / mass.clamp(min=0.5), even)
 
 
 def kinds_of(model):
-    "The maps of a model: relevance, attention or word where it has language, and contrast, the control."
+    "Maps of a model: relevance, attention or word where it has language, and the control, contrast."
     config = model.config
     said = ("word" if config.fusion == "pool" else "attention",) if config.language else ()
     return ("relevance", *said, "contrast")
@@ -205,8 +206,8 @@ def maps_of(model, kind, images, prompt=None, aspects=None):
 
 
 def on_cells(maps, cells):
-    "Maps (B, rows, columns) on the patches `cells` (rows, columns): each takes what lies at its place; sums to 1."
-    there = F.interpolate(maps[:, None].float(), cells)[:, 0] if maps.shape[1:] != cells else maps
+    "Maps (B, rows, columns) on the patches `cells`: each takes what lies at its place; the sum is 1."
+    there = maps if maps.shape[1:] == cells else F.interpolate(maps[:, None].float(), cells)[:, 0]
     return there / there.sum((1, 2), keepdim=True)
 
 # %% ../nbs/11a_looking.ipynb #model
@@ -280,14 +281,15 @@ def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill
     cells = cells_of(model.backbone.image_size)
     _check_curves(maps, shares, (len(queries), *cells), draws)
     orders = _orders(maps, len(queries), cells[0] * cells[1], draws, seed)
-    levels = [(mode, name, draw, share) for mode in modes for name, draw in orders for share in shares]
+    levels = [(mode, *order, share) for mode in modes for order in orders for share in shares]
     seen = {level: [] for level in levels}
     loader, device = _loader(model, queries, batch_size), next(model.parameters()).device
     with progress_bar(show=progress, total=len(loader) * len(levels), desc="hiding") as bar:
         for batch in batches(loader):
             rows, images = batch["index"], batch["image"].to(device)
-            embed = lambda hidden: model.embed(hide(images, hidden, fill), prompt, aspects=aspects).cpu()
             aspects, ends = batch["aspect"].to(device), {}  # all or nothing hidden: embedded once
+            embed = lambda hidden: model.embed(hide(images, hidden, fill), prompt,
+                                               aspects=aspects).cpu()
             for mode, name, draw, share in levels:
                 hidden = _hidden(orders[name, draw][rows], share, mode)
                 end = hidden.float().mean().item()
