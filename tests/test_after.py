@@ -1,4 +1,5 @@
-"""Steps after the embedding, against their definitions spelled out in loops, known answers and properties."""
+"""Steps after the embedding, against their definitions in loops, known answers and properties."""
+
 import tracemalloc
 
 import numpy as np
@@ -10,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptsg import after
-from promptsg.after import (by_person, database_augmentation, evaluate_after, k_reciprocal, mean_templates, mirror_sum,
-                            mirrored_embeddings, normalise, query_expansion)
+from promptsg.after import (
+    by_person,
+    database_augmentation,
+    evaluate_after,
+    k_reciprocal,
+    mean_templates,
+    mirror_sum,
+    mirrored_embeddings,
+    normalise,
+    query_expansion,
+)
 from promptsg.config import PromptSGError
 from promptsg.data import HandDataset, eval_transform
 from promptsg.evaluation import Result, evaluate, paired_difference, ranked_images
@@ -43,13 +53,15 @@ def lengths(x):
     return x.double().norm(dim=1).numpy()
 
 
-# --- mirror images ---------------------------------------------------------------------------------
+# --- mirror images -------------------------------------------------------------------------------
 @given(SEEDS)
 def test_a_mirror_sum_has_length_one_and_treats_both_alike(seed):
     one, other = invent(5, seed), invent(5, seed + 1)
     found = mirror_sum(one, other)
     assert found.dtype == torch.float32 and lengths(found) == pytest.approx(1, abs=1e-6)
-    assert torch.equal(found, mirror_sum(other, one)) and torch.equal(found, mirror_sum(7 * one, other))
+    assert torch.equal(found, mirror_sum(other, one)) and torch.equal(
+        found, mirror_sum(7 * one, other)
+    )
     assert torch.allclose(found.double(), F.normalize(unit(one) + unit(other)), atol=1e-6)
     assert torch.allclose(mirror_sum(one, one).double(), unit(one), atol=1e-6)
 
@@ -57,6 +69,7 @@ def test_a_mirror_sum_has_length_one_and_treats_both_alike(seed):
 def feed_of(quick, **changes):
     from promptsg.model import PromptSG
     from promptsg.training import Feed
+
     config = quick.replace(**changes)
     torch.manual_seed(0)
     return Feed(PromptSG(config, 3).eval(), config, progress=False)
@@ -68,18 +81,32 @@ def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, 
     found = mirrored_embeddings(feed, frame, batch_size=4)
     model = feed.model
     plain = HandDataset(frame, eval_transform(feed.size, model.mean, model.std))
-    others = {"dorsal_r": "dorsal_l", "dorsal_l": "dorsal_r", "palmar_r": "palmar_l", "palmar_l": "palmar_r"}
-    turned = HandDataset(frame.assign(aspect=frame.aspect.map(others)), eval_transform(feed.size, model.mean, model.std))
+    others = {
+        "dorsal_r": "dorsal_l",
+        "dorsal_l": "dorsal_r",
+        "palmar_r": "palmar_l",
+        "palmar_l": "palmar_r",
+    }
+    turned = HandDataset(
+        frame.assign(aspect=frame.aspect.map(others)),
+        eval_transform(feed.size, model.mean, model.std),
+    )
     for place, path in enumerate(frame.path):
         image = plain[place]["image"][None]
-        embed = lambda x, dataset: model.embed(x, aspects=torch.tensor([int(dataset[place]["aspect"])]))
+        embed = lambda x, dataset: model.embed(
+            x, aspects=torch.tensor([int(dataset[place]["aspect"])])
+        )
         with torch.inference_mode():
             both = unit(embed(image, plain)) + unit(embed(image.flip(3), turned))
-        assert torch.allclose(found.of(frame[place:place + 1]).double(), F.normalize(both), atol=1e-5), path
-    assert len(found.rows) == frame.path.nunique() == 7 and found.trained_on is feed.model.trained_on
+        assert torch.allclose(
+            found.of(frame[place : place + 1]).double(), F.normalize(both), atol=1e-5
+        ), path
+    assert (
+        len(found.rows) == frame.path.nunique() == 7 and found.trained_on is feed.model.trained_on
+    )
 
 
-# --- k-reciprocal re-ranking -----------------------------------------------------------------------
+# --- k-reciprocal re-ranking ---------------------------------------------------------------------
 def spelled_out(query, gallery, k1, k2, lam):
     "Zhong et al. 2017 as their code has it, dense and in loops."
     rows = torch.cat([unit(query), unit(gallery)]).numpy()
@@ -89,7 +116,8 @@ def spelled_out(query, gallery, k1, k2, lam):
     order = distance.argsort(1, kind="stable")
 
     def reciprocal(i, k):
-        return {j for j in order[i, :k + 1] if i in order[j, :k + 1]}
+        return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
+
     weights = np.zeros((n, n))
     for i in range(n):
         near = reciprocal(i, k1)
@@ -112,7 +140,9 @@ def spelled_out(query, gallery, k1, k2, lam):
     return final
 
 
-@pytest.mark.parametrize("k1, k2, lam", [(20, 6, 0.3), (6, 1, 0.0), (7, 3, 0.5), (1, 2, 0.3), (3, 9, 0.1), (39, 40, 0.3)])
+@pytest.mark.parametrize(
+    "k1, k2, lam", [(20, 6, 0.3), (6, 1, 0.0), (7, 3, 0.5), (1, 2, 0.3), (3, 9, 0.1), (39, 40, 0.3)]
+)
 def test_k_reciprocal_is_the_published_algorithm(k1, k2, lam):
     query, gallery = invent(12, 1), invent(28, 2)
     found = k_reciprocal(query, gallery, k1, k2, lam)
@@ -128,10 +158,14 @@ def test_k_reciprocal_with_equal_images(seed, k1, k2, lam):
     assert np.abs(found.numpy() - spelled_out(rows[:7], rows[7:], k1, k2, lam)).max() < 1e-6
 
 
-@pytest.mark.parametrize("rows", [invent(60, 3), with_copies(60, 4)], ids=["different", "with copies"])
+@pytest.mark.parametrize(
+    "rows", [invent(60, 3), with_copies(60, 4)], ids=["different", "with copies"]
+)
 def test_how_many_rows_are_computed_at_a_time_changes_nothing(monkeypatch, rows):
     whole = k_reciprocal(rows[:20], rows[20:], 8, 3)
-    assert torch.allclose(k_reciprocal(rows[:20], rows[20:], 8, 3, memory_mb=1e-6), whole, rtol=0, atol=1e-7)  # a row at a time
+    assert torch.allclose(
+        k_reciprocal(rows[:20], rows[20:], 8, 3, memory_mb=1e-6), whole, rtol=0, atol=1e-7
+    )  # a row at a time
     monkeypatch.setattr(after, "_step", lambda *_: 7)
     monkeypatch.setattr(after, "_TOGETHER", 50)
     assert torch.allclose(k_reciprocal(rows[:20], rows[20:], 8, 3), whole, rtol=0, atol=1e-7)
@@ -158,7 +192,9 @@ def test_distances_are_from_zero_to_one_and_length_does_not_count():
 def test_a_copy_of_the_query_comes_first():
     rows = invent(24, 8)
     found = k_reciprocal(rows[:4], torch.cat([rows[4:], rows[:4]]), 6, 2)
-    assert found.argmin(1).tolist() == [20, 21, 22, 23] and found.min(1).values == pytest.approx(0, abs=1e-6)
+    assert found.argmin(1).tolist() == [20, 21, 22, 23] and found.min(1).values == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_a_query_depends_on_the_other_queries():
@@ -182,11 +218,15 @@ def test_memory_stays_within_the_budget():
     assert peak - result < 1.25 * budget and peak < 0.5 * 72
 
 
-# --- query expansion -------------------------------------------------------------------------------
+# --- query expansion -----------------------------------------------------------------------------
 def expanded_by_loops(query, gallery, k, alpha, skip_self=False):
     query, gallery, rows = unit(query), unit(gallery), []
     for n, q in enumerate(query):
-        scores = [(-float(q @ g), place) for place, g in enumerate(gallery) if not (skip_self and place == n)]
+        scores = [
+            (-float(q @ g), place)
+            for place, g in enumerate(gallery)
+            if not (skip_self and place == n)
+        ]
         total = q.clone()
         for score, place in sorted(scores)[:k]:
             total = total + (max(0.0, -score) ** alpha if alpha else 1.0) * gallery[place]
@@ -204,7 +244,9 @@ def test_expansion_is_the_weighted_mean(seed, k, alpha):
     k = min(k, 14)
     found = database_augmentation(gallery, k, alpha)
     assert lengths(found) == pytest.approx(1, abs=1e-6)
-    assert torch.allclose(found.double(), expanded_by_loops(gallery, gallery, k, alpha, skip_self=True), atol=1e-5)
+    assert torch.allclose(
+        found.double(), expanded_by_loops(gallery, gallery, k, alpha, skip_self=True), atol=1e-5
+    )
 
 
 @given(SEEDS)
@@ -212,7 +254,9 @@ def test_expansion_is_the_weighted_mean(seed, k, alpha):
 def test_no_neighbours_or_a_large_alpha_give_the_query(seed):
     query, gallery = invent(6, seed), invent(15, seed + 1)
     assert torch.equal(query_expansion(query, gallery, k=0), unit(query).float())
-    assert torch.allclose(query_expansion(query, gallery, k=5, alpha=1e9).double(), unit(query), atol=1e-6)
+    assert torch.allclose(
+        query_expansion(query, gallery, k=5, alpha=1e9).double(), unit(query), atol=1e-6
+    )
     assert torch.equal(database_augmentation(gallery, k=0), unit(gallery).float())
 
 
@@ -220,16 +264,18 @@ def test_an_image_is_no_neighbour_of_itself_even_among_many_copies():
     gallery = torch.cat([torch.eye(3).double()[:1].repeat(5, 1), torch.eye(3).double()])
     found = database_augmentation(gallery, k=2, alpha=0)
     assert torch.allclose(found[:6], torch.eye(3)[:1].repeat(6, 1))  # copies among themselves
-    alone = database_augmentation(torch.eye(3), k=1, alpha=3)        # the neighbour has cosine 0
+    alone = database_augmentation(torch.eye(3), k=1, alpha=3)  # the neighbour has cosine 0
     assert torch.equal(alone, torch.eye(3))
 
 
 def test_another_query_changes_nothing_of_an_expansion():
     query, gallery = invent(6), invent(15, 1)
-    assert torch.allclose(query_expansion(query[:1], gallery, 3), query_expansion(query, gallery, 3)[:1], atol=1e-6)
+    assert torch.allclose(
+        query_expansion(query[:1], gallery, 3), query_expansion(query, gallery, 3)[:1], atol=1e-6
+    )
 
 
-# --- several gallery images ------------------------------------------------------------------------
+# --- several gallery images ----------------------------------------------------------------------
 @given(SEEDS, st.integers(1, 6))
 def test_scores_and_templates_of_people(seed, people):
     rng = np.random.default_rng(seed)
@@ -246,7 +292,9 @@ def test_scores_and_templates_of_people(seed, people):
         assert torch.allclose(mean[:, place], similarity[:, own].mean(1))
         centre = gallery[own].mean(0)
         assert torch.allclose(templates[place].double(), centre / centre.norm(), atol=1e-6)
-        assert torch.allclose(query @ templates[place].double() * centre.norm(), mean[:, place], atol=1e-6)
+        assert torch.allclose(
+            query @ templates[place].double() * centre.norm(), mean[:, place], atol=1e-6
+        )
     assert lengths(templates) == pytest.approx(1, abs=1e-6)
 
 
@@ -255,15 +303,20 @@ def test_with_one_image_a_person_all_three_are_the_image():
     for how in ("max", "mean"):
         scores, people = by_person(query @ gallery.T, ids, how)
         assert torch.equal(scores, query @ gallery.T) and people.tolist() == ids.tolist()
-    assert torch.allclose(mean_templates(gallery, torch.tensor(ids.copy()))[0].double(), gallery, atol=1e-6)
+    assert torch.allclose(
+        mean_templates(gallery, torch.tensor(ids.copy()))[0].double(), gallery, atol=1e-6
+    )
 
 
 def test_a_high_score_of_one_image_counts_for_max_alone():
     scores = torch.tensor([[0.9, 0.0, 0.5, 0.5]])
-    assert by_person(scores, [1, 1, 2, 2])[0].argmax() == 0 and by_person(scores, [1, 1, 2, 2], "mean")[0].argmax() == 1
+    assert (
+        by_person(scores, [1, 1, 2, 2])[0].argmax() == 0
+        and by_person(scores, [1, 1, 2, 2], "mean")[0].argmax() == 1
+    )
 
 
-# --- normalisation ---------------------------------------------------------------------------------
+# --- normalisation -------------------------------------------------------------------------------
 def normalised_by_loops(similarity, query_cohort, gallery_cohort, how, top):
     found = np.zeros(similarity.shape)
     level = lambda scores: (np.mean(scores), np.std(scores))
@@ -279,27 +332,45 @@ def normalised_by_loops(similarity, query_cohort, gallery_cohort, how, top):
 @given(SEEDS, st.sampled_from(["z", "t", "s", "as"]))
 def test_normalisation_is_that_of_the_loops(seed, how):
     rng, top = np.random.default_rng(seed), 4 if how == "as" else None
-    scores, queries, gallery = rng.normal(size=(5, 7)), rng.normal(size=(5, 9)), rng.normal(size=(7, 9))
+    scores, queries, gallery = (
+        rng.normal(size=(5, 7)),
+        rng.normal(size=(5, 9)),
+        rng.normal(size=(7, 9)),
+    )
     found = normalise(scores, queries, gallery, how, top)
-    assert found.numpy() == pytest.approx(normalised_by_loops(scores, queries, gallery, how, top), abs=1e-9)
+    assert found.numpy() == pytest.approx(
+        normalised_by_loops(scores, queries, gallery, how, top), abs=1e-9
+    )
     turned = normalise(scores.T, gallery, queries, {"z": "t", "t": "z"}.get(how, how), top)
-    assert turned.T.numpy() == pytest.approx(found.numpy(), abs=1e-9)  # s and as are symmetric, z and t each other's mirror
+    assert turned.T.numpy() == pytest.approx(
+        found.numpy(), abs=1e-9
+    )  # s and as are symmetric, z and t each other's mirror
 
 
 def test_what_each_side_changes():
     rng = np.random.default_rng(0)
-    scores, queries, gallery = rng.normal(size=(20, 30)), rng.normal(size=(20, 9)), rng.normal(size=(30, 9))
+    scores, queries, gallery = (
+        rng.normal(size=(20, 30)),
+        rng.normal(size=(20, 9)),
+        rng.normal(size=(30, 9)),
+    )
     ids = np.arange(20), np.arange(30) % 20
     by_t = normalise(scores, queries, None, "t")
     assert evaluate_ranking(by_t, *ids) == evaluate_ranking(scores, *ids)
     by_z = normalise(scores, None, gallery, "z")
-    assert (by_z.numpy().argsort(0) == scores.argsort(0)).all() and evaluate_ranking(by_z, *ids) != evaluate_ranking(scores, *ids)
-    assert torch.allclose(normalise(scores, queries, gallery, "as", 9), normalise(scores, queries, gallery, "s"))
-    z = normalise(gallery.T, None, gallery, "z")  # the cohort itself has mean 0 and deviation 1 with each image
+    assert (by_z.numpy().argsort(0) == scores.argsort(0)).all() and evaluate_ranking(
+        by_z, *ids
+    ) != evaluate_ranking(scores, *ids)
+    assert torch.allclose(
+        normalise(scores, queries, gallery, "as", 9), normalise(scores, queries, gallery, "s")
+    )
+    z = normalise(
+        gallery.T, None, gallery, "z"
+    )  # the cohort itself has mean 0 and deviation 1 with each image
     assert z.mean(0) == pytest.approx(0, abs=1e-9) and z.std(0, correction=0) == pytest.approx(1)
 
 
-# --- measuring -------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def embeddings(splits, quick):
     return feed_of(quick).embed(ranked_images(splits, ["clipfh", "mba"]))
@@ -308,18 +379,40 @@ def embeddings(splits, quick):
 @pytest.mark.parametrize("protocol", ["clipfh", "mba"])
 def test_a_step_that_does_nothing_gives_the_plain_result(embeddings, splits, protocol):
     plain = evaluate(embeddings, splits, protocol)
-    found = evaluate_after(lambda query, gallery: query @ gallery.T, "nothing", embeddings, splits, protocol)
-    assert found.per_query.equals(plain.per_query) and found.per_split.equals(plain.per_split) and (found.cmc == plain.cmc).all()
-    assert found.record == {**plain.record, "control": "nothing"} and paired_difference(plain, found).difference == 0
+    found = evaluate_after(
+        lambda query, gallery: query @ gallery.T, "nothing", embeddings, splits, protocol
+    )
+    assert (
+        found.per_query.equals(plain.per_query)
+        and found.per_split.equals(plain.per_split)
+        and (found.cmc == plain.cmc).all()
+    )
+    assert (
+        found.record == {**plain.record, "control": "nothing"}
+        and paired_difference(plain, found).difference == 0
+    )
 
 
-def test_a_step_is_measured_as_it_ranks_and_saved_beside_the_plain_result(embeddings, splits, tmp_path):
+def test_a_step_is_measured_as_it_ranks_and_saved_beside_the_plain_result(
+    embeddings, splits, tmp_path
+):
     plain = evaluate(embeddings, splits)
-    worst = evaluate_after(lambda query, gallery: -(query @ gallery.T), "turned round", embeddings, splits)
+    worst = evaluate_after(
+        lambda query, gallery: -(query @ gallery.T), "turned round", embeddings, splits
+    )
     assert worst.summary["mean"].mAP < plain.summary["mean"].mAP
     query, gallery = splits.queries[1], splits.galleries[1]
-    own = evaluate_ranking(-(embeddings.of(query) @ embeddings.of(gallery).T), query.identity, gallery.identity, per_query=True)
-    assert worst.per_split.mAP[1] == own["mAP"] and worst.per_query[worst.per_query.split == 1].ap.tolist() == own["per_query"]["ap"].tolist()
+    own = evaluate_ranking(
+        -(embeddings.of(query) @ embeddings.of(gallery).T),
+        query.identity,
+        gallery.identity,
+        per_query=True,
+    )
+    assert (
+        worst.per_split.mAP[1] == own["mAP"]
+        and worst.per_query[worst.per_query.split == 1].ap.tolist()
+        == own["per_query"]["ap"].tolist()
+    )
     plain.save(tmp_path / "plain")
     with pytest.raises(PromptSGError, match="control"):
         worst.save(tmp_path / "plain")
@@ -329,14 +422,22 @@ def test_a_step_is_measured_as_it_ranks_and_saved_beside_the_plain_result(embedd
 
 def test_cameras_are_filtered_as_in_evaluate(embeddings, splits):
     from dataclasses import replace
-    seen = lambda frame: frame.assign(camera=[len(path) % 2 + number % 2 for number, path in enumerate(frame.path)])
-    both = replace(splits, test=seen(splits.test), queries=[*map(seen, splits.queries)], galleries=[*map(seen, splits.galleries)])
+
+    seen = lambda frame: frame.assign(
+        camera=[len(path) % 2 + number % 2 for number, path in enumerate(frame.path)]
+    )
+    both = replace(
+        splits,
+        test=seen(splits.test),
+        queries=[*map(seen, splits.queries)],
+        galleries=[*map(seen, splits.galleries)],
+    )
     plain = evaluate(embeddings, both)
     found = evaluate_after(lambda query, gallery: query @ gallery.T, "nothing", embeddings, both)
     assert plain.record["camera_filter"] and found.per_query.equals(plain.per_query)
 
 
-# --- bad input -------------------------------------------------------------------------------------
+# --- bad input -----------------------------------------------------------------------------------
 ROWS, OTHER, SCORES = invent(6), invent(8, 1), torch.rand(6, 8)
 NAN = torch.full((6, 6), torch.nan)
 COHORT = torch.rand(8, 5), torch.rand(6, 5)
@@ -348,7 +449,10 @@ MISTAKES = {
     "one dimension": (lambda: k_reciprocal(ROWS[0], OTHER), r"\(N, D\)"),
     "empty": (lambda: k_reciprocal(ROWS[:0], OTHER), "at least one"),
     "infinity": (lambda: k_reciprocal(ROWS, OTHER / 0), "gallery's features hold NaN"),
-    "widths": (lambda: k_reciprocal(ROWS, OTHER[:, :3]), "6 numbers a row and the gallery's features 3"),
+    "widths": (
+        lambda: k_reciprocal(ROWS, OTHER[:, :3]),
+        "6 numbers a row and the gallery's features 3",
+    ),
     "k1 beyond": (lambda: k_reciprocal(ROWS, OTHER, 14), "k1 is 14 .* from 1 to 13"),
     "k1 below": (lambda: k_reciprocal(ROWS, OTHER, 0), "k1 is 0"),
     "k2 beyond": (lambda: k_reciprocal(ROWS, OTHER, 5, 15), "k2 is 15 .* from 1 to 14"),
@@ -367,7 +471,10 @@ MISTAKES = {
     "missing id": (lambda: by_person(SCORES, ["a", None, *"bcdefg"]), "1 of them missing"),
     "NaN scores": (lambda: by_person(SCORES * torch.nan, range(8)), "NaN"),
     "template ids": (lambda: mean_templates(ROWS, range(8)), "6 images"),
-    "templates cancel": (lambda: mean_templates(torch.cat([ROWS, -ROWS]), [0] * 12), "points nowhere"),
+    "templates cancel": (
+        lambda: mean_templates(torch.cat([ROWS, -ROWS]), [0] * 12),
+        "points nowhere",
+    ),
     "norm": (lambda: normalise(SCORES.T, *COHORT, "x"), "'z', 't', 's' or 'as'"),
     "no top": (lambda: normalise(SCORES.T, *COHORT, "as"), "needs the number"),
     "top unasked": (lambda: normalise(SCORES.T, *COHORT, "s", 3), "the others take all"),
