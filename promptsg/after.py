@@ -74,8 +74,7 @@ def _people(ids, count, what):
     if ids.shape != (count,) or pd.isna(ids).any():
         raise PromptSGError(
             f"there are {count} {what} and identities of shape {ids.shape}, "
-            f"{int(pd.isna(ids).sum())} of them missing; give one identity for "
-            "each."
+            f"{int(pd.isna(ids).sum())} of them missing; give one for each."
         )
     codes, people = pd.factorize(ids)
     return torch.from_numpy(codes), np.asarray(people)
@@ -122,9 +121,10 @@ def k_reciprocal(query, gallery, k1=20, k2=6, lam=0.3, memory_mb=1024):
     `k1`: neighbours that are looked at, 1..Q+G-1. `k2`: of how many nearest, itself included,
     an image's encoding is the mean, 1..Q+G; 1 takes no mean. `lam`, 0..1: what the original
     distance counts; 1 keeps the original order. `memory_mb`: to work in, beyond features and
-    result; at least one row and the encodings, whatever it says. Each distance depends on all
-    queries and the whole gallery. `PromptSGError` for numbers out of these ranges, shapes that
-    do not fit, NaN and infinity, and where all images are the same."""
+    result; at least one row and the encodings, whatever it says. Squared distances that are
+    equal to nine decimals are ties, in the order of the images, queries first. Each distance
+    depends on all queries and the whole gallery. `PromptSGError` for numbers out of these
+    ranges, shapes that do not fit, NaN and infinity, and where all images are the same."""
     one, other = _unit(query, "the queries"), _unit(gallery, "the gallery's features")
     _same_width(one, other, ("the queries", "the gallery's features"))
     _check_reciprocal(k1, k2, lam, len(one) + len(other))
@@ -193,9 +193,8 @@ def _lowest(distances, k):
     columns = np.sort(np.argpartition(distances, k - 1, axis=1)[:, :k], axis=1)
     values = np.take_along_axis(distances, columns, 1)
     columns = np.take_along_axis(columns, values.argsort(1, kind="stable"), 1)
-    for row in np.flatnonzero(
-        (distances <= values.max(1, keepdims=True)).sum(1) > k
-    ):  # more are equal than fit
+    reach = (distances <= values.max(1, keepdims=True)).sum(1)
+    for row in np.flatnonzero(reach > k):  # more are equal than fit: the first of them
         columns[row] = distances[row].argsort(kind="stable")[:k]
     return columns
 
@@ -217,13 +216,11 @@ def _reciprocal(nearest):
 def _encodings(rows, nearest, farthest, k1):
     "Sparse (N, N) weights of sum 1, steps 1 to 3."
     wide, narrow = _reciprocal(nearest[:, : k1 + 1]), _reciprocal(nearest[:, : round(k1 / 2) + 1])
-    shared = (
-        (wide @ narrow).multiply(wide).tocoo()
-    )  # both are symmetric: |R(i, k1) and R(j, k1/2)| for j in R(i, k1)
+    # |R(i, k1) and R(j, k1/2)| for each j in R(i, k1): both are symmetric
+    shared = (wide @ narrow).multiply(wide).tocoo()
     brings = 3 * shared.data > 2 * np.asarray(narrow.sum(1)).ravel()[shared.col]
-    candidates = sparse.csr_matrix(
-        (np.ones(brings.sum(), np.int32), (shared.row[brings], shared.col[brings])), shared.shape
-    )
+    ones, at = np.ones(brings.sum(), np.int32), (shared.row[brings], shared.col[brings])
+    candidates = sparse.csr_matrix((ones, at), shared.shape)
     expanded = (wide + candidates @ narrow).tocoo()
     weights = np.exp(-_distances_of(rows, expanded.row, expanded.col) / farthest[expanded.row])
     weights /= np.bincount(expanded.row, weights, len(rows))[expanded.row]
@@ -287,18 +284,12 @@ def database_augmentation(gallery, k=10, alpha=3.0):
     """`query_expansion` of each gallery image by its k nearest others, k from 0 to G - 1: (G, D)
     float32 of length 1."""
     gallery = _unit(gallery, "the gallery's features")
-    _whole(
-        k,
-        0,
-        len(gallery) - 1,
-        "k",
-        f"there are {len(gallery)} gallery images, and one of them is the image itself",
-    )
+    why = f"there are {len(gallery)} gallery images, and one of them is the image itself"
+    _whole(k, 0, len(gallery) - 1, "k", why)
     places, similarity = top_k(gallery, gallery, k + 1)
     others = places != torch.arange(len(gallery))[:, None]
-    others[others.all(1), -1] = (
-        False  # more copies of the image than fit: the last one for the image itself
-    )
+    # an image that is not among its nearest has more copies than fit: the last stands for it
+    others[others.all(1), -1] = False
     rows = lambda table: table[others].view(len(gallery), k)
     return _expanded(gallery, gallery, rows(places), rows(similarity), alpha)
 
