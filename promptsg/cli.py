@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Protocol', 'parse_sets', 'read_config',
            'chosen_config', 'read_frame', 'ready_model', 'print_table', 'train', 'evaluate_command', 'results_folder',
-           'plain_name', 'embed', 'record_of', 'search', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure',
-           'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'spread_values', 'Several',
-           'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look',
-           'pretrain_command', 'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
+           'plain_name', 'embed', 'record_of', 'search', 'decide', 'export', 'ranked_figure', 'ranked_lists',
+           'attention_figure', 'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth',
+           'spread_values', 'Several', 'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights',
+           'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command', 'tune_command', 'align_text_command',
+           'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -402,7 +403,7 @@ def search(
             "other pictures"
         )
     model = ready_model(run, config, sets, **_ONCE)
-    table = _nearest(model, one, others, top)
+    table, sentence = _nearest(model, one, others, top, _decision(run, model))
     record = {
         "query": str(query),
         "query_hash": content_hash(query),
@@ -414,15 +415,25 @@ def search(
     _write_search(folder, record, one, table)
     shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
+    if sentence:
+        typer.echo(sentence)
     typer.echo(f"table, picture and record are in {folder}")
 
 
 _SHARE = "share of "  # begins the name of a column with a part's share of the similarity
 
 
-def _nearest(model, one, many, top):
-    """The `top` nearest rows of `many`: a DataFrame of rank (from 1), image, identity, path,
-    similarity; where words pool, `alike` too, and each part's share of the similarity."""
+def _decision(run, model):
+    "What a run was calibrated to say, or None."
+    from promptsg.decisions import Decision
+
+    return Decision.load(run, model) if run and (run / "decision.json").exists() else None
+
+
+def _nearest(model, one, many, top, decision=None):
+    """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
+    similarity; where words pool, `alike` too, and each part's share of the similarity; with a decision
+    the likelihood ratio, and a sentence on the first place, else "")."""
     from promptsg.training import Feed
 
     feed = Feed(model, model.config)
@@ -432,12 +443,34 @@ def _nearest(model, one, many, top):
     found = many.iloc[order][["image", "identity", "path"]].reset_index(drop=True)
     found.insert(0, "rank", range(1, len(found) + 1))
     found = found.assign(similarity=similarity[order].numpy())
+    sentence = ""
+    if decision is not None:
+        ratios = decision.calibration(similarity)
+        found["likelihood_ratio"] = _two_digits(ratios[order])
+        sentence = _sentence(ratios, many.identity)
     said = model.alike(query[0], gallery)
     if said is None:
-        return found
+        return found, sentence
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
-    return found.assign(alike=[said[row] for row in order], **columns)
+    return found.assign(alike=[said[row] for row in order], **columns), sentence
+
+
+def _two_digits(log_ratios):
+    "Likelihood ratios as texts of two digits."
+    import numpy as np
+
+    return [f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))]
+
+
+def _sentence(log_ratios, identities):
+    "What may be said of the first place among people, from the ratios (G,) of their images."
+    import pandas as pd
+    from promptsg.decisions import in_a_sentence, who_is_it
+
+    people = pd.Series(log_ratios).groupby(identities.to_numpy()).max().sort_values(ascending=False)
+    _, nobody = who_is_it(people.to_numpy()[None])
+    return in_a_sentence(people.iloc[0], nobody[0], people.index[0])
 
 
 def _key(record):
@@ -464,6 +497,62 @@ def _write_search(folder, record, one, table):
         )
         save_figure(figure, folder / "nearest.png")
         write_json(file, record)
+
+# %% ../nbs/16_cli.ipynb #decide
+@app.command()
+def decide(
+    run: Run,
+    data: Data,
+    kind: Annotated[str, typer.Option("--kind", help="logistic or isotonic.")] = "logistic",
+    level: Level = None,
+    sets: Sets = None,
+):
+    """Fit on the train side what a run's similarities are worth, and measure on the test people how
+    often "the same person" is wrong."""
+    from promptsg.files import check_writable, write_csv
+
+    check_writable(run)
+    frame = read_frame(data, chosen_config(run, None, sets), level)
+    model = ready_model(run, None, sets)
+    from promptsg.biometrics import cllr, compare, min_cllr, open_set_draws, verification
+    from promptsg.data import run_splits
+    from promptsg.decisions import decision_table, fit_decision
+    from promptsg.training import Feed
+
+    splits = run_splits(run, frame)
+    feed = Feed(model, model.config)
+    found = fit_decision(model, splits, kind, feed)
+    embeddings = feed.embed(splits.test)
+    tested = compare(embeddings.of(splits.test), splits.test.identity)
+    tables = {
+        "verification": verification(tested),
+        "said": decision_table(found, tested),
+        "open_set": open_set_draws(embeddings, splits.queries, splits.galleries),
+    }
+    for name, table in tables.items():
+        write_csv(run / "decision" / f"{name}.csv", table)
+    found.save(run)
+    typer.echo(_decided(found, tested, tables, cllr, min_cllr))
+    typer.echo(f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios now")
+
+
+def _decided(found, tested, tables, cllr, min_cllr):
+    "What `decide` prints."
+    scores, genuine = tested.scores()
+    cost, least = cllr(found.calibration(scores), genuine), min_cllr(scores, genuine)
+    opened = tables["open_set"]
+    rates = [name for name in opened if name.startswith("FNIR")]
+    mean = lambda name: "too few people" if opened[name].isna().all() else f"{opened[name].mean():.3f} ± {opened[name].std():.3f}"
+    show = lambda table: table.round(4).to_string(index=False, na_rep="")
+    return "\n".join([
+        f"fitted on {found.people} train-side people: {found.genuine:,} genuine comparisons, {found.impostors:,} impostors",
+        f"\nmeasured on {tested.people} test people: {len(tested.genuine):,} genuine comparisons, {tested.impostors:,} impostors; 95 % intervals over people",
+        show(tables["verification"].rename(columns={"note": ""})),
+        '\n"the same person, likelihood ratio at least r", and how often it is wrong',
+        show(tables["said"]),
+        f"Cllr {cost:.3f} bits; the best map of these scores {least:.3f}; saying nothing 1",
+        f"\nhalf of the people enrolled, one image each ({opened.enrolled[0]} people; {len(opened)} splits and draws): "
+        + "; ".join(f"{name} {mean(name)}" for name in rates)])
 
 # %% ../nbs/16_cli.ipynb #new101
 @app.command()

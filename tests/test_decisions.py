@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from promptsg.synth import write_hands
 from promptsg.training import Feed, Trainer, load_run
 from promptsg.tune import deal_people, train_people
 from promptsg.versions import version
+from test_cli import promptsg
 
 TOWER = "hand-vit-tiny"
 
@@ -109,6 +111,22 @@ def test_sentences():
     assert in_a_sentence(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
     assert in_a_sentence(1e9, 0.0) == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
     assert in_a_sentence(np.log(240), 0.9) == "nobody in this gallery (probability 0.90)"
+    assert in_a_sentence(np.log(240), 0.1, "0007").startswith("0007: the same person, ")
     for logs, prior in (([[0.0]], 0.0), ([[0.0]], 1.0), ([0.0], 0.5), ([[np.nan]], 0.5)):
         with pytest.raises(PromptSGError, match="between 0 and 1"):
             who_is_it(logs, prior)
+
+
+def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
+    (folder, frame), (_, _, run) = place, free
+    out = promptsg("decide", "--run", run, "--data", folder / "hands").stdout
+    assert "fitted on 20 train-side people" in out and "rule of 3" in out and "Cllr" in out
+    tables = {name: pd.read_csv(run / "decision" / f"{name}.csv") for name in ("verification", "said", "open_set")}
+    assert tables["said"].ratio.tolist() == [1, 10, 100, 1000] and len(tables["open_set"]) == 10
+    query = frame.path[frame.side == "test"].iloc[0]
+    found = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "found")
+    assert "likelihood_ratio" in found.stdout and "nobody" in found.stdout
+    assert "likelihood_ratio" in pd.read_csv(folder / "found" / "nearest.csv")
+    (run / "decision.json").write_text("{}")
+    wrong = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "b", code=2)
+    assert "does not hold a decision; promptsg decide" in wrong.stderr
