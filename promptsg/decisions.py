@@ -103,7 +103,7 @@ class Decision:
 
 
 def fit_decision(model, splits, kind="logistic", feed=None):
-    "A `Decision` from the train side of a model's splits. `kind` as in `Calibration.fit`; `PromptSGError` as `train_side_scores`."
+    "A `Decision` from the train side of a model's splits. `kind`: logistic or isotonic; `PromptSGError` as `train_side_scores`."
     scores, genuine, people = train_side_scores(model, splits, feed)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(fitted, weights_hash(model), people, int(genuine.sum()), int((~genuine).sum()))

@@ -139,7 +139,7 @@ def relevance(model, images, prompt=None, aspects=None, steps=4):
     """Eq. (2): what of each image its embedding depends on, (B, rows, columns) over `cells_of` its
     size, each map summing to 1.
 
-    `images` (B, 3, H, W), normalised; `prompt`, `aspects` as in `PromptSG.embed`; `steps` is K. An
+    `images` (B, 3, H, W), normalised; `prompt`, `aspects` as in the model's `embed`; `steps` is K. An
     image whose embedding nothing moves gets an even map. `PromptSGError` for fewer than one step."""
     if steps < 1:
         raise PromptSGError(f"steps is {steps}; give at least 1")

@@ -381,7 +381,7 @@ def _code_hash():
 
 
 def embedding_kind(model, transform, prompt=None, frozen=False, precision="float32"):
-    """All that `PromptSG.embed` before the whitening depends on, but the image and the aspect said: a
+    """All that a model's `embed` before the whitening depends on, but the image and the aspect said: a
     text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision` names how the tower
     computes."""
     # a classifier, centres and the whitening come after
