@@ -514,7 +514,7 @@ def decide(
     check_writable(run)
     frame = read_frame(data, chosen_config(run, None, sets), level)
     model = ready_model(run, None, sets)
-    from promptsg.biometrics import cllr, compare, min_cllr, open_set_draws, verification
+    from promptsg.biometrics import cllr, compare_all, min_cllr, open_set_draws, verification
     from promptsg.data import run_splits
     from promptsg.decisions import decision_table, fit_decision
     from promptsg.training import Feed
@@ -523,7 +523,7 @@ def decide(
     feed = Feed(model, model.config)
     found = fit_decision(model, splits, kind, feed)
     embeddings = feed.embed(splits.test)
-    tested = compare(embeddings.of(splits.test), splits.test.identity)
+    tested = compare_all(embeddings.of(splits.test), splits.test.identity)
     tables = {
         "verification": verification(tested),
         "said": decision_table(found, tested),

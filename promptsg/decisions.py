@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from .biometrics import Calibration, compare, rates_at
+from .biometrics import Calibration, compare_all, rates_at
 from .config import PromptSGError, shown
 from .files import read_json, write_json
 from .heads import Whitening
@@ -28,7 +28,7 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
     know: those held out for validation or, where nothing was trained, all, each whitened by the others.
 
     `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made for None. Raises `PromptSGError` where everybody was trained on
-    (`val_type: images`), for too few people, and as `promptsg.biometrics.compare` does."""
+    (`val_type: images`), for too few people, and as `promptsg.biometrics.compare_all` does."""
     feed = feed or Feed(model, model.config)
     if not model.config.epochs:
         return _by_folds(model, train_people(splits), feed, folds, seed)
@@ -46,7 +46,7 @@ def _within_aspects(rows, frame):
     parts = []
     for aspect in frame.aspect.unique():
         own = np.flatnonzero(frame.aspect == aspect)
-        parts.append(compare(rows[own], frame.identity.iloc[own]).scores())
+        parts.append(compare_all(rows[own], frame.identity.iloc[own]).scores())
     return tuple(np.concatenate(part) for part in zip(*parts))
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import det_curve
 
 from promptsg import biometrics
-from promptsg.biometrics import (Calibration, cllr, compare, d_prime, det, fnir_at_fpir, fnmr_at_fmr, group_rates,
+from promptsg.biometrics import (Calibration, cllr, compare_all, d_prime, det, fnir_at_fpir, fnmr_at_fmr, group_rates,
                                  min_cllr, needed_comparisons, open_set, open_set_draws, rates_at, reliability,
                                  verification)
 from promptsg.config import PromptSGError
@@ -66,7 +66,7 @@ def test_compare_makes_each_comparison_once(monkeypatch, one_set, block):
     monkeypatch.setattr(biometrics, "_BLOCK", block)
     x, who = invent(9)
     other = () if one_set else (x[::2] + 0.1, who[::2])
-    found = compare(x, who, *other)
+    found = compare_all(x, who, *other)
     y, them = (x, who) if one_set else other
     similarity = (F.normalize(x, dim=1) @ F.normalize(y, dim=1).T).numpy()
     rows, columns = np.triu_indices(len(x), 1) if one_set else np.indices(similarity.shape).reshape(2, -1)
@@ -82,7 +82,7 @@ def test_compare_makes_each_comparison_once(monkeypatch, one_set, block):
 def test_what_is_kept_are_the_highest_impostors(monkeypatch):
     monkeypatch.setattr(biometrics, "_BLOCK", 400)
     x, who = invent(20)
-    whole, part = compare(x, who), compare(x, who, keep=100)
+    whole, part = compare_all(x, who), compare_all(x, who, keep=100)
     assert len(part.impostor) == 100 and not part.complete and part.impostors == whole.impostors
     assert part.impostor == pytest.approx(whole.impostor[:100]) and part.moments == pytest.approx(whole.moments)
     assert part.histogram.tolist() == whole.histogram.tolist()
@@ -94,7 +94,7 @@ def test_what_is_kept_are_the_highest_impostors(monkeypatch):
 # --- with what doubt -------------------------------------------------------------------------------
 def test_the_rates_are_those_of_the_plain_functions():
     x, who = invent(40, noise=1.5)
-    found = compare(x.round(decimals=0), who)  # with ties
+    found = compare_all(x.round(decimals=0), who)  # with ties
     scores, genuine = found.scores()
     table = verification(found, at=(0.2, 0.01), draws=20).set_index("measure")
     fmr, fnmr, _ = det(scores, genuine)
@@ -112,7 +112,7 @@ def test_the_rates_are_those_of_the_plain_functions():
 def test_a_draw_of_people_counts_a_comparison_as_often_as_both_are_drawn(one_set):
     x, who = invent(8, noise=1.5)
     other = () if one_set else (x[1::2], who[1::2])
-    found = compare(x, who, *other) if one_set else compare(x[::2], who[::2], *other)
+    found = compare_all(x, who, *other) if one_set else compare_all(x[::2], who[::2], *other)
     weights = np.array([2, 0, 1, 3, 1, 0, 0, 1.0])
     copies = np.repeat(np.arange(8), weights.astype(int))  # the drawn people, each a person of its own
     sides = []
@@ -131,12 +131,12 @@ def test_a_draw_of_people_counts_a_comparison_as_often_as_both_are_drawn(one_set
 
 
 def test_no_claim_beyond_what_the_people_support():
-    table = verification(compare(*invent(46)), draws=5).set_index("measure")
+    table = verification(compare_all(*invent(46)), draws=5).set_index("measure")
     assert np.isfinite(table.value["FNMR at FMR 1 %"]) and np.isnan(table.value["FNMR at FMR 0.1 %"])
     assert table.note["FNMR at FMR 0.1 %"] == ("needs 3,000 pairs of people, as 78 people make (rule of 3); there are 1,035")
     assert [needed_comparisons(one) for one in (0.01, 0.001, 0.1)] == [300, 3000, 30]
-    assert np.isfinite(verification(compare(*invent(78)), draws=2).value[2]) and np.isnan(verification(compare(*invent(77)), draws=2).value[2])
-    easy = verification(compare(*invent(46, noise=0.5)), draws=5).set_index("measure")
+    assert np.isfinite(verification(compare_all(*invent(78)), draws=2).value[2]) and np.isnan(verification(compare_all(*invent(77)), draws=2).value[2])
+    easy = verification(compare_all(*invent(46, noise=0.5)), draws=5).set_index("measure")
     assert "fewer than 30" in easy.note["FNMR at FMR 1 %"]
 
 
@@ -263,12 +263,12 @@ def test_reliability_counts_what_is_said_and_what_is():
     (lambda: det([0.1, 0.2], [True, True]), "of one kind"),
     (lambda: fnmr_at_fmr([0.1, 0.2], [True, False], 1.5), "from 0 to 1"),
     (lambda: d_prime([0.1, 0.1, 0.2, 0.2], [True, True, False, False]), "no spread"),
-    (lambda: compare(torch.ones(3, 2), [1, 2]), "do not fit"),
-    (lambda: compare(torch.eye(3), [1, 2, 3]), "no two images of one person"),
-    (lambda: compare(torch.eye(3), [1, 1, 1]), "no images of two people"),
-    (lambda: compare(torch.tensor([[np.nan, 1.0]] * 2), [1, 1]), "NaN or infinity"),
-    (lambda: verification(compare(*invent(3)), draws=1), "at least two draws"),
-    (lambda: verification(compare(*invent(3)), at=(0.0,)), "rates between 0 and 1"),
+    (lambda: compare_all(torch.ones(3, 2), [1, 2]), "do not fit"),
+    (lambda: compare_all(torch.eye(3), [1, 2, 3]), "no two images of one person"),
+    (lambda: compare_all(torch.eye(3), [1, 1, 1]), "no images of two people"),
+    (lambda: compare_all(torch.tensor([[np.nan, 1.0]] * 2), [1, 1]), "NaN or infinity"),
+    (lambda: verification(compare_all(*invent(3)), draws=1), "at least two draws"),
+    (lambda: verification(compare_all(*invent(3)), at=(0.0,)), "rates between 0 and 1"),
     (lambda: open_set(np.ones((2, 2)), [1, 2], [1, 2]), "a mate in the gallery"),
     (lambda: open_set(np.ones((2, 2)), [3, 4], [1, 2]), "none in the gallery"),
     (lambda: open_set(np.ones((2, 1)), [1, 2], [1, 2]), "must be finite"),
@@ -286,7 +286,7 @@ def test_bad_input_is_one_sentence(call, words):
 # --- at a threshold, and groups --------------------------------------------------------------------
 def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
     x, who = invent(30, noise=1.3)
-    found = compare(x, who)
+    found = compare_all(x, who)
     scores, genuine = found.scores()
     rates = rates_at(found, 0.3, draws=200)
     assert rates["FMR"].value == pytest.approx((scores[~genuine] >= 0.3).mean())
@@ -295,7 +295,7 @@ def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
     never = rates_at(found, 0.999, draws=20)
     assert never["FMR"] == (0, 0, pytest.approx(3 / 435)) and never["FNMR"] == (1, 1, 1)
     with pytest.raises(PromptSGError, match="larger keep"):
-        rates_at(compare(x, who, keep=50), -0.5)
+        rates_at(compare_all(x, who, keep=50), -0.5)
 
 
 def test_group_rates_are_those_of_each_groups_own_comparisons():
@@ -307,7 +307,7 @@ def test_group_rates_are_those_of_each_groups_own_comparisons():
     table = group_rates(found, frame, "kind", 0.3, hits, draws=50).set_index("group")
     assert list(table.index) == ["all", "a", "b", "c"] and list(table.people) == [30, 16, 11, 3]
     for name in ("a", "b"):
-        alone = rates_at(compare(x[kind == name], who[kind == name]), 0.3, draws=50)
+        alone = rates_at(compare_all(x[kind == name], who[kind == name]), 0.3, draws=50)
         assert table.FNMR[name] == alone["FNMR"].value and table.FMR_high[name] == alone["FMR"].high
         assert table.FNMR_ratio[name] == pytest.approx(table.FNMR[name] / table.FNMR["all"])
     assert (table.rank1["a"], table.rank1["b"], table.mAP["b"]) == (1, 0, 0.5)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptsg.biometrics import cllr, compare, min_cllr
+from promptsg.biometrics import cllr, compare_all, min_cllr
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import Decision, fit_decision, in_a_sentence, train_side_scores, who_is_it
@@ -52,7 +52,7 @@ def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
     assert genuine.sum() > 50 and (~genuine).sum() > 100
     # the whole whitening has seen them all, and finds them more alike than it finds strangers
     own = splits.train[splits.train.aspect == "dorsal_r"]
-    known, same = compare(feed(model).embed(own).of(own), own.identity).scores()
+    known, same = compare_all(feed(model).embed(own).of(own), own.identity).scores()
     assert known[same].mean() > scores[genuine].mean()
 
 
@@ -91,7 +91,7 @@ def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
 def test_its_ratios_cost_little_more_than_the_best_map_on_people_never_seen(free):
     model, splits, _ = free
     found = fit_decision(model, splits, feed=feed(model))
-    scores, genuine = compare(feed(model).embed(splits.test).of(splits.test), splits.test.identity).scores()
+    scores, genuine = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity).scores()
     assert min_cllr(scores, genuine) <= cllr(found.calibration(scores), genuine) < min_cllr(scores, genuine) + 0.15
 
 
