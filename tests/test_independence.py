@@ -6,6 +6,7 @@ from torch import nn
 
 from promptsg.config import PromptSGError
 from promptsg.evaluation import batch_dependence
+from promptsg.int8 import int8_model
 from promptsg.model import PromptSG, untrained
 from promptsg.readers import read_data
 from promptsg.synth import write_hands
@@ -71,6 +72,15 @@ def test_words_that_pool_do_not_and_maps_neither():
     images, _ = inputs(model)
     assert batch_dependence(model.embed, images) < ROUNDING
     assert batch_dependence(lambda x: model.attention_maps(x).flatten(1), images) < ROUNDING
+
+
+def test_a_tower_in_eight_bits_does_not(tmp_path):
+    """Its ranges are the weights', not the batch's: one taken from each batch would let it."""
+    model = shaken(version("paper", "hand-vit-tiny"))
+    images, _ = inputs(model)
+    small = int8_model(model, tmp_path)
+    assert batch_dependence(small.embed, images) < ROUNDING
+    assert (small.embed(images) - model.embed(images)).abs().max() > 1e-4  # it is another one
 
 
 def test_a_feed_gives_the_same_rows_in_any_order_and_batch(tmp_path):
