@@ -22,9 +22,9 @@ from .metrics import roc, tar_at_far
 
 # %% ../nbs/10a_biometrics.ipynb #det
 def det(scores, genuine):
-    """Eq. (1): (FMR, FNMR, thresholds), each (T,), 0..1, at every distinct score, the thresholds falling
-    from infinity: FMR rises from 0 to 1 and FNMR falls from 1 to 0. A comparison passes at a score equal
-    to the threshold.
+    """Eq. (1): (FMR, FNMR, thresholds), each (T,), 0..1, at every distinct score, the thresholds
+    falling from infinity: FMR rises from 0 to 1 and FNMR falls from 1 to 0. A comparison passes at
+    a score equal to the threshold.
 
     `scores` (N,), higher is more alike; `genuine` (N,) bool. `PromptSGError` unless both kinds of
     comparison are there and scores finite."""
@@ -33,11 +33,12 @@ def det(scores, genuine):
 
 
 def fnmr_at_fmr(scores, genuine, at):
-    """The lowest FNMR, 0..1, of a threshold whose FMR is at most `at`; an array where `at` is a sequence.
+    """The lowest FNMR, 0..1, of a threshold whose FMR is at most `at`; an array where `at` is a
+    sequence.
 
-    Nothing is interpolated: below 1 / impostors it is the FNMR without a single false match. Whether
-    so few comparisons support such a claim, `verification` says. `PromptSGError` as `det`, and for an
-    `at` that is no rate."""
+    Nothing is interpolated: below 1 / impostors it is the FNMR without a single false match.
+    Whether so few comparisons support such a claim, `verification` says. `PromptSGError` as `det`,
+    and for an `at` that is no rate."""
     fmr, fnmr, _ = det(scores, genuine)
     found = np.array([1 - tar_at_far(fmr, 1 - fnmr, one) for one in np.atleast_1d(at)])
     return found if np.ndim(at) else float(found[0])
@@ -55,26 +56,28 @@ def _d_prime(genuine, impostor):
     "Of (mean, variance) of each kind."
     spread = (genuine[1] + impostor[1]) / 2
     if spread == 0:
-        raise PromptSGError("all genuine scores are equal, and all impostor scores: they have no spread "
+        raise PromptSGError("all genuine scores are equal, and all impostor scores: they have no "
+                            "spread "
                             "to measure a distance in; are these scores of a model?")
     return float((genuine[0] - impostor[0]) / spread ** 0.5)
 
 # %% ../nbs/10a_biometrics.ipynb #compare
-_BINS = 20_000     # of the histogram over -1..1
-_BLOCK = 4_000_000 # similarities that are made at a time
+_BINS = 20_000  # of the histogram over -1..1
+_BLOCK = 4_000_000  # similarities that are made at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Comparisons:
     "What `compare_all` made; scores are cosines."
-    genuine: np.ndarray          # (n,) scores, rising
-    genuine_people: np.ndarray   # (n,) whose, as numbers
-    impostor: np.ndarray         # (m,) the highest scores, falling
+
+    genuine: np.ndarray  # (n,) scores, rising
+    genuine_people: np.ndarray  # (n,) whose, as numbers
+    impostor: np.ndarray  # (m,) the highest scores, falling
     impostor_people: np.ndarray  # (m, 2)
-    histogram: np.ndarray        # (bins,) of all impostor scores, -1..1
-    moments: tuple               # mean and variance of all impostor scores
-    sizes: np.ndarray            # (2, P) images of each person on either side
-    one_set: bool                # each pair of images once
+    histogram: np.ndarray  # (bins,) of all impostor scores, -1..1
+    moments: tuple  # mean and variance of all impostor scores
+    sizes: np.ndarray  # (2, P) images of each person on either side
+    one_set: bool  # each pair of images once
 
     @property
     def impostors(self):
@@ -93,7 +96,8 @@ class Comparisons:
 
     @property
     def people_pairs(self):
-        "Pairs of two different people that are compared; comparisons of the same two are not independent."
+        """Pairs of two different people that are compared; comparisons of the same two are not
+        independent."""
         either, both = (self.sizes > 0), (self.sizes > 0).all(0).sum()
         a, b = either.sum(1)
         return int(a * b - both - both * (both - 1) / 2)  # a pair that is compared both ways is one
@@ -105,23 +109,26 @@ class Comparisons:
 
 
 def compare_all(features, people, gallery=None, gallery_people=None, keep=1_000_000):
-    """The `Comparisons` of features (Q, D) of `people` (Q,) with a gallery's (G, D), (G,); without a
-    gallery each pair of the images once.
+    """The `Comparisons` of features (Q, D) of `people` (Q,) with a gallery's (G, D), (G,); without
+    a gallery each pair of the images once.
 
-    Identities that differ are impostors. `keep`: how many impostor scores, the highest, are kept; memory
-    is a few of their size, whatever Q and G are. `PromptSGError` for lengths that do not fit, NaN or
-    infinity, and where either kind of comparison is missing."""
+    Identities that differ are impostors. `keep`: how many impostor scores, the highest, are kept;
+    memory is a few of their size, whatever Q and G are. `PromptSGError` for lengths that do not
+    fit, NaN or infinity, and where either kind of comparison is missing."""
     one_set = gallery is None
     sides = [_side(features, people, "query")]
     sides += [sides[0]] if one_set else [_side(gallery, gallery_people, "gallery")]
-    names, codes = np.unique(np.concatenate([np.asarray(who).astype(str) for _, who in sides]),
-                             return_inverse=True)
+    names, codes = np.unique(
+        np.concatenate([np.asarray(who).astype(str) for _, who in sides]), return_inverse=True
+    )
     codes = np.split(codes, [len(sides[0][1])])
     found = _Found(keep)
     step = max(1, _BLOCK // len(sides[1][0]))
     for first in range(0, len(sides[0][0]), step):
         rows = slice(first, first + step)
-        found.add(sides[0][0][rows] @ sides[1][0].T, codes[0][rows], codes[1], first if one_set else None)
+        found.add(
+            sides[0][0][rows] @ sides[1][0].T, codes[0][rows], codes[1], first if one_set else None
+        )
     counts = np.array([np.bincount(side, minlength=len(names)) for side in codes])
     return found.done(counts, one_set)
 
@@ -130,10 +137,14 @@ def _side(features, people, word):
     "(unit features (N, D), people (N,)), checked."
     features = torch.as_tensor(features).detach().float()
     if features.ndim != 2 or people is None or len(people) != len(features):
-        raise PromptSGError(f"{word} features {tuple(features.shape)} and "
-                            f"{0 if people is None else len(people)} people do not fit; give (N, D) and (N,)")
+        raise PromptSGError(
+            f"{word} features {tuple(features.shape)} and "
+            f"{0 if people is None else len(people)} people do not fit; give (N, D) and (N,)"
+        )
     if not features.isfinite().all():
-        raise PromptSGError(f"{word} features have NaN or infinity; embed again, by a model that is whole")
+        raise PromptSGError(
+            f"{word} features have NaN or infinity; embed again, by a model that is whole"
+        )
     return F.normalize(features, dim=1), np.asarray(people)
 
 
@@ -145,7 +156,8 @@ class _Found:
         self.genuine, self.impostor, self.sums = [], [], np.zeros(3)
 
     def add(self, block, rows, columns, first):
-        "A block of similarities (q, G) of people `rows` and `columns`; from row `first` on of one set."
+        """A block of similarities (q, G) of people `rows` and `columns`; from row `first` on of one
+        set."""
         block = block.clamp_(-1, 1)
         own = torch.from_numpy(rows[:, None] == columns)
         there = torch.ones_like(own)
@@ -172,7 +184,7 @@ class _Found:
 
     def _highest(self):
         scores, people = (np.concatenate(part) for part in zip(*self.impostor))
-        order = np.argsort(-scores, kind="stable")[:self.keep]
+        order = np.argsort(-scores, kind="stable")[: self.keep]
         return scores[order], people[order]
 
     def done(self, sizes, one_set):
@@ -181,11 +193,15 @@ class _Found:
         count, total, squares = self.sums
         if not len(scores) or not count:
             word = "two images of one person" if not len(scores) else "images of two people"
-            raise PromptSGError(f"there are no {word} to compare; verification needs genuine comparisons "
-                                "and impostors")
+            raise PromptSGError(
+                f"there are no {word} to compare; verification needs genuine "
+                "comparisons "
+                "and impostors"
+            )
         moments = (total / count, max(squares / count - (total / count) ** 2, 0.0))
-        return Comparisons(scores[order], people[order], *self._highest(), self.histogram, moments,
-                           sizes, one_set)
+        return Comparisons(
+            scores[order], people[order], *self._highest(), self.histogram, moments, sizes, one_set
+        )
 
 # %% ../nbs/10a_biometrics.ipynb #doubt
 def needed_comparisons(rate):
@@ -206,8 +222,9 @@ class _Rates:
     def __init__(self, comparisons):
         self.of = comparisons
         scores = comparisons.impostor
-        self.last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # ends of tied groups
-        self.levels = scores[self.last]                                         # falling
+        # ends of tied groups
+        self.last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        self.levels = scores[self.last]  # falling
         self.not_above = np.searchsorted(comparisons.genuine, self.levels, side="right")
         self.below = np.searchsorted(comparisons.genuine, self.levels, side="left")
 
@@ -222,7 +239,8 @@ class _Rates:
         return passed / _impostor_weight(c, weights), genuine / genuine[-1]
 
     def fnmr_at(self, weighed, at):
-        "(FNMR, threshold above which it holds) at an FMR of at most `at`; NaN where too few are kept."
+        """(FNMR, threshold above which it holds) at an FMR of at most `at`; NaN where too few are
+        kept."""
         fmr, genuine = weighed
         level = np.searchsorted(fmr, at, side="right")  # the first that would be one too many
         if level == len(fmr):
@@ -232,7 +250,8 @@ class _Rates:
     def eer(self, weighed):
         "The equal error rate, on the line between the two thresholds where the errors cross."
         fmr, genuine = weighed
-        gap = np.append(-1, fmr - genuine[self.below])  # at an infinite threshold FMR is 0 and FNMR 1
+        # at an infinite threshold FMR is 0 and FNMR 1
+        gap = np.append(-1, fmr - genuine[self.below])
         crossed = int(np.argmax(gap >= 0))
         if not crossed:
             return np.nan
@@ -242,22 +261,32 @@ class _Rates:
 
 
 def verification(comparisons, at=(0.01, 0.001, 0.0001), draws=1000, seed=0):
-    """Error rates of "the same person?": a DataFrame with a row for the equal error rate (EER), for FNMR at
-    each FMR of `at`, and for d'.
+    """Error rates of "the same person?": a DataFrame with a row for the equal error rate (EER), for
+    FNMR at each FMR of `at`, and for d'.
 
-    Columns: `measure`; `value`, 0..1 (d' in standard deviations); `low`, `high`, its 95 % interval over
-    people, from `draws` draws; `threshold`, a cosine that must be exceeded; `errors`, genuine comparisons that fail; `note`. Where the
-    rule of 3 forbids a claim, `value` is missing and `note` says what is needed. `PromptSGError` for
-    fewer than two draws or an FMR that is no rate between 0 and 1."""
+    Columns: `measure`; `value`, 0..1 (d' in standard deviations); `low`, `high`, its 95 % interval
+    over people, from `draws` draws; `threshold`, a cosine that must be exceeded; `errors`, genuine
+    comparisons that fail; `note`. Where the rule of 3 forbids a claim, `value` is missing and
+    `note` says what is needed. `PromptSGError` for fewer than two draws or an FMR that is no rate
+    between 0 and 1."""
     if draws < 2 or not all(0 < one < 1 for one in at):
-        raise PromptSGError(f"draws={draws}, at={at} is not possible; give at least two draws and rates between 0 and 1")
+        raise PromptSGError(
+            f"draws={draws}, at={at} is not possible; give at least two draws and "
+            "rates between 0 and 1"
+        )
     rates, rng = _Rates(comparisons), np.random.default_rng(seed)
     people = comparisons.sizes.shape[1]
     look = lambda weighed: [rates.eer(weighed), *(rates.fnmr_at(weighed, one)[0] for one in at)]
     own = rates.weigh(np.ones(people))
-    drawn = [look(weighed) for weighed in (rates.weigh(_drawn(rng, people)) for _ in range(draws)) if weighed]
-    rows = [_verification_row(comparisons, rates, own, *row) for row in
-            zip([None, *at], look(own), _intervals(drawn))]
+    drawn = [
+        look(weighed)
+        for weighed in (rates.weigh(_drawn(rng, people)) for _ in range(draws))
+        if weighed
+    ]
+    rows = [
+        _verification_row(comparisons, rates, own, *row)
+        for row in zip([None, *at], look(own), _intervals(drawn))
+    ]
     genuine = comparisons.genuine.astype(float)
     distance = _d_prime((genuine.mean(), genuine.var()), comparisons.moments)
     table = pd.DataFrame([*rows, dict(measure="d'", value=distance, note="")])
@@ -270,7 +299,9 @@ _COLUMNS = ["measure", "value", "low", "high", "threshold", "errors", "note"]
 def _intervals(drawn):
     "(K, 2) of draws (N, K), NaN where no draw has a value."
     columns = (column[np.isfinite(column)] for column in np.array(drawn).T)
-    return [np.percentile(column, [2.5, 97.5]) if len(column) else [np.nan] * 2 for column in columns]
+    return [
+        np.percentile(column, [2.5, 97.5]) if len(column) else [np.nan] * 2 for column in columns
+    ]
 
 
 def _drawn(rng, people):
@@ -283,34 +314,57 @@ def _verification_row(comparisons, rates, own, at, value, interval):
     pairs, need = comparisons.people_pairs, needed_comparisons(at or 1)
     if at is not None and pairs < need:
         people = int(np.ceil((1 + (1 + 8 * need) ** 0.5) / 2))
-        return dict(measure=name, note=f"needs {need:,} pairs of people, as {people} people make (rule of 3); there are {pairs:,}")
+        return dict(
+            measure=name,
+            note=f"needs {need:,} pairs of people, as {people} people make "
+            f"(rule of 3); there are {pairs:,}",
+        )
     threshold = rates.fnmr_at(own, value if at is None else at)[1]  # a cosine above it passes
     if np.isnan(value):
-        return dict(measure=name, note="lies beyond the impostor scores that are kept; compare with a larger keep")
+        return dict(
+            measure=name,
+            note="lies beyond the impostor scores that are kept; compare with a larger keep",
+        )
     errors = int(round(value * len(comparisons.genuine)))
-    note = f"{errors} errors: fewer than 30, known to no better than 30 % of itself" if errors < 30 else ""
-    return dict(measure=name, value=value, low=interval[0], high=interval[1], threshold=threshold, errors=errors, note=note)
+    note = (
+        f"{errors} errors: fewer than 30, known to no better than 30 % of itself"
+        if errors < 30
+        else ""
+    )
+    return dict(
+        measure=name,
+        value=value,
+        low=interval[0],
+        high=interval[1],
+        threshold=threshold,
+        errors=errors,
+        note=note,
+    )
 
 # %% ../nbs/10a_biometrics.ipynb #at
 class Rate(NamedTuple):
     "An error rate, 0..1, with its 95 % interval."
+
     value: float
     low: float
     high: float
 
 
 def rates_at(comparisons, threshold, draws=1000, seed=0):
-    """{"FMR": `Rate`, "FNMR": `Rate`} at a threshold, a cosine; a comparison passes at a score of at least
-    that. Intervals are over people, from `draws` draws; with no error seen the upper end is the rule of 3's,
-    for pairs of people and for people.
+    """{"FMR": `Rate`, "FNMR": `Rate`} at a threshold, a cosine; a comparison passes at a score of
+    at least that. Intervals are over people, from `draws` draws; with no error seen the upper end
+    is the rule of 3's, for pairs of people and for people.
 
     `PromptSGError` where so low a threshold lets impostors pass that were not kept."""
     c, rng = comparisons, np.random.default_rng(seed)
     passed = int(np.searchsorted(-c.impostor, -threshold, side="right"))
     if passed == len(c.impostor) and not c.complete:
-        raise PromptSGError(f"at a threshold of {threshold:.3f} more impostors pass than the {passed:,} that are kept; compare with a larger keep")
+        raise PromptSGError(
+            f"at a threshold of {threshold:.3f} more impostors pass than the "
+            f"{passed:,} that are kept; compare with a larger keep"
+        )
     a, b = c.impostor_people[:passed].T
-    failed = c.genuine_people[:np.searchsorted(c.genuine, threshold)]
+    failed = c.genuine_people[: np.searchsorted(c.genuine, threshold)]
     people = c.sizes.shape[1]
 
     def look(weights):
@@ -318,73 +372,99 @@ def rates_at(comparisons, threshold, draws=1000, seed=0):
         other = _impostor_weight(c, weights)
         fmr = (weights[a] * weights[b]).sum() / other if other else np.nan
         return fmr, weights[failed].sum() / genuine if genuine else np.nan
+
     drawn = _intervals([look(_drawn(rng, people)) for _ in range(draws)])
     tested = len(np.unique(c.genuine_people))
     rates = {}
-    for name, value, (low, high), count in zip(("FMR", "FNMR"), look(np.ones(people)), drawn, (c.people_pairs, tested)):
+    for name, value, (low, high), count in zip(
+        ("FMR", "FNMR"), look(np.ones(people)), drawn, (c.people_pairs, tested)
+    ):
         rates[name] = Rate(float(value), float(low), float(high if value else min(1.0, 3 / count)))
     return rates
 
 # %% ../nbs/10a_biometrics.ipynb #open
 def open_set(similarity, query_ids, gallery_ids, rank=1):
-    """Eq. (2): (FPIR, FNIR, thresholds), each (T,), 0..1, at every distinct score, the thresholds falling
-    from infinity: FPIR rises from 0 to 1, FNIR falls from 1.
+    """Eq. (2): (FPIR, FNIR, thresholds), each (T,), 0..1, at every distinct score, the thresholds
+    falling from infinity: FPIR rises from 0 to 1, FNIR falls from 1.
 
-    `similarity` (Q, G), higher is nearer; a query whose identity is not in `gallery_ids` has no mate.
-    `rank`: among how many candidates, people and not images, the right one must be. A tie with another
-    person counts against. `PromptSGError` without searches of both kinds, for NaN and infinity, and for
-    lengths that do not fit."""
+    `similarity` (Q, G), higher is nearer; a query whose identity is not in `gallery_ids` has no
+    mate. `rank`: among how many candidates, people and not images, the right one must be. A tie
+    with another person counts against. `PromptSGError` without searches of both kinds, for NaN and
+    infinity, and for lengths that do not fit."""
     similarity = np.asarray(torch.as_tensor(similarity).detach().cpu(), float)
     query, gallery = (np.asarray(ids).astype(str) for ids in (query_ids, gallery_ids))
-    if similarity.shape != (len(query), len(gallery)) or not similarity.size or not np.isfinite(similarity).all():
-        raise PromptSGError(f"similarity {similarity.shape} must be finite, with a row for each of {len(query)} queries and "
-                            f"a column for each of {len(gallery)} gallery images, and not empty")
+    if (
+        similarity.shape != (len(query), len(gallery))
+        or not similarity.size
+        or not np.isfinite(similarity).all()
+    ):
+        raise PromptSGError(
+            f"similarity {similarity.shape} must be finite, with a row for each "
+            f"of {len(query)} queries and "
+            f"a column for each of {len(gallery)} gallery images, and not empty"
+        )
     if rank < 1:
-        raise PromptSGError(f"rank is {rank}; the right person must be among at least one candidate")
+        raise PromptSGError(
+            f"rank is {rank}; the right person must be among at least one candidate"
+        )
     mated, found, best = _searches(similarity, query, gallery, rank)
     if mated.all() or not mated.any():
         kind = "a mate" if mated.all() else "none"
-        raise PromptSGError(f"every query has {kind} in the gallery; an open-set test needs searches for people who are "
-                            "enrolled and for people who are not: leave some identities out of the gallery")
-    thresholds = np.append(np.inf, np.unique(np.concatenate([found[np.isfinite(found)], best]))[::-1])
-    reached = lambda scores: np.searchsorted(np.sort(-scores), -thresholds, side="right") / len(scores)
+        raise PromptSGError(
+            f"every query has {kind} in the gallery; an open-set test needs "
+            "searches for people who are "
+            "enrolled and for people who are not: leave some identities out of the gallery"
+        )
+    thresholds = np.append(
+        np.inf, np.unique(np.concatenate([found[np.isfinite(found)], best]))[::-1]
+    )
+    reached = lambda scores: (
+        np.searchsorted(np.sort(-scores), -thresholds, side="right") / len(scores)
+    )
     return reached(best), 1 - reached(found), thresholds
 
 
 def _searches(similarity, query, gallery, rank):
-    """(mated (Q,), scores of the mated searches that find their person within `rank`, -infinity where they do
-    not, best scores of the others)."""
+    """(mated (Q,), scores of the mated searches that find their person within `rank`, -infinity
+    where they do not, best scores of the others)."""
     order = np.argsort(gallery, kind="stable")
     names, starts = np.unique(gallery[order], return_index=True)
-    people = np.maximum.reduceat(similarity[:, order], starts, axis=1)          # (Q, people)
+    people = np.maximum.reduceat(similarity[:, order], starts, axis=1)  # (Q, people)
     place = np.searchsorted(names, query).clip(max=len(names) - 1)
     mated = names[place] == query
     own = people[np.arange(len(query)), place]
-    before = (people >= own[:, None]).sum(1)                                    # itself included
+    before = (people >= own[:, None]).sum(1)  # itself included
     found = np.where(before <= rank, own, -np.inf)[mated]
     return mated, found, people[~mated].max(1)
 
 
 def fnir_at_fpir(similarity, query_ids, gallery_ids, at, rank=1):
-    "The lowest FNIR, 0..1, of a threshold whose FPIR is at most `at`; an array where `at` is a sequence."
+    """The lowest FNIR, 0..1, of a threshold whose FPIR is at most `at`; an array where `at` is a
+    sequence."""
     fpir, fnir, _ = open_set(similarity, query_ids, gallery_ids, rank)
     found = np.array([1 - tar_at_far(fpir, 1 - fnir, one) for one in np.atleast_1d(at)])
     return found if np.ndim(at) else float(found[0])
 
 
-def open_set_draws(embeddings, queries, galleries, at=(0.01, 0.1), enrolled=0.5, draws=5, rank=1, seed=0):
-    """FNIR at each FPIR of `at`, where a share `enrolled` of the people is in the gallery: a DataFrame with a
-    row for each split and draw.
+def open_set_draws(
+    embeddings, queries, galleries, at=(0.01, 0.1), enrolled=0.5, draws=5, rank=1, seed=0
+):
+    """FNIR at each FPIR of `at`, where a share `enrolled` of the people is in the gallery: a
+    DataFrame with a row for each split and draw.
 
-    `embeddings`: `promptsg.evaluation.Embeddings`; `queries`, `galleries`: frames, one of each a split. Who is
-    enrolled is drawn by `seed`, the same people in every split. Columns: split, draw, enrolled
-    (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each rate; missing where the rule of 3
-    asks for more people without a mate. `PromptSGError` for a share that leaves nobody in or out."""
+    `embeddings`: `promptsg.evaluation.Embeddings`; `queries`, `galleries`: frames, one of each a
+    split. Who is enrolled is drawn by `seed`, the same people in every split. Columns: split, draw,
+    enrolled (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each rate; missing
+    where the rule of 3 asks for more people without a mate. `PromptSGError` for a share that leaves
+    nobody in or out."""
     rng, rows = np.random.default_rng(seed), []
     people = np.unique(np.concatenate([query.identity for query in queries]))
     count = round(enrolled * len(people))
     if not 0 < count < len(people):
-        raise PromptSGError(f"enrolled={enrolled} of {len(people)} people leaves nobody in the gallery or nobody out of it")
+        raise PromptSGError(
+            f"enrolled={enrolled} of {len(people)} people leaves nobody in the "
+            "gallery or nobody out of it"
+        )
     for draw in range(draws):
         out = rng.permutation(people)[count:]
         for split, (query, gallery) in enumerate(zip(queries, galleries)):
@@ -392,28 +472,48 @@ def open_set_draws(embeddings, queries, galleries, at=(0.01, 0.1), enrolled=0.5,
             similarity = embeddings.of(query) @ embeddings.of(gallery).T
             unmated = query.identity.isin(out)
             rates = fnir_at_fpir(similarity, query.identity, gallery.identity, at, rank)
-            allowed = [rate if len(out) >= needed_comparisons(one) else np.nan for one, rate in zip(at, rates)]
-            rows.append(dict(split=split, draw=draw, enrolled=count, mated=int((~unmated).sum()), unmated=int(unmated.sum()),
-                             **{f"FNIR at FPIR {100 * one:g} %": rate for one, rate in zip(at, allowed)}))
+            allowed = [
+                rate if len(out) >= needed_comparisons(one) else np.nan
+                for one, rate in zip(at, rates)
+            ]
+            rows.append(
+                dict(
+                    split=split,
+                    draw=draw,
+                    enrolled=count,
+                    mated=int((~unmated).sum()),
+                    unmated=int(unmated.sum()),
+                    **{f"FNIR at FPIR {100 * one:g} %": rate for one, rate in zip(at, allowed)},
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/10a_biometrics.ipynb #groups
 def group_rates(embeddings, frame, groups, threshold, per_query=None, draws=1000, seed=0, fewest=5):
-    """Rates of each group at one threshold: a DataFrame with a row for each, the largest first, and one of
-    all images.
+    """Rates of each group at one threshold: a DataFrame with a row for each, the largest first, and
+    one of all images.
 
-    `embeddings`: `promptsg.evaluation.Embeddings`; `frame`: test images with `path` and `identity`; `groups`: a column of the frame,
-    or labels (N,). `per_query`: that table of an evaluation's `Result`, for Rank-1 and mAP. Columns: group, people, images; FMR, FNMR,
-    each with _low and _high (0..1); FMR_ratio, FNMR_ratio, to all images' rate; with `per_query` rank1 and mAP; `note`. The rates of a group of fewer than
-    `fewest` people are missing. `PromptSGError` for a column that is not there, or nobody with a label."""
+    `embeddings`: `promptsg.evaluation.Embeddings`; `frame`: test images with `path` and `identity`;
+    `groups`: a column of the frame, or labels (N,). `per_query`: that table of an evaluation's
+    `Result`, for Rank-1 and mAP. Columns: group, people, images; FMR, FNMR, each with _low and
+    _high (0..1); FMR_ratio, FNMR_ratio, to all images' rate; with `per_query` rank1 and mAP;
+    `note`. The rates of a group of fewer than `fewest` people are missing. `PromptSGError` for a
+    column that is not there, or nobody with a label."""
     if isinstance(groups, str) and groups not in frame:
-        raise PromptSGError(f"the images have no column {groups!r}; they have {', '.join(frame.columns)}")
-    labels = (frame[groups] if isinstance(groups, str) else pd.Series(np.asarray(groups), frame.index)).astype("string")
+        raise PromptSGError(
+            f"the images have no column {groups!r}; they have {', '.join(frame.columns)}"
+        )
+    labels = (
+        frame[groups] if isinstance(groups, str) else pd.Series(np.asarray(groups), frame.index)
+    ).astype("string")
     known = frame[labels.notna()]
     if known.empty:
         raise PromptSGError("no image has a label, so there are no groups to compare")
     parts = {"all": known, **{name: frame[labels == name] for name in labels.value_counts().index}}
-    rows = [_group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest) for name, part in parts.items()]
+    rows = [
+        _group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest)
+        for name, part in parts.items()
+    ]
     table = pd.DataFrame(rows)
     for rate in ("FMR", "FNMR"):
         if rate in table:
@@ -443,8 +543,16 @@ def _group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest
 def cllr(log_ratios, genuine):
     "Eq. (3), in bits, of natural log-likelihood ratios (N,). `PromptSGError` without both kinds."
     log_ratios, genuine = np.asarray(log_ratios, float), np.asarray(genuine, bool)
-    if log_ratios.shape != genuine.shape or genuine.all() or not genuine.any() or np.isnan(log_ratios).any():
-        raise PromptSGError("log-likelihood ratios and their kinds must be equally long, without NaN, and of both kinds")
+    if (
+        log_ratios.shape != genuine.shape
+        or genuine.all()
+        or not genuine.any()
+        or np.isnan(log_ratios).any()
+    ):
+        raise PromptSGError(
+            "log-likelihood ratios and their kinds must be equally long, without "
+            "NaN, and of both kinds"
+        )
     cost = lambda values: np.logaddexp(0, values).mean() / np.log(2)
     return float((cost(-log_ratios[genuine]) + cost(log_ratios[~genuine])) / 2)
 
@@ -461,7 +569,8 @@ def _places(scores):
 
 
 def _isotonic(scores, genuine):
-    "(distinct scores, log-likelihood ratio of each): pool adjacent violators, both kinds weighing alike."
+    """(distinct scores, log-likelihood ratio of each): pool adjacent violators, both kinds weighing
+    alike."""
     values, places = np.unique(scores, return_inverse=True)
     own, other = (np.bincount(places, kind, minlength=len(values)) for kind in (genuine, ~genuine))
     own, other = own / own.sum(), other / other.sum()
@@ -475,8 +584,9 @@ class Calibration:
     """A rising map from scores to natural log-likelihood ratios, linear between its knots.
 
     `Calibration.fit(scores, genuine, kind)`; `calibration(scores)` gives an array."""
+
     kind: str
-    knots: tuple   # scores, rising
+    knots: tuple  # scores, rising
     values: tuple  # log-likelihood ratios at these, not falling
 
     @classmethod
@@ -484,18 +594,22 @@ class Calibration:
         """On comparisons of people that nothing was trained on. `kind`: logistic or isotonic.
 
         An isotonic one stays within the log of the number of comparisons of either kind. Raises
-        `PromptSGError` as `det`, for another kind, for scores that are all equal, and for a logistic one
-        where genuine scores are not the higher ones."""
+        `PromptSGError` as `det`, for another kind, for scores that are all equal, and for a
+        logistic one where genuine scores are not the higher ones."""
         det(scores, genuine)
         scores, genuine = np.asarray(scores, float), np.asarray(genuine, bool)
         if kind not in _KINDS:
             raise PromptSGError(f"kind is {kind!r}; choose {' or '.join(_KINDS)}")
         if np.ptp(scores) == 0:
-            raise PromptSGError("all scores are equal, so nothing can be told from them; are these scores of a model?")
+            raise PromptSGError(
+                "all scores are equal, so nothing can be told from them; are "
+                "these scores of a model?"
+            )
         return cls(kind, *(tuple(map(float, x)) for x in _KINDS[kind](scores, genuine)))
 
     def __call__(self, scores):
-        "Log-likelihood ratios of scores, of their shape; a logistic one goes on straight beyond its knots."
+        """Log-likelihood ratios of scores, of their shape; a logistic one goes on straight beyond
+        its knots."""
         scores, x, y = np.asarray(scores, float), np.array(self.knots), np.array(self.values)
         if self.kind == "logistic":
             return y[0] + (scores - x[0]) * (y[-1] - y[0]) / (x[-1] - x[0])
@@ -524,10 +638,17 @@ def _logistic_knots(scores, genuine):
     def cost(line):
         margin = sign * (line[0] * x + line[1])
         slope = -sign * weights / (1 + np.exp(margin))
-        return (weights * np.logaddexp(0, -margin)).sum() + 1e-9 * line[0] ** 2, [(slope * x).sum() + 2e-9 * line[0], slope.sum()]
+        return (weights * np.logaddexp(0, -margin)).sum() + 1e-9 * line[0] ** 2, [
+            (slope * x).sum() + 2e-9 * line[0],
+            slope.sum(),
+        ]
+
     line = optimize.minimize(cost, [1.0, 0.0], jac=True, method="BFGS", options=dict(gtol=1e-9)).x
     if line[0] <= 0:
-        raise PromptSGError("genuine scores are not higher than the impostors', so no rising map fits them; check which scores are genuine")
+        raise PromptSGError(
+            "genuine scores are not higher than the impostors', so no rising map "
+            "fits them; check which scores are genuine"
+        )
     ends = np.array([scores.min(), scores.max()])
     return ends, line[0] * (ends - centre) / scale + line[1]
 
@@ -546,9 +667,10 @@ _KINDS = {"logistic": _logistic_knots, "isotonic": _isotonic_knots}
 
 
 def reliability(log_ratios, genuine, bins=10):
-    """Is an LR of 100 right 100 times for each time that it is wrong? A DataFrame with a row for each of
-    `bins` equally full bins of the log-likelihood ratios: `said`, their mean posterior at even odds, `is`,
-    the share of genuine comparisons in the bin when both kinds weigh alike, and `comparisons`."""
+    """Is an LR of 100 right 100 times for each time that it is wrong? A DataFrame with a row for
+    each of `bins` equally full bins of the log-likelihood ratios: `said`, their mean posterior at
+    even odds, `is`, the share of genuine comparisons in the bin when both kinds weigh alike, and
+    `comparisons`."""
     log_ratios, genuine = np.asarray(log_ratios, float), np.asarray(genuine, bool)
     cllr(log_ratios, genuine)
     weights = np.where(genuine, 0.5 / genuine.sum(), 0.5 / (~genuine).sum())
@@ -559,5 +681,11 @@ def reliability(log_ratios, genuine, bins=10):
         if len(part):
             share = weights[part] / weights[part].sum()
             said = 1 / (1 + np.exp(-log_ratios[part]))
-            rows.append({"said": (share * said).sum(), "is": share[genuine[part]].sum(), "comparisons": len(part)})
+            rows.append(
+                {
+                    "said": (share * said).sum(),
+                    "is": share[genuine[part]].sum(),
+                    "comparisons": len(part),
+                }
+            )
     return pd.DataFrame(rows)

@@ -24,17 +24,22 @@ from .tune import deal_people, train_people
 
 # %% ../nbs/23_decisions.ipynb #strangers
 def train_side_scores(model, splits, feed=None, folds=5, seed=0):
-    """(scores (N,), genuine (N,), people) of comparisons on the train side of people whom the model does not
-    know: those held out for validation or, where nothing was trained, all, each whitened by the others.
+    """(scores (N,), genuine (N,), people) of comparisons on the train side of people whom the model
+    does not know: those held out for validation or, where nothing was trained, all, each whitened
+    by the others.
 
-    `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made for None. Raises `PromptSGError` where everybody was trained on
-    (`val_type: images`), for too few people, and as `promptsg.biometrics.compare_all` does."""
+    `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made
+    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images`), for too
+    few people, and as `promptsg.biometrics.compare_all` does."""
     feed = feed or Feed(model, model.config)
     if not model.config.epochs:
         return _by_folds(model, train_people(splits), feed, folds, seed)
     if model.config.val_type != "identities":
-        raise PromptSGError("everybody on the train side was trained on (val_type is images), so nobody is left to calibrate on; train with "
-                            "val_type: identities")
+        raise PromptSGError(
+            "everybody on the train side was trained on (val_type is images), so "
+            "nobody is left to calibrate on; train with "
+            "val_type: identities"
+        )
     held = train_people(splits)
     held = held[~held.identity.isin(splits.train.identity)]
     scores, genuine = _within_aspects(feed.embed(held).of(held), held)
@@ -52,7 +57,9 @@ def _within_aspects(rows, frame):
 
 def _by_folds(model, people, feed, folds, seed):
     "`train_side_scores` of a model of which nothing was trained."
-    plain = PromptSG(model.config, model.num_classes).to(next(model.parameters()).device).eval()  # not whitened
+    plain = (
+        PromptSG(model.config, model.num_classes).to(next(model.parameters()).device).eval()
+    )  # not whitened
     images = WhiteningImages(Feed(plain, feed.config, feed.cache, feed.progress), people)
     rows, dealt, parts = images.found.of(people), deal_people(people, folds, seed), []
     for fold in range(folds):
@@ -71,12 +78,14 @@ _FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Decision:
-    "A calibration of one model; `fit_decision` makes one, `save(run)` and `Decision.load(run, model)` keep it."
+    """A calibration of one model; `fit_decision` makes one, `save(run)` and `Decision.load(run,
+    model)` keep it."""
+
     calibration: Calibration
-    weights: str      # `promptsg.training.weights_hash` of the model
-    people: int       # on the train side that it was fitted on
-    genuine: int      # comparisons of one person
-    impostors: int    # and of two
+    weights: str  # `promptsg.training.weights_hash` of the model
+    people: int  # on the train side that it was fitted on
+    genuine: int  # comparisons of one person
+    impostors: int  # and of two
 
     def save(self, run):
         "Into `run`/decision.json. `PromptSGError` where the disk refuses."
@@ -84,7 +93,8 @@ class Decision:
 
     @classmethod
     def load(cls, run, model):
-        "The decision in a run's folder. `PromptSGError` where there is none, or one of other weights than the model's."
+        """The decision in a run's folder. `PromptSGError` where there is none, or one of other
+        weights than the model's."""
         file = Path(run) / _FILE
         if not file.is_file():
             raise PromptSGError(f"{run} has no {_FILE}; promptsg decide --run {run} makes one")
@@ -92,54 +102,90 @@ class Decision:
         stored = read_json(file, advice)
         try:
             knots = stored.pop("calibration")
-            found = cls(Calibration(knots["kind"], tuple(knots["knots"]), tuple(knots["values"])), **stored)
-            if not found.calibration(0.0) > -np.inf or {int} != {type(x) for x in (found.people, found.genuine, found.impostors)}:
+            found = cls(
+                Calibration(knots["kind"], tuple(knots["knots"]), tuple(knots["values"])), **stored
+            )
+            if not found.calibration(0.0) > -np.inf or {int} != {
+                type(x) for x in (found.people, found.genuine, found.impostors)
+            }:
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise PromptSGError(f"{file} does not hold a decision; {advice}") from None
         if found.weights != weights_hash(model):
-            raise PromptSGError(f"{file} belongs to other weights ({shown(found.weights)}) than the model's; {advice}")
+            raise PromptSGError(
+                f"{file} belongs to other weights ({shown(found.weights)}) than "
+                f"the model's; {advice}"
+            )
         return found
 
 
 def fit_decision(model, splits, kind="logistic", feed=None):
-    "A `Decision` from the train side of a model's splits. `kind`: logistic or isotonic; `PromptSGError` as `train_side_scores`."
+    """A `Decision` from the train side of a model's splits. `kind`: logistic or isotonic;
+    `PromptSGError` as `train_side_scores`."""
     scores, genuine, people = train_side_scores(model, splits, feed)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(fitted, weights_hash(model), people, int(genuine.sum()), int((~genuine).sum()))
 
 # %% ../nbs/23_decisions.ipynb #said
 def decision_table(decision, comparisons, ratios=(1, 10, 100, 1000), draws=1000):
-    """How often "the same person, likelihood ratio at least r" is wrong: a DataFrame with a row for each of
-    `ratios`: `ratio`, `threshold` (a cosine), FMR and FNMR, each with _low and _high (0..1), over people."""
+    """How often "the same person, likelihood ratio at least r" is wrong: a DataFrame with a row for
+    each of `ratios`: `ratio`, `threshold` (a cosine), FMR and FNMR, each with _low and _high
+    (0..1), over people."""
     rows = []
     for ratio in ratios:
         threshold = decision.calibration.threshold(ratio)
         rates = rates_at(comparisons, threshold, draws)
-        rows.append(dict(ratio=ratio, threshold=threshold, **{f"{name}{end}": value for name, rate in rates.items()
-                                                              for end, value in zip(("", "_low", "_high"), rate)}))
+        rows.append(
+            dict(
+                ratio=ratio,
+                threshold=threshold,
+                **{
+                    f"{name}{end}": value
+                    for name, rate in rates.items()
+                    for end, value in zip(("", "_low", "_high"), rate)
+                },
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/23_decisions.ipynb #who
 def who_is_it(log_ratios, prior=0.5):
     """Eq. (1): (probability of each candidate (Q, P), of nobody (Q,)), which sum to 1.
 
-    `log_ratios` (Q, P): natural log-likelihood ratios, one column a person; `prior`: how likely it is
-    that the person is in the gallery. `PromptSGError` for a prior that is not between 0 and 1, and for NaN."""
+    `log_ratios` (Q, P): natural log-likelihood ratios, one column a person; `prior`: how likely it
+    is that the person is in the gallery. `PromptSGError` for a prior that is not between 0 and 1,
+    and for NaN."""
     log_ratios = np.asarray(log_ratios, float)
-    if not 0 < prior < 1 or log_ratios.ndim != 2 or not log_ratios.size or np.isnan(log_ratios).any():
-        raise PromptSGError(f"prior={prior} must lie between 0 and 1, and log ratios {log_ratios.shape} be a table (Q, P) without NaN")
-    terms = np.concatenate([log_ratios + np.log(prior / log_ratios.shape[1]), np.full((len(log_ratios), 1), np.log(1 - prior))], 1)
+    if (
+        not 0 < prior < 1
+        or log_ratios.ndim != 2
+        or not log_ratios.size
+        or np.isnan(log_ratios).any()
+    ):
+        raise PromptSGError(
+            f"prior={prior} must lie between 0 and 1, and log ratios "
+            f"{log_ratios.shape} be a table (Q, P) without NaN"
+        )
+    terms = np.concatenate(
+        [
+            log_ratios + np.log(prior / log_ratios.shape[1]),
+            np.full((len(log_ratios), 1), np.log(1 - prior)),
+        ],
+        1,
+    )
     shares = np.exp(terms - terms.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     return shares[:, :-1], shares[:, -1]
 
 
 def in_a_sentence(log_ratio, nobody, name=""):
-    """What a search may say of its first place, somebody of that name: `the same person, likelihood ratio
-    240`, or `nobody in this gallery`, whichever is more likely; with the probability of nobody."""
+    """What a search may say of its first place, somebody of that name: `the same person, likelihood
+    ratio 240`, or `nobody in this gallery`, whichever is more likely; with the probability of
+    nobody."""
     if nobody > 0.5:
         return f"nobody in this gallery (probability {nobody:.2f})"
     ratio = np.exp(min(log_ratio, np.log(1e6)))
     size = f"{ratio:.2g}" if ratio < 100 else f"{float(f'{ratio:.2g}'):,.0f}"
-    return f"{name and name + ': '}the same person, likelihood ratio {'over ' if log_ratio > np.log(1e6) else ''}{size} (nobody: {nobody:.2f})"
+    over = "over " if log_ratio > np.log(1e6) else ""
+    who = f"{name}: " if name else ""
+    return f"{who}the same person, likelihood ratio {over}{size} (nobody: {nobody:.2f})"
