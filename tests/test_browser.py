@@ -135,7 +135,7 @@ def test_a_typed_prompt_changes_picture_and_ranking(explorer):
         explorer.get_by_label("Words").press("Enter")
     before, after = change(explorer, "nearest gallery images", typed)
     assert before != after, "the ranking's similarities are in the description"
-    expect(picture(explorer, "Where the prompt")).to_have_attribute("alt", re.compile("red sleeve"), timeout=MINUTE)
+    expect(picture(explorer, "under the prompt")).to_have_attribute("alt", re.compile("red sleeve"), timeout=MINUTE)
     expect(picture(explorer, "CMC curves; shown")).to_have_attribute("alt", re.compile("this prompt"), timeout=MINUTE)
     shoot(explorer, "explorer-prompt")
 
@@ -155,7 +155,7 @@ def test_every_control_is_reached_by_the_tab_key(explorer):
     for _ in range(14):
         reached.append(explorer.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim()"))
         explorer.keyboard.press("Tab")
-    wanted = ["Version", "Query", "Random query", "Own picture", "or its path", "Prompt", "Words", "Its own words", "Attention", "Overlay (%)", "Nearest shown"]
+    wanted = ["Version", "Query", "Random query", "Own picture", "or its path", "Prompt", "Words", "Its own words", "Map", "Overlay (%)", "Nearest shown"]
     assert [name for name in wanted if not any(name in text for text in reached)] == []
 
 

@@ -194,7 +194,7 @@ def test_the_explorer_says_it_and_shows_a_map_for_each_word(run, hands):
     for number, word in enumerate(explorer.heads):
         explorer.set_view(head=word)
         shown = draw_attention(explorer).axes
-        assert [ax.get_title() for ax in shown[:2]] == ["image", word]
+        assert [ax.get_title().split("\nAUROC")[0] for ax in shown[:2]] == ["image", word]
         weights = np.asarray(shown[1].images[1].get_array())
         assert np.allclose(weights, maps[0, number] / maps[0, number].mean(), rtol=1e-4)
     explorer.set_prompt("ring, skin")
