@@ -514,7 +514,7 @@ def decide(
     check_writable(run)
     frame = read_frame(data, chosen_config(run, None, sets), level)
     model = ready_model(run, None, sets)
-    from promptsg.biometrics import cllr, compare_all, min_cllr, open_set_draws, verification
+    from promptsg.biometrics import compare_all, open_set_draws, verification
     from promptsg.data import run_splits
     from promptsg.decisions import decision_table, fit_decision
     from promptsg.training import Feed
@@ -532,12 +532,14 @@ def decide(
     for name, table in tables.items():
         write_csv(run / "decision" / f"{name}.csv", table)
     found.save(run)
-    typer.echo(_decided(found, tested, tables, cllr, min_cllr))
+    typer.echo(_decided(found, tested, tables))
     typer.echo(f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios now")
 
 
-def _decided(found, tested, tables, cllr, min_cllr):
+def _decided(found, tested, tables):
     "What `decide` prints."
+    from promptsg.biometrics import cllr, min_cllr
+
     scores, genuine = tested.scores()
     cost, least = cllr(found.calibration(scores), genuine), min_cllr(scores, genuine)
     opened = tables["open_set"]
