@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Protocol', 'parse_sets', 'read_config',
            'chosen_config', 'read_frame', 'ready_model', 'print_table', 'train', 'evaluate_command', 'results_folder',
-           'plain_name', 'embed', 'record_of', 'search', 'decide', 'export', 'ranked_figure', 'ranked_lists',
+           'plain_name', 'embed', 'record_of', 'search', 'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists',
            'attention_figure', 'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth',
            'spread_values', 'Several', 'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights',
            'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command', 'tune_command', 'align_text_command',
@@ -403,7 +403,7 @@ def search(
             "other pictures"
         )
     model = ready_model(run, config, sets, **_ONCE)
-    table, sentence = _nearest(model, one, others, top, _decision(run, model))
+    table, sentence = _nearest(model, one, others, top, _decision(run, model), run)
     record = {
         "query": str(query),
         "query_hash": content_hash(query),
@@ -430,10 +430,11 @@ def _decision(run, model):
     return Decision.load(run, model) if run and (run / "decision.json").exists() else None
 
 
-def _nearest(model, one, many, top, decision=None):
+def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a decision
-    the likelihood ratio, and a sentence on the first place, else "")."""
+    the likelihood ratio, and what the run says of the first place, else "")."""
+    from promptsg.decisions import what_to_say
     from promptsg.training import Feed
 
     feed = Feed(model, model.config)
@@ -447,7 +448,7 @@ def _nearest(model, one, many, top, decision=None):
     if decision is not None:
         ratios = decision.calibration(similarity)
         found["likelihood_ratio"] = _two_digits(ratios[order])
-        sentence = _sentence(ratios, many.identity)
+        sentence = "\n".join(what_to_say(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
         return found, sentence
@@ -461,16 +462,6 @@ def _two_digits(log_ratios):
     import numpy as np
 
     return [f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))]
-
-
-def _sentence(log_ratios, identities):
-    "What may be said of the first place among people, from the ratios (G,) of their images."
-    import pandas as pd
-    from promptsg.decisions import in_a_sentence, who_is_it
-
-    people = pd.Series(log_ratios).groupby(identities.to_numpy()).max().sort_values(ascending=False)
-    _, nobody = who_is_it(people.to_numpy()[None])
-    return in_a_sentence(people.iloc[0], nobody[0], people.index[0])
 
 
 def _key(record):
@@ -514,47 +505,102 @@ def decide(
     check_writable(run)
     frame = read_frame(data, chosen_config(run, None, sets), level)
     model = ready_model(run, None, sets)
-    from promptsg.biometrics import compare_all, open_set_draws, verification
     from promptsg.data import run_splits
-    from promptsg.decisions import decision_table, fit_decision
+    from promptsg.decisions import error_rates, fit_decision
     from promptsg.training import Feed
 
     splits = run_splits(run, frame)
     feed = Feed(model, model.config)
-    found = fit_decision(model, splits, kind, feed)
-    embeddings = feed.embed(splits.test)
-    tested = compare_all(embeddings.of(splits.test), splits.test.identity)
-    tables = {
-        "verification": verification(tested),
-        "said": decision_table(found, tested),
-        "open_set": open_set_draws(embeddings, splits.queries, splits.galleries),
-    }
+    found = error_rates(model, splits, fit_decision(model, splits, kind, feed), feed)
+    tables = {"verification": found.verification, "said": found.said, "open_set": found.open_set,
+              **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()}}
     for name, table in tables.items():
         write_csv(run / "decision" / f"{name}.csv", table)
-    found.save(run)
-    typer.echo(_decided(found, tested, tables))
-    typer.echo(f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios now")
+    found.decision.save(run)
+    typer.echo(_decided(found))
+    typer.echo(f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios "
+               f"now, promptsg sheet --run {run} puts all of it on a page")
 
 
-def _decided(found, tested, tables):
+def _decided(found):
     "What `decide` prints."
-    from promptsg.biometrics import cllr, min_cllr
-
-    scores, genuine = tested.scores()
-    cost, least = cllr(found.calibration(scores), genuine), min_cllr(scores, genuine)
-    opened = tables["open_set"]
-    rates = [name for name in opened if name.startswith("FNIR")]
-    mean = lambda name: "too few people" if opened[name].isna().all() else f"{opened[name].mean():.3f} ± {opened[name].std():.3f}"
+    said, tested, opened = found.decision, found.tested, found.open_set
     show = lambda table: table.round(4).to_string(index=False, na_rep="")
+    rates = [f"FNIR at FPIR {percent} %" for percent in (1, 10)]
+    mean = lambda name: ("too few people" if opened[name].isna().all() else
+                         f"{opened[name].mean():.3f} ± {opened[name].std():.3f}")
     return "\n".join([
-        f"fitted on {found.people} train-side people: {found.genuine:,} genuine comparisons, {found.impostors:,} impostors",
-        f"\nmeasured on {tested.people} test people: {len(tested.genuine):,} genuine comparisons, {tested.impostors:,} impostors; 95 % intervals over people",
-        show(tables["verification"].rename(columns={"note": ""})),
+        f"fitted on {said.people} train-side people: {said.genuine:,} genuine comparisons, "
+        f"{said.impostors:,} impostors",
+        f"\nmeasured on {tested.people} test people: {len(tested.genuine):,} genuine comparisons, "
+        f"{tested.impostors:,} impostors; 95 % intervals over people",
+        show(found.verification.rename(columns={"note": ""})),
         '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-        show(tables["said"]),
-        f"Cllr {cost:.3f} bits; the best map of these scores {least:.3f}; saying nothing 1",
-        f"\nhalf of the people enrolled, one image each ({opened.enrolled[0]} people; {len(opened)} splits and draws): "
-        + "; ".join(f"{name} {mean(name)}" for name in rates)])
+        show(found.said),
+        "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing 1".format(
+            **found.evidence),
+        f"\n{opened.enrolled[0]} of the people enrolled, one image each "
+        f"({len(opened)} splits and draws): " + "; ".join(f"{name} {mean(name)}" for name in rates)])
+
+# %% ../nbs/16_cli.ipynb #sheet
+@app.command()
+def sheet(
+    run: Run,
+    data: Data,
+    protocol: Annotated[Optional[list[str]], typer.Option(
+        "--protocol", help="clipfh or mba; several values. Both without.")] = None,
+    kind: Annotated[str, typer.Option("--kind", help="logistic or isotonic.")] = "logistic",
+    cross: Annotated[bool, typer.Option(
+        "--cross", help="The data is another data set than the run's; thresholds are those of promptsg "
+        "decide on the run's own.")] = False,
+    out: Annotated[Optional[Path], typer.Option(
+        "--out", help="Folder to write; by default sheet in the run's folder.")] = None,
+    level: Level = None,
+    sets: Sets = None,
+):
+    """Put on a page what a run was measured to do: identification, error rates, thresholds, groups and
+    doubt, as HTML, PDF and CSV."""
+    from promptsg.evaluation import PROTOCOLS, find_protocol
+    from promptsg.files import check_writable
+
+    names = [find_protocol(name).name for name in protocol or ("clipfh", "mba")]
+    chosen = chosen_config(run, None, sets)
+    check_writable(out or run)
+    other = dict(dataset="11k", identity_level=None)
+    frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
+    model = ready_model(run, None, sets)
+    from promptsg.decisions import error_rates
+    from promptsg.sheet import result_sheet, write_sheet
+    from promptsg.training import Feed, measure
+
+    splits, fitted = _what_to_measure(run, model, frame, cross)
+    decision, reason = _decision_or_why(run, model, splits, kind, cross)
+    results, _ = measure(model, splits, names, config=fitted)
+    errors = error_rates(model, splits, decision, Feed(model, model.config),
+                         results[names[0]].per_query)
+    page = result_sheet(results, errors, splits.known.pid.nunique() if not cross else 0,
+                        _sheet_command(run, data, cross, sets), reason)
+    folder = write_sheet(page, out or results_folder(run, fitted, splits, data) / "sheet")
+    typer.echo(f"the sheet is in {folder}: sheet.html, sheet.pdf, tables and figures")
+
+
+def _decision_or_why(run, model, splits, kind, cross):
+    "(a `Decision`, "") of a run, or (None, why there is none)."
+    from promptsg.decisions import Decision, fit_decision
+
+    try:
+        return (Decision.load(run, model) if cross else fit_decision(model, splits, kind)), ""
+    except PromptSGError as error:
+        return None, str(error)
+
+
+def _sheet_command(run, data, cross, sets):
+    "The command that makes a sheet, as it was given."
+    import shlex
+
+    parts = ["promptsg", "sheet", "--run", str(run), "--data", str(data)]
+    parts += ["--cross"] * cross + [part for one in sets or () for part in ("--set", one)]
+    return shlex.join(parts)
 
 # %% ../nbs/16_cli.ipynb #new101
 @app.command()

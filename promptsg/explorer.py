@@ -11,6 +11,7 @@ import html
 import io
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from .config import Config, PromptSGError
 from .data import HandDataset, aspect_numbers, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
+from .decisions import Decision, what_to_say
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
@@ -68,11 +70,15 @@ class OpenRun:
     `PromptSGError` as `load_run` and reading its splits do, and for an image that cannot be
     read."""
 
+    decision = None  # what `promptsg decide` made of the run
+
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)
         self.model = load_run(folder).to(Accelerator().device)
         self.config, self.progress = self.model.config, progress
-        self.splits = run_splits(folder, frame)
+        self.folder, self.splits = Path(folder), run_splits(folder, frame)
+        with suppress(PromptSGError):  # none, or of other weights: then nothing is said
+            self.decision = Decision.load(folder, self.model)
         self.frame = ranked_images(self.splits, (protocol,))
         self.frame = self.frame.drop_duplicates("path", ignore_index=True)
         self.frame = self.frame[["path", "identity", "image", "aspect"]]
@@ -336,6 +342,18 @@ class Explorer:
         alike = self.run.alike(*self.said, self.state.query)
         return found if alike is None else found.assign(alike=[alike[row] for row in places[0]])
 
+    def decided(self):
+        """What the run says of the query's first place, a list of sentences: whose it is, with the
+        likelihood ratio, or that it is nobody's in the gallery, and how often such is wrong. Empty
+        where the run has no decision, and for other words than those it was calibrated with."""
+        run = self.run
+        if run.decision is None or self.said != self.as_evaluated(self.state.run):
+            return []
+        gallery, query = run.gallery_for(self.state.query), run.frame[run.frame.path == self.state.query]
+        embeddings = run.seen(*self.said)[0]
+        similarity = (embeddings.of(query) @ embeddings.of(gallery).T)[0]
+        return what_to_say(run.decision, similarity, gallery.identity, run.folder)
+
     def attention(self):
         """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing
         to 1. `PromptSGError` without language."""
@@ -468,7 +486,8 @@ def _ranked(explorer, kept):
     nearest = "; ".join(f"{row.image} at {row.similarity:.3f}{alike}"
                         for row, alike in zip(found.itertuples(), said))
     figure = kept.draw("ranked", draw_ranked, explorer)
-    return _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
+    decided = "".join(map(_note, explorer.decided()))
+    return decided + _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
 
 
 def _attention(explorer, kept):

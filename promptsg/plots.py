@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'RED', 'PURPLE', 'BROWN', 'PINK', 'GREY', 'DARK', 'CYCLE', 'MARKERS', 'STYLE',
-           'VERSION_LOOKS', 'set_style', 'version_style', 'save_figure', 'plot_cmc', 'plot_ranked_lists',
-           'plot_attention', 'plot_attention_grid', 'plot_steps', 'kept_epoch', 'plot_training', 'plot_curves',
-           'plot_loss_terms', 'plot_versions', 'plot_differences', 'plot_published', 'plot_roc', 'plot_scores',
-           'plot_embedding_map']
+           'VERSION_LOOKS', 'set_style', 'styled', 'new_figure', 'version_style', 'styles_of', 'save_figure',
+           'add_legend', 'plot_cmc', 'plot_ranked_lists', 'plot_attention', 'plot_attention_grid', 'plot_steps',
+           'kept_epoch', 'plot_training', 'plot_curves', 'plot_loss_terms', 'plot_versions', 'plot_differences',
+           'plot_published', 'plot_embedding_map']
 
 # %% ../nbs/14_plots.ipynb #cell002
 import functools
@@ -27,7 +27,6 @@ from PIL import Image
 from .config import PromptSGError
 from .files import writing
 from .images import load_image
-from .metrics import eer, roc
 
 # %% ../nbs/14_plots.ipynb #cell004
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK = sns.color_palette("colorblind").as_hex()[:7]
@@ -44,7 +43,7 @@ def set_style() -> None:
     "Make a notebook's own plots look like these, until the kernel ends."
     plt.rcParams.update(STYLE)
 
-def _styled(plot):
+def styled(plot):
     "Run a plot function under STYLE and put the settings back."
     @functools.wraps(plot)
     def wrapped(*args, **kwargs):
@@ -57,7 +56,7 @@ def _fits(figure, rows, columns, figsize) -> bool:
     place = figure.axes[0].get_subplotspec() if figure is not None and figure.axes else None
     return place is not None and place.get_gridspec().get_geometry() == (rows, columns) and np.allclose(figure.get_size_inches(), figsize)
 
-def _figure(rows=1, columns=1, again=None, **options):
+def new_figure(rows=1, columns=1, again=None, **options):
     """plt.subplots whose figure pyplot forgets at once, so that it is shown as a cell's value, once, and freed when let go.
 
     `again`: an earlier figure of the same function, taken instead of a new one where it fits, with all that its axes hold."""
@@ -99,7 +98,7 @@ def version_style(name: str) -> dict:
     "v3-logged" is "v3" dashed and hollow. Any other name gets a dotted line in a colour that hangs on its letters."""
     return next(_looks(name))
 
-def _styles(names) -> list:
+def styles_of(names) -> list:
     "The looks of the names of one figure, no two the same: the second 'paper, ...' gets another line style."
     chosen = []
     for name in names:
@@ -132,7 +131,7 @@ def _curve(values, name) -> np.ndarray:
         raise PromptSGError(f"the CMC curve '{name}' has shape {values.shape}; give (splits, ranks) of fractions from 0 to 1.")
     return 100 * values
 
-def _legend(figure, ax, many: int, handles=None, **options) -> None:
+def add_legend(figure, ax, many: int, handles=None, **options) -> None:
     "In the axes while there is room there, else beside them."
     handles = ax.get_legend_handles_labels()[0] if handles is None else handles
     if many <= 4 or figure is None:
@@ -149,7 +148,7 @@ def _told_apart(looks) -> list:
     return [look if turn[1] == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
             for look, turn in zip(looks, turns)]
 
-@_styled
+@styled
 def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 1 first
              ax=None       # draw here instead of in a new figure
             ) -> Figure:
@@ -158,15 +157,15 @@ def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 
         raise PromptSGError("there is no CMC curve to draw; give at least one, as a dict from name to values.")
     curves = {name: _curve(values, name) for name, values in curves.items()}
     size = (5, 3.4) if len(curves) <= 4 else (7.5, max(3.4, 0.5 + 0.17 * len(curves)))
-    figure, ax = (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*_figure(figsize=size))
-    for (name, values), look in zip(curves.items(), _told_apart(_styles(curves))):
+    figure, ax = (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*new_figure(figsize=size))
+    for (name, values), look in zip(curves.items(), _told_apart(styles_of(curves))):
         ranks, mean, spread = np.arange(1, values.shape[1] + 1), values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
         ax.fill_between(ranks, mean - spread, np.minimum(mean + spread, 100), color=look["color"], alpha=0.15, linewidth=0)
         ax.plot(ranks, mean, **look, label=f"{name}: rank-1 {mean[0]:.1f} %")
     longest = max(values.shape[1] for values in curves.values())
     ax.set(xlabel="rank k", ylabel="queries with a match in the first k (%)", xticks=[k for k in (1, 5, 10, 15, 20) if k <= longest],
            ylim=(None, 101))
-    _legend(figure, ax, len(curves), sorted(ax.lines, key=lambda line: -line.get_ydata()[0]), loc="lower right")
+    add_legend(figure, ax, len(curves), sorted(ax.lines, key=lambda line: -line.get_ydata()[0]), loc="lower right")
     return ax.figure
 
 # %% ../nbs/14_plots.ipynb #cell020
@@ -266,7 +265,7 @@ def _foot(rows, note="") -> str:
             "distance": "distance", "alike": "alike, unlike: above, below the gallery's mean"}
     return "; ".join([text for name, text in said.items() if has(name)] + [note] * bool(note))
 
-@_styled
+@styled
 def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names, alike (list)
                       top: int = 10, # gallery images drawn at most
                       digits: int = 2, # of the number under an image
@@ -290,7 +289,7 @@ def plot_ranked_lists(rows,          # each a dict: query, gallery (list), simil
     below = 0.12 * has("names") + 0.24 * has("alike")
     side = min(0.95, 8.8 / columns)  # inches; a notebook's page is 9 wide
     tall = len(rows) * (side * height / width + 0.24 + below) + 0.4
-    figure, axes = _figure(len(rows), columns, figure, figsize=(side * columns, tall))
+    figure, axes = new_figure(len(rows), columns, figure, figsize=(side * columns, tall))
     for i, row in enumerate(rows):
         short = {"gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top],
                  "alike": (row.get("alike") or [])[:top]}
@@ -318,7 +317,7 @@ def _check_attention(images, maps, titles, words) -> None:
                             "and each map its word.")
 
 # %% ../nbs/14_plots.ipynb #cell028
-@_styled
+@styled
 def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
                    maps,         # (N, h, w), or (N, K, h, w) for K words or heads; weights >= 0
                    titles=None,  # N, one per image
@@ -336,7 +335,7 @@ def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
     pictures = [_picture(image) for image in images]
     height, width = pictures[0].shape[:2]
     columns = 1 + len(words)
-    figure, axes = _figure(len(images), columns, figsize=(1.6 * columns + 0.9, len(images) * (1.6 * height / width + 0.2) + 0.2))
+    figure, axes = new_figure(len(images), columns, figsize=(1.6 * columns + 0.9, len(images) * (1.6 * height / width + 0.2) + 0.2))
     for i, picture in enumerate(pictures):
         _show(axes[i, 0], picture, title="image" if i == 0 else "", below=titles[i])
         for k, word in enumerate(words):
@@ -369,7 +368,7 @@ def _grid_labels(labels, needed, what) -> list:
         raise PromptSGError(f"the attention grid has {needed} {what}s but {len(labels)} {what} labels; give one label each.")
     return labels
 
-@_styled
+@styled
 def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a path or PIL image: one for all; or a list of R, one per row
                         maps,            # (R, C, h, w) weights >= 0, such as (words, heads, h, w)
                         row_labels=None, # R
@@ -387,7 +386,7 @@ def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a pat
         raise PromptSGError(f"the attention grid has {rows} rows but {len(pictures)} images; give one image for all, or one per row.")
     height, width = pictures[0].shape[:2]
     side = min(1.3, 7.4 / (columns + 1))
-    figure, axes = _figure(rows, columns + 1, figure, figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3))
+    figure, axes = new_figure(rows, columns + 1, figure, figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3))
     for i in range(rows):
         _show(axes[i, 0], pictures[i % len(pictures)], title="image" if i == 0 else "")
         if i >= len(pictures):
@@ -412,7 +411,7 @@ def _draw_word(ax, values) -> None:
     ax.set(xticks=[], yticks=[], xlabel=f"{values.size} numbers")
     ax.grid(False)
 
-@_styled
+@styled
 def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL image
                pseudo_token, # (W,) s*, finite and not all 0
                sentence,     # the prompt with s* in its place
@@ -483,7 +482,7 @@ def _mark_kept(ax, metrics, select) -> None:
     reached = "" if np.isnan(value) else f", mAP {100 * value:.1f} %"
     ax.set_title(f"kept: epoch {kept.epoch:.0f}, the {select}{reached}")
 
-@_styled
+@styled
 def plot_training(metrics: pd.DataFrame, # a run's metrics.csv: epoch, loss*, val_* (0..1) and lr_*
                   select: str = "best"   # `Config.select` of the run: which epoch was kept
                  ) -> Figure:
@@ -493,7 +492,7 @@ def plot_training(metrics: pd.DataFrame, # a run's metrics.csv: epoch, loss*, va
     if "epoch" not in metrics or metrics.empty:
         raise PromptSGError(f"the training table has {len(metrics)} rows and the columns {', '.join(map(str, metrics))}; "
                             "it needs an epoch column and rows.")
-    figure, ((losses, validation, rates),) = _figure(1, 3, figsize=(9, 3))
+    figure, ((losses, validation, rates),) = new_figure(1, 3, figsize=(9, 3))
     starting = lambda prefix: [name for name in metrics if name.startswith(prefix)]
     _lines(losses, metrics, starting("loss"))
     _lines(validation, metrics, starting("val_"), scale=100)
@@ -534,15 +533,15 @@ def _run_lines(ax, name, tables, column, look) -> None:
         ax.plot(values.index, values, color=look["color"], linewidth=0.6, alpha=0.5)
     ax.plot(values.index, values.mean(axis=1), **look, markevery=max(1, len(values) // 8), label=name)
 
-@_styled
+@styled
 def plot_curves(runs: dict, # name of the version -> metrics table (epoch, loss*, val_* 0..1, lr_*), or a list of them, one per seed
                 columns=("loss", "val_mAP") # of metrics.csv, a panel each
                ) -> Figure:
     "Training and validation curves of several runs by epoch. Raises `PromptSGError` without runs, epochs, or any value in a column."
     runs = _tables(runs)
-    figure, axes = _figure(1, len(columns), figsize=(9, max(2.8, 0.5 + 0.17 * len(runs))))
+    figure, axes = new_figure(1, len(columns), figsize=(9, max(2.8, 0.5 + 0.17 * len(runs))))
     for ax, column in zip(axes[0], columns):
-        for (name, tables), look in zip(runs.items(), _styles(runs)):
+        for (name, tables), look in zip(runs.items(), styles_of(runs)):
             _run_lines(ax, name, tables, column, look)
         if not ax.lines:
             raise PromptSGError(f"no run has values in the column '{column}'; choose from {', '.join(map(str, next(iter(runs.values()))[0]))}.")
@@ -569,14 +568,14 @@ def _stack_terms(ax, name, table) -> None:
     ax.set(title=name, xlabel="epoch", xlim=(table.epoch.min(), max(table.epoch.max(), table.epoch.min() + 1)))
     ax.xaxis.get_major_locator().set_params(integer=True)
 
-@_styled
+@styled
 def plot_loss_terms(runs: dict # name -> metrics table: epoch and loss_* >= 0 as they enter the sum
                    ) -> Figure:
     "Loss terms of each run by epoch, stacked, all runs on one axis. Raises `PromptSGError` for a run without epochs or terms."
     runs = {name: tables[0] for name, tables in _tables(runs).items()}
     columns = min(4, len(runs))
     lines = -(-len(runs) // columns)
-    figure, axes = _figure(lines, columns, figsize=(min(9, 2 * columns + 2), 2 * lines + 0.4), sharey=True)
+    figure, axes = new_figure(lines, columns, figsize=(min(9, 2 * columns + 2), 2 * lines + 0.4), sharey=True)
     for ax in axes.flat[len(runs):]:
         ax.set_visible(False)
     for ax, (name, table) in zip(axes.flat, runs.items()):
@@ -632,7 +631,7 @@ def _over(table) -> str:
 def _panel(ax, table, names, measure) -> None:
     "One measure of all versions."
     places, found = _rows_of(names, ax), _mean_and_spread(table, measure)
-    for name, look in zip(names, _styles(names)):
+    for name, look in zip(names, styles_of(names)):
         if name not in found.index:
             continue
         mean, std, count = found.loc[name]
@@ -643,7 +642,7 @@ def _panel(ax, table, names, measure) -> None:
     ax.set(xlabel=f"{_MEASURES.get(measure, measure)} (%)")
     ax.margins(x=0.08)
 
-@_styled
+@styled
 def plot_versions(table: pd.DataFrame, # tidy: version, the measures (0..1), and if there are several: backbone, protocol, seed, split
                   measures=("rank1", "mAP")
                  ) -> Figure:
@@ -653,7 +652,7 @@ def plot_versions(table: pd.DataFrame, # tidy: version, the measures (0..1), and
     _check_table(table, ["version", *measures], "the table of versions", measures)
     groups = [(title, part, _in_order(part.version)) for title, part in _groups(table)]
     heights = [0.55 + 0.2 * len(names) for *_, names in groups]
-    figure, axes = _figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
+    figure, axes = new_figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
     for line, (title, part, names) in zip(axes, groups):
         for ax, measure in zip(line, measures):
             _panel(ax, part, names, measure)
@@ -680,7 +679,7 @@ def _check_differences(table) -> None:
         raise PromptSGError(f"the interval of {wrong.b.iloc[0]} - {wrong.a.iloc[0]} ({wrong.measure.iloc[0]}) does not hold its difference; "
                             "low <= difference <= high is needed.")
 
-@_styled
+@styled
 def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high (b - a, percentage points) and perhaps backbone, protocol
                     ) -> Figure:
     """Forest plot: paired differences of versions with their 95 % intervals, a panel per measure; above 0, `b` is the better one.
@@ -690,7 +689,7 @@ def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high 
     _check_differences(table)
     table = table.assign(name=_difference_names(table))
     names, measures = list(dict.fromkeys(table.name)), list(dict.fromkeys(table.measure))
-    figure, axes = _figure(1, len(measures), figsize=(min(9, 2 + 3 * len(measures)), 0.9 + 0.24 * len(names)))
+    figure, axes = new_figure(1, len(measures), figsize=(min(9, 2 + 3 * len(measures)), 0.9 + 0.24 * len(names)))
     for ax, measure in zip(axes[0], measures):
         places = _rows_of(names, ax)
         for row in table[table.measure == measure].itertuples():
@@ -722,7 +721,7 @@ def _dumbbells(ax, names, theirs, ours, measure) -> None:
     ax.set(xlabel=f"{_MEASURES.get(measure, measure)} (%)")
     ax.margins(x=0.08)
 
-@_styled
+@styled
 def plot_published(published: pd.DataFrame, # version, the measures (0..1), and if there are several: backbone
                    ours: pd.DataFrame,      # the same columns
                    measures=("rank1", "mAP")
@@ -735,7 +734,7 @@ def plot_published(published: pd.DataFrame, # version, the measures (0..1), and 
         _check_table(table, ["version", *measures], what, measures)
     groups = [(title, theirs, own, _in_order([*theirs.version, *own.version])) for title, theirs, own in _groups(published, ours)]
     heights = [0.55 + 0.2 * len(names) for *_, names in groups]
-    figure, axes = _figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
+    figure, axes = new_figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
     for line, (title, theirs, own, names) in zip(axes, groups):
         for ax, measure in zip(line, measures):
             _dumbbells(ax, names, theirs, own, measure)
@@ -743,57 +742,6 @@ def plot_published(published: pd.DataFrame, # version, the measures (0..1), and 
     for ax in axes[:, 1:].flat:
         ax.tick_params(labelleft=False)
     figure.supxlabel("hollow: published; filled: ours; at the right: published → ours", fontsize=8, color=DARK)
-    return figure
-
-# %% ../nbs/14_plots.ipynb #cell057
-def _thin(far, tar, points=400):
-    "At most about `points` of a curve, evenly on the logarithmic axis, ends kept: more cannot be seen."
-    if len(far) <= points:
-        return far, tar
-    at = np.geomspace(far[far > 0].min(), 1, points)
-    keep = np.unique(np.searchsorted(far, at, side="right") - 1)
-    return far[keep], tar[keep]
-
-@_styled
-def plot_roc(pairs: dict # name -> (scores (N,), higher more alike; genuine (N,) bool), as `promptsg.metrics.pairs` gives them
-            ) -> Figure:
-    "ROC of several versions in percent, EER in the legend. Raises `PromptSGError` without pairs of both kinds, or for NaN."
-    if not pairs:
-        raise PromptSGError("there is no ROC to draw; give at least one name with its scores and genuine flags.")
-    figure, ((ax,),) = _figure(figsize=(5, 3.4) if len(pairs) <= 4 else (7, max(3.4, 0.5 + 0.17 * len(pairs))))
-    errors, lowest = {}, 1.0
-    for (name, (scores, genuine)), look in zip(pairs.items(), _styles(pairs)):
-        far, tar, _ = roc(scores, genuine)
-        errors[name], lowest = eer(far, tar), min(lowest, 1 / np.sum(~np.asarray(genuine, bool)))
-        ax.plot(*(100 * values for values in _thin(far, tar)), **{**look, "marker": "none"})
-        ax.plot(100 * errors[name], 100 - 100 * errors[name], **{**look, "linestyle": "none"}, markersize=6, zorder=3)
-        ax.plot([], [], **look, label=f"{name}: EER {100 * errors[name]:.1f} %")
-    even = np.geomspace(lowest, 1, 200)
-    ax.plot(100 * even, 100 - 100 * even, color=GREY, linestyle=":", linewidth=1, zorder=0)
-    ax.set(xscale="log", xlim=(100 * lowest, 100), ylim=(None, 101), xlabel="impostor pairs accepted (FAR, %)", ylabel="genuine pairs accepted (TAR, %)")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    handles = [line for line in ax.lines if not line.get_label().startswith("_")]
-    _legend(figure, ax, len(pairs), sorted(handles, key=lambda line: errors[line.get_label().rsplit(":", 1)[0]]), loc="lower right")
-    return figure
-
-@_styled
-def plot_scores(scores, # (N,) similarities, higher is more alike
-                genuine # (N,) bool
-               ) -> Figure:
-    """Histograms of the scores of genuine and impostor pairs, each in percent of its own kind, and the threshold where both errors
-    are equally frequent. Raises `PromptSGError` without pairs of both kinds, or for NaN."""
-    far, tar, thresholds = roc(scores, genuine)
-    scores, genuine = np.asarray(scores, float), np.asarray(genuine, bool)
-    figure, ((ax,),) = _figure(figsize=(6.4, 3))
-    bins = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1e-6, 51)
-    for kind, colour, hatch, label in ((genuine, BLUE, "", "genuine"), (~genuine, RED, "////", "impostor")):
-        ax.hist(scores[kind], bins, weights=np.full(kind.sum(), 100 / kind.sum()), histtype="stepfilled", facecolor=colour + "55", edgecolor=colour,
-                hatch=hatch, label=f"{label} ({kind.sum():,} pairs)")
-    threshold = thresholds[int(np.argmax(far >= 1 - tar))]
-    ax.axvline(threshold, color=DARK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}: EER {100 * eer(far, tar):.1f} %")
-    ax.set(xlabel="similarity", ylabel="pairs of the kind (% per bin)")
-    ax.margins(y=0.05)
-    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell062
@@ -830,7 +778,7 @@ def _chosen_people(identities, people) -> list:
         raise PromptSGError(f"the identity {unknown[0]} has no image among the features; choose from those that have.")
     return list(people)
 
-@_styled
+@styled
 def plot_embedding_map(features,   # (N, D) finite, one row an image
                        identities, # (N,) numbers or strings
                        people=12,  # how many identities to colour, those with most images first; or a list of identities
@@ -843,7 +791,7 @@ def plot_embedding_map(features,   # (N, D) finite, one row an image
         raise PromptSGError(f"features {features.shape} and identities {identities.shape} must be (N, D) finite and (N,), N at least 3 and D at least 2.")
     points, labels = _map_points(features, method)
     chosen = _chosen_people(identities.tolist(), people)
-    figure, ((ax,),) = _figure(figsize=(6.4, 4.6))
+    figure, ((ax,),) = new_figure(figsize=(6.4, 4.6))
     for i, one in enumerate(chosen):
         ax.scatter(*points[identities == one].T, s=26, color=CYCLE[i % len(CYCLE)], marker=_PEOPLE_MARKERS[i % len(_PEOPLE_MARKERS)],
                    edgecolors="white", linewidths=0.4, label=str(one))

@@ -7,8 +7,8 @@ __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'LOOKING_FILE', 'LOOKED_AT', 'Run', 'pla
            'make_jobs', 'missing_protocols', 'missing_controls', 'missing_looking', 'read_metrics', 'do_job', 'do_jobs',
            'Report', 'load_report', 'compare', 'parse_pairs', 'differences', 'add_trainings', 'control_differences',
            'looking_rows', 'looking_page', 'changed', 'in_words', 'summary', 'results_table', 'pair_lines',
-           'control_table', 'markdown_table', 'report_page', 'train_table', 'eval_table', 'reference_tables',
-           'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
+           'control_table', 'markdown_table', 'weights_in_words', 'report_page', 'train_table', 'eval_table',
+           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -720,7 +720,7 @@ def markdown_table(table):
     return "\n".join([line(table.columns), line(["---"] * table.shape[1]), *map(line, table.itertuples(index=False))])
 
 
-def _weights(config):
+def weights_in_words(config):
     "Where a config's weights come from; files by their name and hash."
     if config is None:
         return "not recorded"
@@ -740,7 +740,7 @@ def _facts(report):
                            f"{r['queries']} queries, gallery of {r['gallery']})" for r in records],
              "images left out": [f"{r['aspect']}: {count} ({reason})" for r in records
                                  for reason, count in r["left_out"].items() if count],
-             "weights": [_weights(r["config"]) for r in records]}
+             "weights": [weights_in_words(r["config"]) for r in records]}
     lines = [f"- {name}: {markdown_cell('; '.join(dict.fromkeys(said)))}" for name, said in facts.items() if said]
     return [f"- command: {markdown_code(report.about.get('command', ''))}", *lines]
 

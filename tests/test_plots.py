@@ -15,8 +15,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
 from promptsg.config import PromptSGError
+from promptsg.error_plots import (plot_det, plot_groups, plot_open_set, plot_reliability, plot_roc,
+                                  plot_scores)
 from promptsg.plots import (VERSION_LOOKS, plot_attention, plot_attention_grid, plot_cmc, plot_curves, plot_differences, plot_embedding_map,
-                            plot_loss_terms, plot_published, plot_ranked_lists, plot_roc, plot_scores, plot_steps, plot_training,
+                            plot_loss_terms, plot_published, plot_ranked_lists, plot_steps, plot_training,
                             plot_versions, save_figure, set_style, version_style)
 
 CURVES = {"a": np.linspace([0.4, 0.5], 1, 20).T, "b": np.linspace(0.8, 1, 20)}
