@@ -464,11 +464,11 @@ def fnir_at_fpir(similarity, query_ids, gallery_ids, at, rank=1):
     return found if np.ndim(at) else float(found[0])
 
 
-def _enrolled_people(people, share, highest):
+def _enrolled_people(people, share):
     "How many of the people are enrolled."
     if share is not None:
         return round(share * people)
-    half, rest = round(people / 2), people - needed_comparisons(highest)
+    half, rest = round(people / 2), people - needed_comparisons(0.1)
     return rest if 5 <= rest < half else half
 
 
@@ -476,8 +476,8 @@ def open_set_draws(
     embeddings, queries, galleries, at=(0.01, 0.1), enrolled=None, draws=5, rank=1, seed=0
 ):
     """FNIR at each FPIR of `at`, where a share `enrolled` of the people is in the gallery: a
-    DataFrame with a row for each split and draw. None: half of them, or fewer, so that as many stay
-    out as the rule of 3 asks for at the highest FPIR, where at least five people are left to enrol.
+    DataFrame with a row for each split and draw. None: half of them, or fewer, so that 30 stay out,
+    as the rule of 3 asks for at an FPIR of 10 %, where at least five people are left to enrol.
 
     `embeddings`: `promptsg.evaluation.Embeddings`; `queries`, `galleries`: frames, one of each a
     split. Who is enrolled is drawn by `seed`, the same people in every split. Columns: split, draw,
@@ -486,7 +486,7 @@ def open_set_draws(
     nobody in or out."""
     rng, rows = np.random.default_rng(seed), []
     people = np.unique(np.concatenate([query.identity for query in queries]))
-    count = _enrolled_people(len(people), enrolled, max(at))
+    count = _enrolled_people(len(people), enrolled)
     if not 0 < count < len(people):
         raise PromptSGError(
             f"enrolled={enrolled} of {len(people)} people leaves nobody in the "

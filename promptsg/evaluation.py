@@ -221,6 +221,8 @@ _ABOUT = {"protocol": dict, "aspect": str, "splits": int, "queries": int, "galle
           "queries_without_match": int, "right_images": list, "camera_filter": bool, "data_hash": str,
           "cross": bool, "source": str, "versions": dict, "machine": dict,
           "config": (dict, type(None)), "config_hash": (str, type(None)), "summary": dict, "cmc": list}
+# what a reader may know of an image, kept for the rates of groups
+ATTRIBUTES = ("camera", "gender", "age", "skin_color", "nail_polish", "irregularities")
 _TABLES = {"per_split": {"split": int, **dict.fromkeys(MEASURES, float)},
            "per_query": {"split": int, "path": str, "identity": str, "ap": float, "first_hit": "Int64"}}
 
@@ -238,7 +240,8 @@ def _checked_record(record):
 def _checked_table(folder, name):
     "One of a result's tables; `PromptSGError` or `ValueError` for other columns or impossible values."
     table = read_csv(folder / f"{name}.csv", dtype=_TABLES[name])
-    if list(table) != list(_TABLES[name]):
+    known = [column for column in ATTRIBUTES if column in table and name == "per_query"]
+    if list(table) != [*_TABLES[name], *known]:
         raise ValueError(f"{name}.csv has other columns")
     shares = table[[column for column, kind in _TABLES[name].items() if kind is float]]
     if not (shares.isna() | ((shares >= 0) & (shares <= 1))).all(axis=None) or not len(table):
@@ -276,10 +279,6 @@ def _measure(embeddings, query, gallery, protocol, cameras):
     cams = [part.camera if cameras else None for part in (query, gallery)]
     return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity,
                              *cams, ap=protocol.ap, per_query=True)
-
-
-# what a reader may know of an image, kept for the rates of groups
-ATTRIBUTES = ("camera", "gender", "age", "skin_color", "nail_polish", "irregularities")
 
 
 def _query_table(split, query, values):

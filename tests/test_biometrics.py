@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import det_curve
 
 from promptsg import biometrics
-from promptsg.biometrics import (Calibration, cllr, compare_all, d_prime, det, fnir_at_fpir, fnmr_at_fmr, group_rates,
-                                 min_cllr, needed_comparisons, open_set, open_set_draws, rates_at, reliability,
+from promptsg.biometrics import (Calibration, cllr, compare_all, d_prime, det, det_table, fnir_at_fpir, fnmr_at_fmr, group_rates,
+                                 min_cllr, needed_comparisons, open_set, open_set_draws, open_set_rates, rates_at, reliability,
                                  verification)
 from promptsg.config import PromptSGError
 from promptsg.evaluation import Embeddings
@@ -198,6 +198,35 @@ def test_open_set_draws_leave_people_out_of_every_gallery():
     assert table.equals(open_set_draws(found, queries, galleries, at=(0.01, 0.2), enrolled=0.25, draws=3))
     with pytest.raises(PromptSGError, match="leaves nobody"):
         open_set_draws(found, queries, galleries, enrolled=1.0)
+    assert open_set_draws(found, queries, galleries, draws=1).enrolled.eq(10).all()  # 30 of 40 stay out
+    few = [part[part.identity.astype(int) < 30] for part in (queries[0], galleries[0])]
+    assert open_set_draws(found, few[:1], few[1:], draws=1).enrolled.eq(15).all()  # no way to 30: half
+
+
+def test_the_open_set_curve_is_the_mean_of_its_draws():
+    x, who = invent(80, noise=1.2)
+    frame = pd.DataFrame({"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str)})
+    found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
+    first = np.arange(len(frame)) % 4 == 0
+    table = open_set_draws(found, [frame[~first]], [frame[first]], at=(0.3, 0.1, 0.01), draws=6)
+    curve = open_set_rates(table)
+    assert curve.fpir.tolist() == [0.01, 0.1, 0.3] and curve.iloc[0, 1:].isna().all()
+    assert curve.fnir[2] == pytest.approx(table["FNIR at FPIR 30 %"].mean())
+    assert (curve.low <= curve.fnir)[1:].all() and (curve.fnir <= curve.high)[1:].all()
+    with pytest.raises(PromptSGError, match="no column of FNIR"):
+        open_set_rates(table[["split"]])
+
+
+def test_a_det_table_ends_where_no_claim_is_allowed():
+    found = compare_all(*invent(46, noise=1.3))
+    table = det_table(found, points=12, draws=50)
+    assert table.fmr.iloc[0] == pytest.approx(3 / found.people_pairs) and table.fmr.iloc[-1] == pytest.approx(0.5)
+    scores, genuine = found.scores()
+    assert np.allclose(table.fnmr, fnmr_at_fmr(scores, genuine, table.fmr + 1e-12)) and (np.diff(table.fnmr) <= 0).all()
+    assert (table.low <= table.fnmr).all() and (table.fnmr <= table.high).all()
+    assert table.attrs["eer"] == verification(found, draws=2).value[0]
+    with pytest.raises(PromptSGError, match="too few for any error rate"):
+        det_table(compare_all(*invent(3, noise=1.0)))
 
 
 # --- evidence --------------------------------------------------------------------------------------
@@ -303,7 +332,7 @@ def test_group_rates_are_those_of_each_groups_own_comparisons():
     kind = np.where(who < 16, "a", np.where(who < 27, "b", "c"))
     frame = pd.DataFrame({"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str), "kind": kind})
     found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
-    hits = pd.DataFrame({"path": frame.path, "first_hit": np.where(kind == "a", 1, 2), "ap": np.where(kind == "a", 1, 0.5)})
+    hits = pd.DataFrame({"path": frame.path, "identity": frame.identity, "first_hit": np.where(kind == "a", 1, 2), "ap": np.where(kind == "a", 1, 0.5)})
     table = group_rates(found, frame, "kind", 0.3, hits, draws=50).set_index("group")
     assert list(table.index) == ["all", "a", "b", "c"] and list(table.people) == [30, 16, 11, 3]
     for name in ("a", "b"):
@@ -311,6 +340,8 @@ def test_group_rates_are_those_of_each_groups_own_comparisons():
         assert table.FNMR[name] == alone["FNMR"].value and table.FMR_high[name] == alone["FMR"].high
         assert table.FNMR_ratio[name] == pytest.approx(table.FNMR[name] / table.FNMR["all"])
     assert (table.rank1["a"], table.rank1["b"], table.mAP["b"]) == (1, 0, 0.5)
+    assert (table.rank1_low["a"], table.rank1_high["a"], table.mAP_low["b"], table.mAP_high["b"]) == (1, 1, 0.5, 0.5)
+    assert 0 < table.rank1_low["all"] < table.rank1["all"] < table.rank1_high["all"] < 1
     assert table.note["c"] == "3 people: too few to judge" and table.loc["c", ["FMR", "FNMR", "rank1", "mAP"]].isna().all()
     ages = group_rates(found, frame, pd.cut(pd.Series(who), [-1, 14, 30]), 0.3, draws=5)
     assert list(ages.people) == [30, 15, 15]

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptsg.biometrics import cllr, compare_all, min_cllr
+from promptsg.biometrics import cllr, compare_all, min_cllr, verification
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
-from promptsg.decisions import Decision, fit_decision, in_a_sentence, train_side_scores, who_is_it
+from promptsg.decisions import (Decision, attribute_labels, error_rates, fit_decision, how_often_wrong, in_a_sentence,
+                                train_side_scores, what_to_say, who_is_it)
+from promptsg.explorer import Explorer
 from promptsg.model import PromptSG
 from promptsg.synth import write_hands
 from promptsg.training import Feed, Trainer, load_run
@@ -123,10 +125,59 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
     assert "fitted on 20 train-side people" in out and "rule of 3" in out and "Cllr" in out
     tables = {name: pd.read_csv(run / "decision" / f"{name}.csv") for name in ("verification", "said", "open_set")}
     assert tables["said"].ratio.tolist() == [1, 10, 100, 1000] and len(tables["open_set"]) == 10
+    assert (run / "decision" / "groups-gender.csv").is_file()
     query = frame.path[frame.side == "test"].iloc[0]
     found = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "found")
     assert "likelihood_ratio" in found.stdout and "nobody" in found.stdout
+    explorer = Explorer(run, frame, progress=False)
+    explorer.set_query(query)
+    gallery, found_by = explorer.run.gallery_for(query), feed(explorer.run.model)
+    similarity = found_by.embed(frame[frame.path == query]).of(frame[frame.path == query]) @ found_by.embed(gallery).of(gallery).T
+    assert explorer.decided() == what_to_say(Decision.load(run, explorer.run.model), similarity[0], gallery.identity, run)
+    explorer.set_prompt("a dog")
+    assert explorer.decided() == []  # the thresholds are not of these words
     assert "likelihood_ratio" in pd.read_csv(folder / "found" / "nearest.csv")
     (run / "decision.json").write_text("{}")
     wrong = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "b", code=2)
     assert "does not hold a decision; promptsg decide" in wrong.stderr
+
+
+def test_all_error_rates_in_one_call_are_those_of_their_own_functions(free):
+    model, splits, _ = free
+    decision = fit_decision(model, splits, feed=feed(model))
+    found = error_rates(model, splits, decision, feed(model), draws=20)
+    alone = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity)
+    assert found.threshold == decision.calibration.threshold(1) and found.tested.people == 12
+    assert np.array_equal(found.tested.genuine, alone.genuine) and found.verification.value[0] == pytest.approx(
+        verification(alone, draws=2).value[0])
+    assert set(found.groups) == set(attribute_labels(splits.test)) >= {"gender", "skin colour"}
+    assert found.evidence["Cllr"] >= found.evidence["least"] and len(found.reliability) > 1
+    none = error_rates(model, splits, None, feed(model), draws=2)
+    assert none.said.empty and none.evidence == {} and none.reliability is None
+    assert none.threshold == none.verification.threshold[0]
+
+
+def test_attributes_are_those_that_differ():
+    frame = pd.DataFrame({"gender": ["male"] * 4, "age": [18, 25, 39, 77], "nail_polish": [0, 1, 0, 0], "irregularities": [0] * 4})
+    labels = attribute_labels(frame)
+    assert list(labels) == ["age", "nail polish"]
+    assert labels["age"].tolist() == ["under 25", "25 to 39", "25 to 39", "40 and over"]
+    assert labels["nail polish"].tolist() == ["no nail polish", "nail polish", "no nail polish", "no nail polish"]
+    assert attribute_labels(frame[["gender"]]) == {}
+
+
+def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path):
+    model, splits, _ = free
+    decision = fit_decision(model, splits, feed=feed(model))
+    at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
+    said = what_to_say(decision, at, ["b", "a", "a"], tmp_path)
+    assert len(said) == 1 and said[0].startswith("b: the same person, likelihood ratio 500")
+    assert what_to_say(decision, at[2:], ["a"], tmp_path)[0].startswith("nobody in this gallery")
+    (tmp_path / "decision").mkdir()
+    (tmp_path / "decision" / "said.csv").write_text("ratio,FMR,FMR_low,FMR_high\n1,0.1,0.05,0.2\n100,0.01,0.0,0.03\n1000,0,0,0.01\n")
+    assert what_to_say(decision, at, ["b", "a", "a"], tmp_path)[1].endswith(
+        "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons of test people")
+    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(tmp_path, np.log(1.5))
+    assert how_often_wrong(tmp_path, -1) == ""
+    (tmp_path / "decision" / "said.csv").write_text("ratio\n1\n")
+    assert how_often_wrong(tmp_path, 1.0) == ""

@@ -16,7 +16,7 @@ from PIL import Image
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
 from promptsg.evaluation import (MEASURES, PROTOCOLS, Embeddings, Result, combine, difference_of,
-                                 embed_frame, embed_images, evaluate, holm, minp_note, notes,
+                                 embed_frame, embed_images, evaluate, holm, interval_of, minp_note, notes,
                                  paired_difference, rank_gallery, ranked_images)
 from promptsg.metrics import evaluate_ranking
 
@@ -506,3 +506,27 @@ def test_identities_that_look_like_formulas_or_missing_values_are_stored(frame, 
     named.save(tmp_path)
     assert Result.load(tmp_path).per_query.identity.tolist() == named.per_query.identity.tolist()
     assert b",=1+1," not in (tmp_path / "per_query.csv").read_bytes() and b",'=1+1," in (tmp_path / "per_query.csv").read_bytes()
+
+
+def test_the_interval_of_a_mean_is_that_of_its_difference_to_nothing(frame, splits):
+    result = evaluate(invented(frame, "identity", 1.5), splits)
+    nothing = replace(result, per_query=result.per_query.assign(ap=0.0))
+    found, other = interval_of(result), paired_difference(nothing, result)
+    assert found == pytest.approx((other.difference, max(other.low, 0), other.high))
+    assert found.value == pytest.approx(result.summary["mean"]["mAP"]) and 0 <= found.low < found.value < found.high <= 100
+    several = interval_of([result, result], "rank1")
+    assert several.value == pytest.approx(result.summary["mean"]["rank1"])
+    for call, word in ((lambda: interval_of(result, "mINP"), "measure='mINP'"), (lambda: interval_of([]), "no result")):
+        with pytest.raises(PromptSGError, match=word):
+            call()
+
+
+def test_per_query_keeps_what_the_data_says_of_its_images(frame, tmp_path):
+    more = frame.assign(gender=np.where(frame.pid.astype(int) % 2, "male", "female"), age=30)
+    result = evaluate(invented(more, "identity"), make_splits(more, "dorsal_r"))
+    assert list(result.per_query.columns) == ["split", "path", "identity", "ap", "first_hit", "gender", "age"]
+    known = more.set_index("path").gender
+    assert (result.per_query.gender == result.per_query.path.map(known)).all()
+    result.save(tmp_path / "result")
+    kept = Result.load(tmp_path / "result").per_query
+    assert (kept.gender == result.per_query.gender).all() and (kept.age == 30).all()

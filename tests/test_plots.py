@@ -2,6 +2,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,9 +13,11 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from scipy.stats import norm
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_curve
 
+from promptsg.biometrics import compare_all
 from promptsg.config import PromptSGError
 from promptsg.error_plots import (plot_det, plot_groups, plot_open_set, plot_reliability, plot_roc,
                                   plot_scores)
@@ -36,6 +40,10 @@ def ranked(**changes):
                 similarity=[0.9, 0.8, 0.7]) | changes
 
 
+COMPARED = compare_all(np.random.default_rng(0).normal(size=(60, 4)) + np.repeat(np.eye(20, 4) * 3, 3, 0), np.repeat(range(20), 3))
+GROUPS_TABLE = pd.DataFrame({"group": ["all", "female", "male", "other"], "people": [20, 10, 8, 2], "images": [60, 30, 24, 6],
+                             "FMR": [0.02, 0.0, 0.04, np.nan], "FMR_low": [0.01, 0, 0.01, np.nan], "FMR_high": [0.04, 0.05, 0.1, np.nan],
+                             "FNMR": [0.2, 0.1, 0.3, np.nan], "FNMR_low": [0.1, 0, 0.2, np.nan], "FNMR_high": [0.3, 0.2, 0.5, np.nan]})
 CHAIN = ["zero-shot", "image_only", *[f"v{i}" for i in range(1, 12)], "v3-logged", "v7-logged", "simplified", "paper", "best"]
 LEVELS = {name: 0.2 + 0.045 * i for i, name in enumerate(CHAIN)}  # a known figure for each version
 
@@ -86,6 +94,10 @@ FIGURES = {
     "published": lambda: plot_published(results(CHAIN[2:13]), results()),
     "roc": lambda: plot_roc({"paper": two_normals(2), "image_only": two_normals(3)}),
     "roc of all versions": lambda: plot_roc({name: two_normals(1 + 3 * level) for name, level in LEVELS.items()}),
+    "det": lambda: plot_det({"paper": COMPARED, "image_only": COMPARED}, draws=20),
+    "open set": lambda: plot_open_set({"paper": pd.DataFrame({"enrolled": 5, "FNIR at FPIR 10 %": [0.2, 0.3], "FNIR at FPIR 30 %": [0.1, 0.1]})}),
+    "reliability": lambda: plot_reliability({"logistic": pd.DataFrame({"said": [0.1, 0.9], "is": [0.2, 0.8]})}),
+    "groups": lambda: plot_groups({"gender": GROUPS_TABLE, "age": GROUPS_TABLE}),
     "scores": lambda: plot_scores(*two_normals(2)),
     "map": lambda: plot_embedding_map(*clouds()),
 }
@@ -543,6 +555,11 @@ def test_set_style_changes_a_notebooks_own_plots():
     (lambda: plot_differences(DIFFERENCES.assign(low=50.0, high=60.0)), "does not hold"),
     (lambda: plot_differences(DIFFERENCES.drop(columns="low")), "no column low"),
     (lambda: plot_roc({}), "at least one"),
+    (lambda: plot_det({}), "at least one"),
+    (lambda: plot_det({"paper": [0.5]}), "Comparisons"),
+    (lambda: plot_open_set({"paper": pd.DataFrame({"enrolled": [5], "FNIR at FPIR 10 %": [0.2]})}), "two rates"),
+    (lambda: plot_groups({}), "at least one"),
+    (lambda: plot_reliability({"a": 3}), "reliability"),
     (lambda: plot_roc({"paper": ([0.5, 0.6], [True, True])}), "one kind"),
     (lambda: plot_scores([0.5, np.nan], [True, False]), "NaN"),
     (lambda: plot_embedding_map(np.ones((5, 3)), range(5)), "collapsed"),
@@ -555,3 +572,24 @@ def test_set_style_changes_a_notebooks_own_plots():
 def test_bad_input_is_one_clear_sentence(call, word):
     with pytest.raises(PromptSGError, match=word):
         call()
+
+
+def test_a_det_curve_of_two_normal_distributions_is_straight():
+    rng, people = np.random.default_rng(0), 283
+    pairs = np.stack(np.triu_indices(people, 1), 1)
+    found = replace(COMPARED, genuine=np.sort(rng.normal(2, 1, 4000)), genuine_people=rng.integers(people, size=4000),
+                    impostor=np.sort(rng.normal(0, 1, len(pairs)))[::-1], impostor_people=pairs,
+                    histogram=np.array([len(pairs)]), sizes=np.ones((2, people)))
+    ax, = plot_det({"paper": found}, draws=2).axes
+    x, y = [line for line in ax.lines if line.get_label().startswith("paper")][0].get_data()
+    inner = (y > norm.ppf(0.005)) & (x > norm.ppf(0.002))
+    slope, start = np.polyfit(x[inner], y[inner], 1)
+    assert slope == pytest.approx(-1, abs=0.1) and start == pytest.approx(-2, abs=0.1)
+
+
+def test_groups_that_are_too_small_are_named_and_not_judged():
+    fmr, fnmr = plot_groups({"gender": GROUPS_TABLE}).axes
+    assert [text.get_text() for text in fmr.get_yticklabels()] == ["female (10)", "male (8)", "other (2)"]
+    assert [text.get_text() for ax in (fmr, fnmr) for text in ax.texts].count("not judged") == 2
+    dots = [line for line in fmr.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in dots] == [0, 4] and dots[0].get_markerfacecolor() == "white"
