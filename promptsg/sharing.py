@@ -248,6 +248,12 @@ class _Embedding(nn.Module):
                                               model.config.fusion == "pool")
 
     def forward(self, images):
+        rows = self._rows(images)
+        if not self.model.config.mirror:
+            return rows
+        return F.normalize(rows + self._rows(images.flip(-1)), dim=1)
+
+    def _rows(self, images):
         return F.normalize(self.model(images, self.kind).retrieval, dim=1)
 
 # %% ../nbs/20_sharing.ipynb #cell012

@@ -18,7 +18,6 @@ from promptsg.after import (
     k_reciprocal,
     mean_templates,
     mirror_sum,
-    mirrored_embeddings,
     normalise,
     query_expansion,
 )
@@ -78,7 +77,7 @@ def feed_of(quick, **changes):
 def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, splits):
     feed, frame = feed_of(quick, prompt_aspect="image"), splits.galleries_all[0]
     frame = pd.concat([frame[:5], frame[:2], frame[-2:]])  # two images twice, and other aspects
-    found = mirrored_embeddings(feed, frame, batch_size=4)
+    found = feed.embed(frame, batch_size=4, mirror=True)
     model = feed.model
     plain = HandDataset(frame, eval_transform(feed.size, model.mean, model.std))
     others = {
