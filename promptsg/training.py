@@ -1183,14 +1183,14 @@ def weights_hash(model):
     return tensor_hash(model.state_dict())[:12]
 
 
-def measure(model, splits, protocols=("clipfh",), progress=True, config=None):
+def measure(model, splits, protocols=("clipfh",), progress=True, config=None, more=None):
     """(`{protocol: Result}`, `Embeddings`); each distinct image of all splits and protocols is
     embedded once, in float32, or int8 where the model's config says so and it pays.
 
-    `config` goes into the results' record, the model's own for None. `PromptSGError` as
-    `evaluate` raises it."""
+    `config` goes into the results' record, the model's own for None. `more`: a frame to embed
+    besides. `PromptSGError` as `evaluate` raises it."""
     feed, about = _ready_feed(model, progress, config)
-    embeddings = feed.embed(ranked_images(splits, protocols))
+    embeddings = feed.embed(pd.concat([ranked_images(splits, protocols), more]))
     return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
 
 
