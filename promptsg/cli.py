@@ -916,6 +916,7 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
                                "our versions are without the parts that are praised.")] = True,
            looking: Annotated[int, typer.Option("--looking", min=0, help="On how many queries maps "
                               "are measured; 0: none.")] = 48,
+           after: After = None,
            level: Level = None, sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
     from promptsg.files import check_writable
@@ -923,10 +924,11 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import (control_differences, control_table, looking_page, make_report, pair_lines,
-                                 parse_pairs, summary)
+    from promptsg.report import (after_table, control_differences, control_table, looking_page,
+                                 make_report, pair_lines, parse_pairs, summary)
     made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
-                       published, parse_pairs(pair), controls=controls, looking=looking)
+                       published, parse_pairs(pair), controls=controls, looking=looking,
+                       after=after or ())
     gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
     found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
@@ -935,6 +937,10 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
         beside = control_table(made, group, found)
         if len(beside):
             typer.echo(f"\n{', '.join(group)}: controls (percent)\n{beside.to_string(index=False)}")
+        steps = after_table(made, group)
+        if len(steps):
+            typer.echo(f"\n{', '.join(group)}: steps after the embedding (percent)\n"
+                       f"{steps.to_string(index=False)}")
         maps = looking_page(made, *group[:2])
         if len(maps) and group == next(one for one in made.groups if one[:2] == group[:2]):
             typer.echo(f"\n{', '.join(group[:2])}: where it looks\n{maps.to_string(index=False)}")
