@@ -234,6 +234,8 @@ class Config(BaseModel):
     whiten: bool = False                                       # round the ranking embedding's scatter within train people, once training has ended
     # the whitening is fitted to mirror images too, each one of another person
     whiten_mirrored: bool = False
+    # an embedding is the sum of the image's and its mirror image's
+    mirror: bool = False
     loss_id_weight: float = _within(1.0, 0, 1000, _WEIGHT)
     label_smoothing: float = _within(0.1, 0, 1, _SHARE, below=True)
     loss_tri_weight: float = _within(1.0, 0, 1000, _WEIGHT)

@@ -241,11 +241,13 @@ def measure_controls(model, splits, protocols=("clipfh", "mba"), names=None, pro
     frame = whole.sample(frac=1, random_state=0, ignore_index=True)
     model, feed = model.to(device), feed or Feed(model, model.config, progress=progress)
     rows = _rows(model, names, frame, feed, batch_size)
-    mirror = _mirror_rows(model, names, train_people(splits), feed, batch_size)
+    seen = frame if model.config.mirror else train_people(splits)
+    mirror = _mirror_rows(model, names, seen, feed, batch_size)
     about = dict(config=config or model.config, device=device.type, weights=weights_hash(model),
                  trained_on=model.trained_on)
     found = {name: measure_rows(rows[name], frame, splits, protocols,
-                                _fitted(name, model, splits), mirror.get(name), **about)
+                                _fitted(name, model, splits), mirror.get(name),
+                                summed=model.config.mirror, **about)
              for name in names}
     return {name: {protocol: replace(one, record={**one.record, "control": name})
                    for protocol, one in results.items()} for name, results in found.items()}
@@ -265,9 +267,11 @@ def _rows(model, names, frame, feed, batch_size):
     return dict(zip(names, whole.split(looking.sizes, 1)))
 
 def _mirror_rows(model, names, people, feed, batch_size):
-    "{name: `Embeddings` of people's mirror images} where the model's whitening is fitted to them."
-    if not model.config.whiten_mirrored:
+    """{name: `Embeddings` of the images' mirror images} where embeddings are added to theirs, or the
+    model's whitening is fitted to them, which those of `BASELINES` are not."""
+    if not (model.config.mirror or model.whitens_mirrored):
         return {}
+    names = [name for name in names if name not in BASELINES or model.config.mirror]
     places = {path: row for row, path in enumerate(people.path)}
     rows = _rows(model, names, mirror_images(people), feed.mirrored(), batch_size)
-    return {name: Embeddings(places, part) for name, part in rows.items() if name not in BASELINES}
+    return {name: Embeddings(places, part) for name, part in rows.items()}

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
 
 from .biometrics import (Calibration, Comparisons, cllr, compare_all, group_rates, min_cllr,
                                  open_set_draws, rates_at, reliability, verification)
 from .config import PromptSGError, shown
 from .files import read_csv, read_json, write_json
 from .heads import Whitening
-from .model import PromptSG
 from .training import Feed, WhiteningImages, weights_hash
 from .tune import deal_people, train_people
 
@@ -60,18 +57,13 @@ def _within_aspects(rows, frame):
 
 def _by_folds(model, people, feed, folds, seed):
     "`train_side_scores` of a model of which nothing was trained."
-    plain = (
-        PromptSG(model.config, model.num_classes).to(next(model.parameters()).device).eval()
-    )  # not whitened
-    images = WhiteningImages(Feed(plain, feed.config, feed.cache, feed.progress), people)
-    rows, dealt, parts = images.found.of(people), deal_people(people, folds, seed), []
+    images, dealt, parts = WhiteningImages(feed, people), deal_people(people, folds, seed), []
     for fold in range(folds):
-        held, whitening = people[dealt == fold], Whitening(rows.shape[1])
-        mine = rows[torch.from_numpy(dealt == fold)]
+        held, whitening = people[dealt == fold], None
         if model.whitening is not None:
+            whitening = Whitening(images.found.features.shape[1])
             images.fit(whitening, people[dealt != fold])
-            mine = F.normalize(whitening(mine), dim=1)
-        parts.append(_within_aspects(mine, held))
+        parts.append(_within_aspects(images.ranked(whitening).of(held), held))
     scores, genuine = (np.concatenate(part) for part in zip(*parts))
     return scores, genuine, people.pid.nunique()
 

@@ -376,6 +376,8 @@ def conditions(results):
             yield f"{name}: {count}, of all splits, without a right image in the gallery: left out"
         if said["camera_filter"]:
             yield f"{name}: images of the query's own camera were no matches"
+        if (said["config"] or {}).get("mirror"):
+            yield f"{name}: an embedding is the sum of the image's and its mirror image's"
         if said["cross"]:
             yield f"{name}: measured on another data set than the run was trained on"
 

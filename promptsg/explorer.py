@@ -30,9 +30,10 @@ from .config import Config, PromptSGError
 from .data import HandDataset, aspect_numbers, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
 from .decisions import Decision, what_to_say
 from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
+from .heads import mirror_sum
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
-from .training import load_run
+from .training import load_run, mirror_images
 
 # %% ../nbs/15_explorer.ipynb #cell004
 def _title(folder):
@@ -82,16 +83,22 @@ class OpenRun:
         self.frame = ranked_images(self.splits, (protocol,))
         self.frame = self.frame.drop_duplicates("path", ignore_index=True)
         self.frame = self.frame[["path", "identity", "image", "aspect"]]
-        self.tower = self._tower(self.frame)
+        self.tower, self.turned = self._towers(self.frame)
         self.seen, self.result = lru_cache(8)(self._see), lru_cache(8)(self._measure)
         self.alike = lru_cache(8)(self._alike)
         self.pixels, self.relevance = lru_cache(64)(self._pixels), lru_cache(64)(self._relevance)
 
+    def _towers(self, frame):
+        "`_tower` of a frame's images, and with `mirror` of their mirror images (else None)."
+        turned = self._tower(mirror_images(frame), mirrored=True) if self.config.mirror else None
+        return self._tower(frame), turned
+
     @torch.inference_mode()
-    def _tower(self, frame):
+    def _tower(self, frame, mirrored=False):
         "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D), aspects (N,)}."
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
-        loader = DataLoader(HandDataset(frame, eval_transform(size, self.model.mean, self.model.std)), batch_size=32)
+        transform = eval_transform(size, self.model.mean, self.model.std, mirrored)
+        loader = DataLoader(HandDataset(frame, transform), batch_size=32)
         bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
         kinds = ("embedding", "patches", "dense")
@@ -110,9 +117,11 @@ class OpenRun:
         known = data[find_same(path, data)]
         if len(known):
             return known.path.iloc[0]
-        own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name]})
-        more = self._tower(own).items()
-        self.tower = {name: torch.cat([self.tower[name], rows]) for name, rows in more}
+        own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name],
+                            "aspect": ["?"]})
+        joined = lambda tower, more: more and {name: torch.cat([tower[name], rows])
+                                               for name, rows in more.items()}
+        self.tower, self.turned = map(joined, (self.tower, self.turned), self._towers(own))
         self.frame = pd.concat([self.frame, own], ignore_index=True)
         self.seen.cache_clear()
         return path
@@ -156,20 +165,27 @@ class OpenRun:
         """(`Embeddings` of all images, attention (N, heads, rows, columns) or None) under a
         sentence."""
         self._say(prompt, words)
-        plain = self.tower["embedding"], None
-        seen, attention = self._look(prompt) if self.config.language else plain
-        features = F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
+        features, attention = self._look(prompt, self.tower)
+        if self.config.mirror:
+            features = mirror_sum(features, self._look(prompt, self.turned)[0])
         rows = {path: row for row, path in enumerate(self.frame.path)}
         return Embeddings(rows, features, self.model.trained_on), attention
 
-    def _look(self, prompt):
-        """What `model` makes of what the tower said: the images seen through the text (N, D), and
-        attention (N, heads, rows, columns)."""
-        parts = zip(*(rows.split(_AT_ONCE) for rows in self.tower.values()))
-        seen = [dict(zip(self.tower, part)) for part in parts]
+    def _look(self, prompt, tower):
+        """What `model` makes of what the tower said: rows (N, D') of length 1, and attention (N,
+        heads, rows, columns); None without language."""
+        if not self.config.language:
+            return self._ranked(tower["embedding"]), None
+        parts = zip(*(rows.split(_AT_ONCE) for rows in tower.values()))
+        seen = [dict(zip(tower, part)) for part in parts]
         fused = [self.model.fuse(prompt=prompt, **part)[0] for part in seen]
         attention = torch.cat([one.attention for one in fused])
-        return torch.cat([one.embedding for one in fused]), attention.unflatten(2, self.model.backbone.grid).cpu()
+        rows = self._ranked(torch.cat([one.embedding for one in fused]))
+        return rows, attention.unflatten(2, self.model.backbone.grid).cpu()
+
+    def _ranked(self, seen):
+        "Rows (N, D') of length 1 that rank, of the images seen through the text (N, D)."
+        return F.normalize(self.model.retrieval(seen).float(), dim=1).cpu()
 
     def gallery_for(self, query):
         "The first split's gallery without the query's own picture."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_margin', 'ArcFace', 'BNNeckLinear',
-           'BNNeckArcFace', 'shrunk_covariance', 'Whitening', 'shares', 'standings', 'likeness']
+           'BNNeckArcFace', 'shrunk_covariance', 'Whitening', 'unit_rows', 'to_length_one', 'mirror_sum', 'shares',
+           'standings', 'likeness']
 
 # %% ../nbs/07_heads.ipynb #cell002
 import math
@@ -169,6 +170,46 @@ class Whitening(nn.Module):
         scales, directions = torch.linalg.eigh(shrunk_covariance(residuals))
         self.mean.copy_(x.mean(0))
         self.matrix.copy_(directions * scales.rsqrt() @ directions.T)
+
+# %% ../nbs/07_heads.ipynb #mirror
+def unit_rows(features, name="the features"):
+    """(N, D) float64 on the CPU, rows of length 1. `PromptSGError` for another shape, NaN,
+    infinity, or a row of zeros."""
+    rows = torch.as_tensor(features).detach().cpu()
+    if rows.ndim != 2 or not rows.numel():
+        raise PromptSGError(
+            f"{name} have shape {tuple(rows.shape)}; give (N, D), a row for each image "
+            "and at least one."
+        )
+    if not rows.isfinite().all():
+        raise PromptSGError(f"{name} hold NaN or infinite values; look for them in the embeddings.")
+    return to_length_one(rows.to(torch.float64, copy=True), name)
+
+
+def to_length_one(rows, name):
+    """The rows (N, D) themselves, divided by their lengths. `PromptSGError` for a row of zeros."""
+    length = rows.norm(dim=1, keepdim=True)
+    short = (length < 1e-9).flatten().nonzero()
+    if len(short):
+        raise PromptSGError(
+            f"row {int(short[0])} of {name} is zero and points nowhere; leave that image out."
+        )
+    return rows.div_(length)
+
+
+def mirror_sum(features, mirrored):
+    """The sum of images' rows and their mirror images': (N, D) float32 of length 1, from (N, D) of
+    any length each.
+
+    `PromptSGError` for shapes that differ, NaN and infinity, and where a row and its mirror
+    image's cancel."""
+    one, other = unit_rows(features), unit_rows(mirrored, "the features of the mirror images")
+    if one.shape != other.shape:
+        raise PromptSGError(
+            f"the images' features have shape {tuple(one.shape)} and the mirror images' "
+            f"{tuple(other.shape)}; give a row for each image in both."
+        )
+    return to_length_one(one + other, "the sum of features and mirror images' features").float()
 
 # %% ../nbs/07_heads.ipynb #shares
 def shares(query: Tensor,                   # (Q, D) what is ranked with, of any length

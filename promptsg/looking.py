@@ -143,10 +143,11 @@ def relevance(model, images, prompt=None, aspects=None, steps=4):
     image whose embedding nothing moves gets an even map. `PromptSGError` for fewer than one step."""
     if steps < 1:
         raise PromptSGError(f"steps is {steps}; give at least 1")
-    whole = model.embed(images, prompt, aspects=aspects)
     seen = lambda x: F.normalize(model(x, prompt, aspects=aspects).retrieval.float(), dim=1)
     similar = lambda x: (seen(x) * whole).sum()
     with _evaluating(model):
+        with torch.no_grad():
+            whole = seen(images)
         paths = [_path(similar, filled(images, start), images, steps) for start in STARTS]
     return _even(sum(map(_over_cells, paths)))
 

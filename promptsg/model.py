@@ -20,7 +20,8 @@ from torch import nn
 
 from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, model_config,
                                read_state_dict, save_tensors, text_tower)
-from .config import Config, PromptSGError, shown
+from .config import (ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number,
+                             shown)
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import MultiModalInteraction, WordPooling, cell_weights
 from .heads import HEADS, Whitening, likeness, shares, standings
@@ -46,6 +47,10 @@ class PromptSGOutput:
     centres: torch.Tensor | None = None       # (C, D) the learnt centres of the training identities; None unless the config weighs them
 
 # %% ../nbs/09_model.ipynb #cell005
+# of each aspect's number that of its mirror image; the last, -1, stays
+_OTHER_HAND = torch.tensor([*(aspect_number(OTHER_HAND[one]) for one in ASPECTS), -1])
+
+
 class PromptSG(nn.Module, ModelHubMixin):
     """PromptSG (Yang et al., CVPR 2024) on CLIP.
 
@@ -69,6 +74,8 @@ class PromptSG(nn.Module, ModelHubMixin):
             width = self.fusion.out_dim
         self.head = _head(config, width, num_classes)
         self.whitening = Whitening(self.head.out_dim) if config.whiten else None
+        # what a whitening is fitted to; `load_run` says it of the training's config
+        self.whitens_mirrored = config.whiten_mirrored or config.mirror
         centres = torch.zeros(num_classes, width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
@@ -159,9 +166,15 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self.retrieval(fused.embedding)
 
     @torch.no_grad()
-    def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True):
+    def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True,
+              mirror=None):
         """Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the
-        model's mode is. Arguments as in `forward`; without `whitened`, what the whitening is given."""
+        model's mode is. Arguments as in `forward`; without `whitened`, what the whitening is given.
+
+        `mirror`: the sum of each image's row and its mirror image's; None: as the config says.
+        `PromptSGError` where there is no image to mirror."""
+        if self.config.mirror if mirror is None else mirror:
+            return self._mirror_sums(images, prompt, aspects, whitened)
         was = self.training
         self.eval()
         try:
@@ -170,6 +183,16 @@ class PromptSG(nn.Module, ModelHubMixin):
             return F.normalize(ranks.float(), dim=1)
         finally:
             self.train(was)
+
+    def _mirror_sums(self, images, prompt, aspects, whitened):
+        "`embed` with `mirror`: an image and its mirror image, which shows the other hand."
+        if images is None or not whitened:
+            raise PromptSGError("the sum with the mirror image needs the images, and rows that are "
+                                "whitened; give images, or mirror=False")
+        turned = None if aspects is None else _OTHER_HAND.to(aspects.device)[aspects]
+        rows = [self.embed(x, prompt, aspects=of, mirror=False)
+                for x, of in ((images, aspects), (images.flip(-1), turned))]
+        return F.normalize(sum(rows), dim=1)
 
     @property
     def parts(self):
@@ -324,7 +347,8 @@ def _head(config, dim, num_classes):
 # %% ../nbs/09_model.ipynb #zeroshot
 def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
-    return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False)
+    return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False,
+                          whiten_mirrored=False)
 
 
 def untrained(config):

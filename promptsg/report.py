@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'GROUPS', 'ORDER', 'LOOKING_FILE', 'LOOKED_AT', 'Run', 'plan_runs', 'shared_config', 'run_config', 'Job',
-           'make_jobs', 'missing_protocols', 'missing_controls', 'missing_looking', 'read_metrics', 'do_job', 'do_jobs',
-           'Report', 'load_report', 'compare', 'parse_pairs', 'differences', 'add_trainings', 'control_differences',
-           'looking_rows', 'looking_page', 'changed', 'in_words', 'summary', 'results_table', 'pair_lines',
-           'control_table', 'markdown_table', 'weights_in_words', 'report_page', 'train_table', 'eval_table',
-           'reference_tables', 'shipped_reference', 'read_published', 'report_figures', 'write_report', 'make_report']
+           'make_jobs', 'missing_protocols', 'missing_controls', 'missing_after', 'missing_looking', 'read_metrics',
+           'do_job', 'do_jobs', 'Report', 'load_report', 'compare', 'parse_pairs', 'differences', 'add_trainings',
+           'control_differences', 'after_differences', 'after_table', 'looking_rows', 'looking_page', 'changed',
+           'in_words', 'summary', 'results_table', 'pair_lines', 'control_table', 'markdown_table', 'weights_in_words',
+           'report_page', 'train_table', 'eval_table', 'reference_tables', 'shipped_reference', 'read_published',
+           'report_figures', 'write_report', 'make_report']
 
 # %% ../nbs/18_report.ipynb #cell002
 import json
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .after import STEPS, check_steps, cohort_of, measure_steps, step_differences, step_table
 from .backbone import WEIGHTS
 from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .controls import CONTROLS, BASELINES, controls_of, measure_controls, slug
@@ -122,6 +124,8 @@ class Job(NamedTuple):
     images: dict  # protocol -> hash of what it ranks
     controls: tuple = ()  # those that are wanted of it
     looking: int = 0      # on how many queries its maps are measured
+    after: tuple = ()     # steps after the embedding that are wanted of it
+    cohort: dict = {}     # protocol -> the images that some of them need
 
 
 def _image_hashes(splits, protocols):
@@ -141,20 +145,23 @@ def _is_first(run, runs):
     return run.seed == min(other.seed for other in runs if other._replace(seed=run.seed) == run)
 
 
-def make_jobs(out, runs, frame, protocols, changes=None, controls=True, looking=0):
+def make_jobs(out, runs, frame, protocols, changes=None, controls=True, looking=0, after=()):
     """A `Job` for each run; equal splits are made once. `looking`: on how many queries the maps of
-    versions with language are measured, in their lowest seed. `PromptSGError` where a run's folder was
-    started with another config."""
+    versions with language are measured, `after`: which steps after the embedding, both in the lowest
+    seed. `PromptSGError` where a run's folder was started with another config."""
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
         key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
         if key not in made:
             splits = splits_of(shared, frame)
-            made[key] = splits, tuple(protocols), _image_hashes(splits, protocols)
+            cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
+            made[key] = (splits, tuple(protocols), _image_hashes(splits, protocols)), cohort
         wanted = _wanted_controls(run, runs, shared) if controls else ()
         maps = looking if shared.language and _is_first(run, runs) else 0
-        jobs.append(Job(run, Path(out) / run.folder, run_config(shared, run), *made[key], wanted, maps))
+        (about, cohort), config = made[key], run_config(shared, run)
+        steps = tuple(after) if run.version != BASELINES[1] and _is_first(run, runs) else ()
+        jobs.append(Job(run, Path(out) / run.folder, config, *about, wanted, maps, steps, cohort))
         _check_same_config(jobs[-1])
     return jobs
 
@@ -181,8 +188,20 @@ def missing_controls(job):
     return {control: names for control, names in missing.items() if names}
 
 
+def missing_after(job):
+    "{protocol: those of the job's steps after the embedding that are not measured}, where there are any."
+    missing = {name: tuple(step for step in job.after
+                           if not _is_measured(job, name, _after_folder(job.folder, step)))
+               for name in job.protocols}
+    return {name: steps for name, steps in missing.items() if steps}
+
+
 def _control_folder(folder, control):
     return folder / "controls" / slug(control)
+
+
+def _after_folder(folder, step):
+    return folder / "after" / step
 
 
 def _is_measured(job, protocol, folder):
@@ -271,14 +290,16 @@ def do_job(job, tick=lambda: None):
 
     Where a training's table is missing or damaged, resuming it makes it again from its checkpoint."""
     missing, controls, look = missing_protocols(job), missing_controls(job), missing_looking(job)
+    steps = missing_after(job)
     if job.run.seed is not None and (missing or not _is_whole(job)):
         trainer = _Ticking(job.config, job.splits, job.folder, progress=False, tick=tick)
         trainer.fit(resume=(job.folder / "config.yml").exists())
         read_metrics(job.folder)
-    if missing or controls or look:
+    if missing or controls or look or steps:
         model = untrained(job.config) if job.run.seed is None else load_run(job.folder)
         _save(_measured(job, model, missing), job.folder)
         _measure_controls(job, model, controls)
+        _measure_after(job, model, steps)
         if look:
             _look(job, model)
 
@@ -304,6 +325,23 @@ def _measure_controls(job, model, missing):
     for control, protocols in missing.items():
         wanted = {name: found[control][name] for name in protocols}
         _save(wanted, _control_folder(job.folder, control))
+
+
+def _measure_after(job, model, missing):
+    "Measure and save what `missing_after` names. A step that cannot be done here says so."
+    for protocol, steps in missing.items():
+        cohort = job.cohort[protocol]
+        more = cohort if any(STEPS[name].cohort for name in steps) else None
+        plain, embeddings = measure(model, job.splits, (protocol,), False, job.config, more)
+        record = plain[protocol].record
+        about = dict(config=job.config, device=record["machine"]["device"],
+                     precision=record["precision"], weights=record["weights"])
+        try:
+            found, _ = measure_steps(steps, embeddings, job.splits, protocol, more, **about)
+        except PromptSGError as error:
+            raise PromptSGError(f"its steps after the embedding: {error}") from None
+        for name, result in found.items():
+            _save({protocol: result}, _after_folder(job.folder, name))
 
 
 def _save(results, folder):
@@ -345,6 +383,7 @@ class Report:
     about: dict       # command, data and settings
     controls: dict = field(default_factory=dict)  # (Run, protocol) -> {control: Result}
     looking: dict = field(default_factory=dict)   # Run -> `looking_table`
+    after: dict = field(default_factory=dict)     # (Run, protocol) -> {step: Result}
 
     @cached_property
     def results(self):
@@ -429,40 +468,43 @@ def _read_evaluations(out, folders):
     return evaluations, failures
 
 
-def _read_controls(out, evaluations):
-    """({(Run, protocol): {control: Result}} of the runs that were measured, {Run: sentence} of what
-    cannot be read). What was measured of another config or on other images is left out."""
-    controls, failures = {}, {}
+def _read_beside(out, evaluations, names, place):
+    """({(Run, protocol): {name: Result}} of what was measured beside the runs, {Run: sentence} of
+    what cannot be read). `place(run folder, name)`: where it lies. What was measured of another
+    config or on other images is left out."""
+    beside, failures = {}, {}
     same = lambda one, other: all(one.record[name] == other.record[name]
                                   for name in ("config_hash", "data_hash", "splits"))
     for (run, protocol), own in evaluations.items():
-        for name in CONTROLS:
-            folder = _control_folder(out / run.folder, name) / f"evaluation-{protocol}"
+        for name in names:
+            folder = place(out / run.folder, name) / f"evaluation-{protocol}"
             try:
                 if (folder / "result.json").exists():
                     result = Result.load(folder)
                     if same(result, own):
-                        controls.setdefault((run, protocol), {})[name] = result
+                        beside.setdefault((run, protocol), {})[name] = result
             except PromptSGError as error:
                 failures[run] = str(error)
-    return controls, failures
+    return beside, failures
 
 
 def load_report(out):
     """The `Report` of a folder. Damaged evaluations and training tables are among its failures, and
-    damaged controls.
+    damaged controls and steps.
 
     `PromptSGError` if there is no evaluation that can be read, or report.json cannot be."""
     out = Path(out)
     folders = {file.parents[1] for name in PROTOCOLS
                for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
     evaluations, failures = _read_evaluations(out, folders)
-    controls, torn = _read_controls(out, evaluations)
+    controls, torn = _read_beside(out, evaluations, CONTROLS, _control_folder)
+    after, broken = _read_beside(out, evaluations, STEPS, _after_folder)
     noted = {Run.of(file.parent): _read_note(file) for file in out.glob("*/*/*/failed.txt")}
-    failures = dict(sorted({**torn, **failures, **noted}.items(), key=lambda item: _place(item[0])))
+    failures = dict(sorted({**torn, **broken, **failures, **noted}.items(), key=lambda item: _place(item[0])))
     if not evaluations:
         raise PromptSGError(next(iter(failures.values()), f"{out} holds no report; make one with promptsg report --out {out}"))
-    return Report(out, evaluations, failures, _read_about(out), controls, _read_looking(evaluations, out))
+    return Report(out, evaluations, failures, _read_about(out), controls, _read_looking(evaluations, out),
+                  after)
 
 
 def _read_looking(evaluations, out):
@@ -581,6 +623,26 @@ def control_differences(report):
     place = ["backbone", "aspect", "version", "seed", "protocol"]
     return _with_holm(pd.DataFrame(rows, columns=[*place, "control", "measure", "value", *_GAIN]),
                       [*place, "measure"])
+
+# %% ../nbs/18_report.ipynb #after
+def after_differences(report):
+    """What each step after the embedding is worth: `promptsg.after.step_differences` of every run
+    whose steps were measured, with backbone, aspect, version, seed and protocol; after.csv."""
+    tables = [step_differences(report.evaluations[key], found).assign(**key[0]._asdict(), protocol=key[1])
+              for key, found in report.after.items()]
+    columns = [*Run._fields, "protocol", "step", "measure", "value", *_GAIN, "p_holm"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def after_table(report, group):
+    "The versions of a table, each with its steps beside none: a DataFrame to read."
+    tables = [step_table(report.evaluations[key], found).assign(version=key[0].version)
+              for key, found in report.after.items()
+              if (key[0].backbone, key[0].aspect, key[1]) == group]
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table[["version", *table.columns.drop("version")]]
 
 # %% ../nbs/18_report.ipynb #looking
 def looking_rows(report):
@@ -770,13 +832,24 @@ def _looking_section(report, group):
     return ["### Where it looks\n", markdown_table(table), ""]
 
 
+def _after_section(report, group):
+    "The steps after the embedding as lines of Markdown, and what their names mean."
+    table = after_table(report, group)
+    if table.empty:
+        return []
+    names = [name for name in STEPS if name in set(table.step)]
+    return ["### Steps after the embedding\n", markdown_table(table), "",
+            *(f"- {name}: {STEPS[name].words}" for name in names), ""]
+
+
 def _section(report, group, gains, controls):
     "One table of the page, what is particular about its measuring, its pairs and its controls."
     first = next(iter(report.of(*group).values()))[0]
     lines = [f"- {markdown_cell(line)}" for line in conditions({group[2]: first})]
     table = markdown_table(summary(report, group, gains))
     return "\n".join([f"## {', '.join(group)}\n", table, "", *lines, *pair_lines(gains, group), "",
-                      *_control_section(report, group, controls), *_looking_section(report, group)])
+                      *_control_section(report, group, controls), *_after_section(report, group),
+                      *_looking_section(report, group)])
 
 
 def report_page(report, gains, controls=None):
@@ -893,6 +966,7 @@ def write_report(report, published=None, pairs=()):
     controls = control_differences(report)
     tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report),
               **({"controls.csv": controls} if len(controls) else {}),
+              **({"after.csv": after_differences(report)} if report.after else {}),
               **({"looking.csv": looking_rows(report)} if report.looking else {})}
     for name, table in tables.items():
         write_csv(report.folder / name, table)
@@ -924,12 +998,13 @@ LOOKED_AT = 48  # queries on which the maps are measured
 
 def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
                 protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True,
-                controls=True, looking=LOOKED_AT):
+                controls=True, looking=LOOKED_AT, after=()):
     """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
 
     `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
     all runs. `pairs`: versions (a, b) to compare besides. `controls`: measure those of our versions
-    too. `looking`: measure the maps on so many queries; 0: not at all. What `out` has already is not
+    too. `looking`: measure the maps on so many queries; 0: not at all. `after`: names of
+    `promptsg.after.STEPS`, each measured beside none. What `out` has already is not
     done again.
     A failed run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be
     written, that another process holds, or that has runs of another config or other data, and where every
@@ -938,6 +1013,7 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if looking < 0:
         raise PromptSGError(f"looking is {looking}; give the number of queries that maps are measured "
                             "on, or 0")
+    check_steps(after)
     runs = plan_runs(backbones, versions, seeds, aspects, controls)
     _check_pairs(pairs, runs)
     for protocol in protocols:
@@ -947,13 +1023,13 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
         read_published(published)
     check_writable(out)
     command = _command(data, changes, controls, looking, backbone=backbones, versions=versions, seeds=seeds,
-                       aspect=aspects, protocol=protocols, pair=list(map(":".join, pairs)))
+                       aspect=aspects, protocol=protocols, pair=list(map(":".join, pairs)), after=after)
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)
         if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
             runs = plan_runs(backbones, versions, seeds, ("hand",), controls)
-        jobs = make_jobs(out, runs, frame, protocols, changes, controls, looking)
+        jobs = make_jobs(out, runs, frame, protocols, changes, controls, looking, after)
         _prepare(out, jobs, frame, command, progress)
         do_jobs(jobs, progress)
         report = load_report(out)

@@ -61,6 +61,7 @@ def read_record(run):
     if not os.path.isfile(run / "config.yml"):
         raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
+    results = [one for one in results if one.record.get("control") is None]  # with no step after it
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
     return dict(config=Config.from_yaml(run / "config.yml"), state=state, splits=read_stored(run / "splits.json"),
                 splits_hash=content_hash(run / "splits.json"), epochs=_read_epochs(run / "metrics.csv", state["best_epoch"]), results=results)
@@ -248,6 +249,12 @@ class _Embedding(nn.Module):
                                               model.config.fusion == "pool")
 
     def forward(self, images):
+        rows = self._rows(images)
+        if not self.model.config.mirror:
+            return rows
+        return F.normalize(rows + self._rows(images.flip(-1)), dim=1)
+
+    def _rows(self, images):
         return F.normalize(self.model(images, self.kind).retrieval, dim=1)
 
 # %% ../nbs/20_sharing.ipynb #cell012

@@ -552,18 +552,24 @@ def _tested(frame, test, aspect, n_splits, seed, about):
     )
 
 # %% ../nbs/01c_splits.ipynb #cross
-def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
+def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None, train_aspects=None):
     """`Splits` of a data set on which nothing was trained: everybody in it is a test person (HD's
     extra people join galleries).
 
     `aspect`: the one to measure; `hand` where the data does not tell aspects apart.
-    `trained_on`: the model's `TrainSide`. Raises `PromptSGError` as `make_splits` does, and for
-    images that the model was trained on."""
+    `trained_on`: the model's `TrainSide`. `train_aspects`, perhaps empty: the data's train people
+    are not tested but, with their images of `aspect` and these, are `train`, for a whitening to be
+    fitted to; where the data names no sides a seeded half of the people, as in `make_splits`.
+    Raises `PromptSGError` as `make_splits` does, and for images that the model was trained on."""
     aspect = "hand" if set(frame.aspect) == {"hand"} else aspect
     _checked(frame, aspect, n_splits)
     about = _about(frame)
     frame = frame.sort_values(["identity", "image"], ignore_index=True)
-    frame = frame.assign(side=np.where(frame.side == "extra", "extra", "test"))
+    if train_aspects is None:
+        frame = frame.assign(side=np.where(frame.side == "extra", "extra", "test"))
+    else:
+        frame = _with_sides(frame, seed)
+        _check_people(frame[frame.aspect == aspect], aspect)
     frame.attrs = {}
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
     if test.identity.nunique() < 2:
@@ -577,9 +583,11 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None):
             "images"
         )
     nobody = frame.iloc[:0]
+    train = frame[(frame.side == "train") & frame.aspect.isin([aspect, *(train_aspects or ())])]
+    train = train[~train.pid.isin(test.pid)].reset_index(drop=True)
     splits = Splits(
         aspect,
-        nobody,
+        train,
         nobody,
         nobody,
         nobody,

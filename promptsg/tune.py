@@ -22,7 +22,7 @@ from .backbone import load_towers
 from .config import ASPECTS, PromptSGError
 from .evaluation import Embeddings, evaluate, find_protocol, ranked_images
 from .fusion import WordPooling
-from .heads import Whitening
+from .heads import Whitening, mirror_sum
 from .images import progress_bar
 from .metrics import evaluate_ranking
 from .model import PromptSG, tokens_of
@@ -237,12 +237,13 @@ def _combined(config, values):
 
 # Fields whose values all read the same features of the image tower.
 _AFTER_THE_TOWER = frozenset({"patch_grid", "patch_tokens", "word_temperature", "words", "whiten",
-                              "simplified_prompt", "whiten_mirrored", "prompt_aspect"})
+                              "simplified_prompt", "whiten_mirrored", "mirror", "prompt_aspect"})
 
 
 def _embedded(configs, frame, people, progress):
-    """[(rows (N, D) of a frame, `Embeddings` of people's mirror images or None), ...] of configs
-    without training, not whitened; one pass of the tower for those that read the same of it."""
+    """[(rows (N, D) of a frame, `Embeddings` of mirror images or None), ...] of configs without
+    training, not whitened; one pass of the tower for those that read the same of it. Mirror images
+    are those of `people`, and with `mirror` of the whole frame."""
     if not configs:
         return []
     changed = {field for one in configs for field in one.changed(configs[0])}
@@ -256,16 +257,17 @@ def _together(configs, frame, people, progress):
     first = configs[0]
     towers = load_towers(first.tower, first.pretrained, first.image_size, first.text_pretrained,
                          first.seed)
-    models = [PromptSG(one.replace(whiten=False, whiten_mirrored=False), 1, towers).eval()
-              for one in configs]
+    plain = dict(whiten=False, whiten_mirrored=False, mirror=False)
+    models = [PromptSG(one.replace(**plain), 1, towers).eval() for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
     feed = Feed(models[0], models[0].config, progress=progress)
     seen, mirrors = _side_by_side(models, feed, frame), [None] * len(models)
-    if any(one.whiten_mirrored for one in configs):
-        places = {path: row for row, path in enumerate(people.path)}
-        turned = _side_by_side(models, feed.mirrored(), mirror_images(people))
-        mirrors = [Embeddings(places, rows) if one.whiten_mirrored else None
-                   for one, rows in zip(configs, turned)]
+    if any(one.whiten_mirrored or one.mirror for one in configs):
+        turned = frame if any(one.mirror for one in configs) else people
+        places = {path: row for row, path in enumerate(turned.path)}
+        rows = _side_by_side(models, feed.mirrored(), mirror_images(turned))
+        mirrors = [Embeddings(places, part) if one.whiten_mirrored or one.mirror else None
+                   for one, part in zip(configs, rows)]
     return list(zip(seen, mirrors))
 
 
@@ -291,14 +293,21 @@ def _still(config, people, rows):
 
     def similarity(fold, others):
         if not config.whiten:
-            return gram[:n, :n]
+            return as_ranked(gram)
         names, fitted = people.identity.iloc[others], torch.from_numpy(others)
         if mirror is not None:
             names = pd.concat([names, mirror_images(people.iloc[others]).identity])
             fitted = torch.cat([fitted, fitted + n])
         labels = torch.from_numpy(pd.factorize(names)[0])
-        return whitened_similarity(gram, fitted, labels, own.shape[1])[:n, :n]
+        return as_ranked(whitened_similarity(gram, fitted, labels, own.shape[1]))
+    as_ranked = (lambda whole: _summed(whole, n)) if config.mirror else lambda whole: whole[:n, :n]
     return similarity
+
+
+def _summed(similarity, n):
+    "Similarities (n, n) of sums of n rows and their mirror images, from those of both (2n, 2n)."
+    size = (2 + 2 * similarity.diagonal(n)).rsqrt()
+    return sum(part for half in similarity.split(n) for part in half.split(n, 1)) * size * size[:, None]
 
 
 def _trained(config, splits, people):
@@ -320,25 +329,29 @@ def _trained(config, splits, people):
     return similarity
 
 # %% ../nbs/21_tune.ipynb #measure
-def whitened_rows(rows, frame, fitted, mirror=None):
+def whitened_rows(rows, frame, fitted, mirror=None, summed=False):
     """Rows (N, D) of a frame's images, whitened by those of the frame `fitted`, each of length 1;
-    `mirror`: `Embeddings` of their mirror images, which the whitening then sees too."""
+    `mirror`: `Embeddings` of their mirror images, which the whitening then sees too. `summed`: each
+    row is added to its mirror image's, which `mirror` then has for the whole frame."""
     places = {path: row for row, path in enumerate(frame.path)}
     whitening = Whitening(rows.shape[1])
     fit_whitening(whitening, rows[[places[path] for path in fitted.path]], fitted, mirror)
-    return F.normalize(whitening(rows), dim=1)
+    white = lambda part: F.normalize(whitening(part), dim=1)
+    return mirror_sum(white(rows), white(mirror.of(frame))) if summed else white(rows)
 
 
 def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None,
-                 **about):
+                 summed=False, **about):
     """{protocol: `Result`} of the embeddings `rows` (N, D) of a frame's images.
 
-    `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` as in
-    `whitened_rows`; None: nothing is whitened. `trained_on`: that of the model; `about`, for the
+    `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` and `summed` as
+    in `whitened_rows`; None: nothing is whitened. `trained_on`: that of the model; `about`, for the
     record, and `PromptSGError`: as `evaluate`."""
     rows = F.normalize(rows.float(), dim=1)
     if fitted is not None:
-        rows = whitened_rows(rows, frame, fitted, mirror)
+        rows = whitened_rows(rows, frame, fitted, mirror, summed)
+    elif summed:
+        rows = mirror_sum(rows, mirror.of(frame))
     found = Embeddings({path: row for row, path in enumerate(frame.path)}, rows, trained_on)
     return {protocol: evaluate(found, splits, protocol, **about) for protocol in protocols}
 
@@ -354,7 +367,7 @@ def measure_configs(configs, splits, protocols=("clipfh", "mba"), rows=None, pro
     for name, (own, mirror) in found.items():
         fitted = people if configs[name].whiten else None
         results[name] = measure_rows(own, frame, splits, protocols, fitted, mirror,
-                                     config=configs[name])
+                                     summed=configs[name].mirror, config=configs[name])
     return results
 
 

@@ -18,7 +18,6 @@ from promptsg.after import (
     k_reciprocal,
     mean_templates,
     mirror_sum,
-    mirrored_embeddings,
     normalise,
     query_expansion,
 )
@@ -78,7 +77,7 @@ def feed_of(quick, **changes):
 def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, splits):
     feed, frame = feed_of(quick, prompt_aspect="image"), splits.galleries_all[0]
     frame = pd.concat([frame[:5], frame[:2], frame[-2:]])  # two images twice, and other aspects
-    found = mirrored_embeddings(feed, frame, batch_size=4)
+    found = feed.embed(frame, batch_size=4, mirror=True)
     model = feed.model
     plain = HandDataset(frame, eval_transform(feed.size, model.mean, model.std))
     others = {
@@ -498,3 +497,283 @@ def test_bad_input_is_said_in_one_sentence(name):
 def test_a_step_that_gives_another_shape_is_refused(embeddings, splits):
     with pytest.raises(PromptSGError):
         evaluate_after(lambda query, gallery: gallery @ query.T, "wrong", embeddings, splits)
+
+
+# --- an embedding with its mirror image's, wherever a run embeds ---------------------------------
+def whitened_run(quick, frame, folder, **changes):
+    "A run without gradient whose whitening is fitted to images and mirror images."
+    from promptsg.training import Trainer
+
+    config = quick.replace(
+        language=False, supcon_loss_weight=0, epochs=0, whiten=True, cache_pixels=False, **changes
+    )
+    from promptsg.data import make_splits
+
+    splits = make_splits(frame, "dorsal_r", 3, val="images", train_aspects=("dorsal_l",))
+    return Trainer(config.replace(val_type="images"), splits, folder, progress=False).fit(), splits
+
+
+@pytest.fixture(scope="module")
+def frame(hands):
+    from promptsg.data import read_11k
+
+    return read_11k(hands)
+
+
+@pytest.fixture(scope="module")
+def mirrored_run(quick, frame, tmp_path_factory):
+    return whitened_run(quick, frame, tmp_path_factory.mktemp("mirror") / "run", mirror=True)
+
+
+def step_by_step(model, frame, numbers=None):
+    "(N, D): each image and its mirror image through the tower and one whitening, then added."
+    transform = eval_transform(model.backbone.image_size, model.mean, model.std)
+    rows = []
+    for item in map(HandDataset(frame, transform).__getitem__, range(len(frame))):
+        with torch.no_grad():
+            sides = [
+                model.head(model.backbone(x[None]).embedding).embedding
+                for x in (item["image"], item["image"].flip(2))
+            ]
+            white = [(unit(side) - model.whitening.mean) @ model.whitening.matrix.double() for side in sides]
+        rows.append(unit(unit(white[0]) + unit(white[1])))
+    return torch.cat(rows)
+
+
+def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
+    from promptsg.training import Feed, load_run, measure
+
+    run, splits = mirrored_run
+    model = load_run(run)
+    result, embeddings = measure(model, splits, progress=False)
+    naive = step_by_step(model, splits.test)
+    assert torch.allclose(embeddings.of(splits.test).double(), naive, atol=1e-4)
+    assert result["clipfh"].record["config"]["mirror"] is True
+    plain = Feed(model, model.config, progress=False).embed(splits.test, mirror=False)
+    assert (plain.of(splits.test) - embeddings.of(splits.test)).abs().max() > 1e-2
+    # the whitening has seen both, each mirror image as somebody else's
+    feed = Feed(model, model.config, progress=False)
+    people = pd.concat([splits.train, splits.val_query]).drop_duplicates("path")
+    raw = dict(mirror=False, whitened=False)
+    rows = torch.cat([feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)])
+    names = [*people.identity, *(people.identity + " mirrored")]
+    from promptsg.heads import Whitening
+
+    whitening = Whitening(rows.shape[1])
+    whitening.fit(rows, torch.from_numpy(pd.factorize(np.array(names))[0]))
+    assert torch.allclose(whitening.matrix, model.whitening.matrix, rtol=1e-3, atol=1e-3)
+
+
+def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame, tmp_path):
+    from promptsg.training import Feed, WhiteningImages, load_run
+
+    run, splits = whitened_run(quick, frame, tmp_path / "run")
+    off, on = load_run(run), load_run(run, mirror=True)
+    assert torch.equal(off.whitening.matrix, on.whitening.matrix)
+    found = Feed(on, on.config, progress=False).embed(splits.test).of(splits.test)
+    assert torch.allclose(found.double(), step_by_step(off, splits.test), atol=1e-4)
+    images = WhiteningImages(Feed(on, on.config, progress=False), splits.train)
+    again = type(on.whitening)(on.head.out_dim)
+    images.fit(again, splits.train)  # as its own was fitted: to no mirror image
+    images.mirror = None
+    other = type(on.whitening)(on.head.out_dim)
+    images.fit(other, splits.train)
+    assert torch.equal(again.matrix, other.matrix)
+
+
+def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
+    from promptsg.training import Feed, load_run
+
+    run, splits = mirrored_run
+    model, some = load_run(run), splits.test[:4]
+    transform = eval_transform(model.backbone.image_size, model.mean, model.std)
+    images = torch.stack([HandDataset(some, transform)[n]["image"] for n in range(4)])
+    numbers = torch.tensor([0, 1, -1, 3])
+    found = model.embed(images, aspects=numbers)
+    assert torch.allclose(found, Feed(model, model.config, progress=False).embed(some).of(some), atol=1e-4)
+    assert torch.allclose(found, model.embed(images.flip(-1)), atol=1e-5)
+    for bad in (dict(frozen=images), dict(images=images, whitened=False)):
+        with pytest.raises(PromptSGError, match="mirror=False"):
+            model.embed(**bad)
+
+
+def test_a_mirror_image_is_said_to_show_the_other_hand(quick):
+    feed = feed_of(quick, prompt_aspect="image", mirror=True)
+    images = torch.randn(3, 3, *feed.size)
+    said = []
+    plain = feed.model.fuse
+    feed.model.fuse = lambda *a, **k: said.append(a[4]) or plain(*a, **k)
+    feed.model.embed(images, aspects=torch.tensor([0, 3, -1]))
+    assert [one.tolist() for one in said] == [[0, 3, -1], [1, 2, -1]]
+
+
+def test_the_cache_keeps_images_and_mirror_images_apart(quick, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path))
+    feed = feed_of(quick, mirror=True)
+    seen = []
+    embed = feed.model.embed
+    feed.model.embed = lambda *a, **k: seen.append(1) or embed(*a, **k)
+    monkeypatch.setattr("promptsg.training.foreign_code", lambda model: "")
+    both = feed.embed(splits.test, batch_size=len(splits.test))
+    assert len(seen) == 2
+    own = feed.embed(splits.test, mirror=False)
+    turned = feed.mirrored().embed(splits.test)
+    again = feed.embed(splits.test)
+    assert len(seen) == 2  # nothing was made twice
+    assert torch.equal(both.features, again.features)
+    assert torch.equal(both.features, mirror_sum(own.features, turned.features))
+
+
+def test_rows_that_are_not_whitened_are_not_added(quick, splits):
+    with pytest.raises(PromptSGError, match="mirror=False"):
+        feed_of(quick, mirror=True).embed(splits.test, whitened=False)
+
+
+@pytest.mark.parametrize("whiten", (True, False))
+def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
+    from promptsg.tune import measure_configs
+    from promptsg.training import load_run, measure
+    from promptsg.versions import version
+
+    base = version("training_free", "hand-vit-tiny").replace(
+        num_splits=2, mirror=True, whiten=whiten, cache_pixels=False
+    )
+    from promptsg.training import Trainer
+    from promptsg.data import make_splits
+
+    splits = make_splits(frame, "dorsal_r", 2, val="images", train_aspects=("dorsal_l",))
+    run = Trainer(base, splits, tmp_path / "run", progress=False).fit()
+    own, _ = measure(load_run(run), splits, progress=False)
+    found = measure_configs({"it": base}, splits, ("clipfh",), progress=False)["it"]["clipfh"]
+    assert np.allclose(found.per_query.ap, own["clipfh"].per_query.ap)
+
+
+def test_similarities_of_sums_from_those_of_both():
+    from promptsg.tune import _summed
+
+    one, other = unit(invent(6, 1)), unit(invent(6, 2))
+    both = torch.cat([one, other])
+    sums = mirror_sum(one, other).double()
+    assert torch.allclose(_summed(both @ both.T, 6), sums @ sums.T, atol=1e-6)
+
+
+# --- steps by name -------------------------------------------------------------------------------
+def test_each_named_step_is_what_its_functions_give(quick, splits, frame):
+    from promptsg.after import STEPS, cohort_of, measure_steps, step_differences, step_notes
+
+    feed = feed_of(quick)
+    cohort = cohort_of(splits, frame, "mba")
+    assert set(cohort.aspect) == set(splits.galleries_all[0].aspect)
+    assert not set(cohort.pid) & set(splits.test.pid) and len(cohort)
+    assert set(cohort_of(splits, frame).aspect) == {"dorsal_r"}
+    some = pd.concat([ranked_images(splits, ("clipfh", "mba")), cohort])
+    embeddings = feed.embed(some)
+    names = [name for name in STEPS if name != "rerank"]
+    for protocol in ("clipfh", "mba"):
+        found, seconds = measure_steps(names, embeddings, splits, protocol, cohort)
+        C = embeddings.of(cohort)
+        by_hand = {
+            "rerank-few": lambda q, g: -k_reciprocal(q, g, 6, 2),
+            "expand": lambda q, g: query_expansion(q, g, 1) @ g.T,
+            "augment": lambda q, g: q @ database_augmentation(g, 1).T,
+            "z": lambda q, g: normalise(q @ g.T, None, g @ C.T, "z"),
+            "s": lambda q, g: normalise(q @ g.T, q @ C.T, g @ C.T, "s"),
+            "as": lambda q, g: normalise(q @ g.T, q @ C.T, g @ C.T, "as", 20),
+        }
+        for name, after_ in by_hand.items():
+            other = evaluate_after(after_, name, embeddings, splits, protocol)
+            pd.testing.assert_frame_equal(found[name].per_query, other.per_query)
+            assert found[name].record["control"] == name
+        none = evaluate(embeddings, splits, protocol)
+        for name in ("t", "max", "mean"):  # change no ranking here
+            assert np.allclose(found[name].per_split.mAP, none.per_split.mAP)
+        table = step_differences(none, found)
+        assert set(table.step) == set(names) == set(seconds)
+        assert (table.p_holm >= table.p - 1e-12).all()
+        notes = step_notes(["max", "z"], splits, protocol)
+        assert "nothing here" in notes[0] and "nothing here" not in notes[1]
+
+
+def test_max_and_mean_put_several_gallery_images_together(quick, splits):
+    from dataclasses import replace
+
+    from promptsg.after import measure_steps, step_notes
+
+    embeddings = feed_of(quick).embed(splits.test)
+    wide = splits.test.sample(frac=1, random_state=0).drop(index=splits.queries[0].index[:4], errors="ignore")
+    two = replace(splits, queries=splits.queries[:1], galleries=[wide[~wide.path.isin(splits.queries[0].path[:6])]])
+    two = replace(two, queries=[splits.queries[0][:6]])
+    two = replace(two, galleries_all=two.galleries)
+    found, _ = measure_steps(["max", "mean"], embeddings, two)
+    assert "nothing here" not in " ".join(step_notes(["max"], two))
+    query, gallery = two.queries[0], two.galleries[0]
+    scores = (embeddings.of(query) @ embeddings.of(gallery).T).numpy()
+    for how, result in found.items():
+        for row, (who, line) in enumerate(zip(query.identity, scores)):
+            people = pd.Series(line).groupby(gallery.identity.to_numpy()).agg(how)
+            if who in people.index:
+                place = int((people > people[who]).sum()) + 1
+                assert result.per_query.first_hit[row] == place
+
+
+def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
+    from promptsg.after import check_steps, measure_steps
+
+    for names, cohort, said in (
+        (["nonsense"], True, "no step 'nonsense'"),
+        (["z", "z"], True, "given twice"),
+        (["max", "z"], False, "needs a cohort"),
+    ):
+        with pytest.raises(PromptSGError, match=said):
+            check_steps(names, cohort)
+    with pytest.raises(PromptSGError, match="k1 is 20"):
+        few = splits.queries[0][:3]
+        from dataclasses import replace
+
+        measure_steps(["rerank"], feed_of(quick).embed(splits.test), replace(splits, queries=[few], galleries=splits.galleries[:1]))
+
+
+# --- another data set's whitening ----------------------------------------------------------------
+def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, tmp_path):
+    from promptsg.data import cross_splits, read_11k
+    from promptsg.heads import Whitening
+    from promptsg.synth import write_hands
+    from promptsg.training import WHITENED, Feed, load_run, measure, measure_whitenings
+
+    write_hands(tmp_path / "other", n_train=5, n_test=4, images_per_aspect=3, seed=11, progress=False)
+    other = read_11k(tmp_path / "other")
+    run, _ = mirrored_run
+    model = load_run(run)
+    splits = cross_splits(other, "dorsal_r", 2, 0, model.trained_on, ("dorsal_l",))
+    assert splits.cross and set(splits.train.aspect) == {"dorsal_r", "dorsal_l"}
+    ranked = set(splits.test.pid).union(*(gallery.pid for gallery in splits.galleries_all))
+    assert not set(splits.train.pid) & ranked and len(set(splits.train.pid)) == 5
+    found = measure_whitenings(model, splits, ("clipfh",), progress=False)
+    own, _ = measure(model, splits, progress=False)
+    a, b = found["own whitening"]["clipfh"], found[WHITENED]["clipfh"]
+    assert np.allclose(a.per_query.ap, own["clipfh"].per_query.ap)
+    assert b.record["control"] == WHITENED and a.record.get("control") is None
+    assert paired_difference(a, b).units == 4
+    # by hand: the same tower with another whitening in it
+    feed, people = Feed(model, model.config, progress=False), splits.train
+    raw = dict(mirror=False, whitened=False)
+    rows = torch.cat([feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)])
+    names = np.array([*people.identity, *(people.identity + " mirrored")])
+    model.whitening = Whitening(rows.shape[1])
+    model.whitening.fit(rows, torch.from_numpy(pd.factorize(names)[0]))
+    by_hand, _ = measure(model, splits, progress=False)
+    assert np.allclose(b.per_query.ap, by_hand["clipfh"].per_query.ap)
+
+
+def test_sides_of_another_data_set(frame):
+    from promptsg.data import cross_splits, make_splits
+
+    bare = frame.assign(side="")
+    found = cross_splits(bare, "dorsal_r", 2, 0, None, ())
+    same = make_splits(bare, "dorsal_r", 2)  # halves the people in the same way
+    assert set(found.test.pid) == set(same.test.pid)
+    assert set(found.train.aspect) == {"dorsal_r"}
+    everybody = cross_splits(frame, "dorsal_r", 2)
+    assert not len(everybody.train) and set(everybody.test.pid) == set(frame.pid)
+    with pytest.raises(PromptSGError, match="has no train person"):
+        cross_splits(frame.assign(side="test"), "dorsal_r", 2, 0, None, ())
