@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_int8',
            'bench_once', 'bench_text', 'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory',
-           'search_memory', 'bench_memory', 'bench_search', 'bench_pixels', 'steps_seconds', 'bench_threads',
-           'bench_explorer', 'run_bench', 'read_bench', 'roofline']
+           'search_memory', 'comparison_memory', 'bench_memory', 'bench_comparisons', 'decide_at_size',
+           'bench_decisions', 'bench_search', 'bench_pixels', 'steps_seconds', 'bench_threads', 'bench_explorer',
+           'run_bench', 'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -29,10 +30,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from .backbone import model_config
+from .after import by_person, normalise, query_expansion
+from .biometrics import (Calibration, cllr, compare_all, group_rates, open_set, rates_at,
+                                 verification)
 from .config import ASPECTS, PromptSGError
 from .data import HandDataset, PixelCache, make_splits, progress_bar, read_11k, train_transform, write_text
 from .files import check_writable_file, regular
-from .evaluation import embed_images, evaluate, processor, ranked_images
+from .evaluation import Embeddings, embed_images, evaluate, processor, ranked_images
 from .int8 import drawn_images, int8_model
 from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
@@ -84,6 +88,9 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "ranking/untrained": ("the same, of a model that hardly knows the people", "speed", 20.0),
     "ranking/features": ("as ranking, from features: their product is part of both", "speed", 20.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
+    "decisions": ("error rates, thresholds, groups, open set and steps of 1,000 queries x 100,000 images, seconds",
+                  "amount", 60.0),
+    "comparisons": ("all comparisons of 11,659 x 82,161: peak memory beyond features and result, GB", "amount", 1.0),
     "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
     "threads": ("two trainings at once: threads that sleep while they wait against threads that spin", "speed", 2.0),
@@ -322,6 +329,14 @@ def search_memory(queries, gallery):
     return _growth(lambda: top_k(q, g))
 
 
+def comparison_memory(queries, gallery):
+    "The growth of comparing random features of that many queries and gallery images, all with all."
+    q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
+    q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
+    compare_all(q[:64], q_id[:64], g[:2048], g_id[:2048])
+    return _growth(lambda: compare_all(q, q_id, g, g_id))
+
+
 def _apart(function, size):
     "(GB, seconds) of `function(*size)`, a function of this module, in a process of its own."
     code = f"import json; from promptsg.bench import {function.__name__} as f; print(json.dumps(f(*{size})))"
@@ -333,6 +348,46 @@ def bench_memory(quick=False):
     "Row `memory`: MSMT17's size, 11,659 queries x 82,161 gallery images."
     amount, seconds = _apart(ranking_memory, (200, 2_000) if quick else (11_659, 82_161))
     return [_row("memory", ours=seconds, amount=amount)]
+
+
+def bench_comparisons(quick=False):
+    "Row `comparisons`: MSMT17's size."
+    amount, seconds = _apart(comparison_memory, (200, 2_000) if quick else (11_659, 82_161))
+    return [_row("comparisons", ours=seconds, amount=amount)]
+
+
+def decide_at_size(queries, gallery):
+    """All that follows an embedding but re-ranking, of random features of people: ranking, verification,
+    calibration, a threshold's rates, open set, groups, score normalisation, query expansion and one
+    score a person."""
+    (q, q_id, _), (g, g_id, _) = _people(queries, gallery)
+    found = compare_all(q, q_id, g, g_id)
+    verification(found, draws=200)
+    scores, genuine = found.scores()
+    decision = Calibration.fit(scores, genuine)
+    cllr(decision(scores), genuine)
+    rates_at(found, float(found.impostor[1000]), draws=200)
+    evaluate_features(q, g, q_id, g_id)
+    similarity = q @ g.T
+    out = np.isin(q_id, np.unique(q_id)[::2])
+    open_set(similarity[:, ~np.isin(g_id, q_id[out])], q_id, g_id[~np.isin(g_id, q_id[out])])
+    images = pd.DataFrame({"path": [str(n) for n in range(queries)], "identity": q_id.astype(str),
+                           "kind": np.where(q_id % 2, "a", "b")})
+    rows = {path: row for row, path in enumerate(images.path)}
+    group_rates(Embeddings(rows, q), images, "kind", 0.5, draws=200)
+    cohort = torch.randn(300, q.shape[1], generator=torch.Generator().manual_seed(0))
+    normalise(similarity, q @ cohort.T, g @ cohort.T, "as", 100)
+    query_expansion(q, g)
+    by_person(similarity, g_id)
+
+
+def bench_decisions(quick=False):
+    "Row `decisions`: a large gallery."
+    from torch.utils.benchmark import timer
+
+    start = timer()
+    decide_at_size(*((100, 1_000) if quick else (1_000, 100_000)))
+    return [_row("decisions", ours=timer() - start, amount=timer() - start)]
 
 
 def bench_search(quick=False):
@@ -422,7 +477,7 @@ def bench_explorer(quick=False):
 
 # %% ../nbs/19_bench.ipynb #cell019
 CASES = {"embedding": bench_embedding, "int8": bench_int8, "step": bench_step, "once": bench_once, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
-         "search": bench_search, "pixels": bench_pixels, "threads": bench_threads, "explorer": bench_explorer}
+         "comparisons": bench_comparisons, "decisions": bench_decisions, "search": bench_search, "pixels": bench_pixels, "threads": bench_threads, "explorer": bench_explorer}
 
 
 def _machine(quick):

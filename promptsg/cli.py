@@ -963,6 +963,8 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
            looking: Annotated[int, typer.Option("--looking", min=0, help="On how many queries maps "
                               "are measured; 0: none.")] = 48,
            after: After = None,
+           decisions: Annotated[bool, typer.Option("--decisions/--no-decisions", help="Measure error "
+                                "rates of \"the same person?\" too.")] = True,
            level: Level = None, sets: Sets = None):
     "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
     from promptsg.files import check_writable
@@ -970,11 +972,11 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import (after_table, control_differences, control_table, looking_page,
+    from promptsg.report import (after_table, control_differences, control_table, decisions_page, looking_page,
                                  make_report, pair_lines, parse_pairs, summary)
     made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
                        published, parse_pairs(pair), controls=controls, looking=looking,
-                       after=after or ())
+                       after=after or (), decisions=decisions)
     gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
     found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
@@ -987,9 +989,11 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
         if len(steps):
             typer.echo(f"\n{', '.join(group)}: steps after the embedding (percent)\n"
                        f"{steps.to_string(index=False)}")
-        maps = looking_page(made, *group[:2])
-        if len(maps) and group == next(one for one in made.groups if one[:2] == group[:2]):
-            typer.echo(f"\n{', '.join(group[:2])}: where it looks\n{maps.to_string(index=False)}")
+        if group == next(one for one in made.groups if one[:2] == group[:2]):
+            for word, page in (("error rates (percent)", decisions_page), ("where it looks", looking_page)):
+                found_there = page(made, *group[:2])
+                if len(found_there):
+                    typer.echo(f"\n{', '.join(group[:2])}: {word}\n{found_there.to_string(index=False)}")
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")

@@ -6,9 +6,9 @@
 __all__ = ['SPLIT_FIELDS', 'WHITENED', 'parameter_groups', 'learning_rate', 'loss_terms', 'check_finite', 'LossRecord',
            'processes', 'first_here', 'all_sum', 'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics',
            'Objective', 'compile_parts', 'frozen_hash', 'FrozenFeatures', 'foreign_code', 'embedding_kind',
-           'aspects_said', 'Feed', 'mirror_images', 'fit_whitening', 'WhiteningImages', 'save_checkpoint',
-           'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped',
-           'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure', 'measure_whitenings',
+           'embedding_settings', 'aspects_said', 'Feed', 'mirror_images', 'fit_whitening', 'WhiteningImages',
+           'save_checkpoint', 'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer',
+           'Stopped', 'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure', 'measure_whitenings',
            'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
@@ -396,6 +396,14 @@ def embedding_kind(model, transform, prompt=None, frozen=False, precision="float
                 torch.get_float32_matmul_precision(), frozen and model.backbone.cut)
     return repr((tensor_hash(tensors), model.config.tower, parts, model.backbone.tokens, config,
                  prompt or model.config.eval_prompt, str(transform), DECODING, _code_hash(), rounding))
+
+
+def embedding_settings(model):
+    """{field: value} of a model's config, its sentences as they are now, on which its embeddings
+    depend beside the weights."""
+    whole = spoken_config(model).model_dump(mode="json")
+    names = (set(whole) - _NOT_EMBEDDED) | {"eval_prompt", "prompt_aspect", "mirror", "precision"}
+    return {name: whole[name] for name in sorted(names)}
 
 
 def aspects_said(model, frame, prompt=None):
