@@ -123,12 +123,14 @@ def compare_all(features, people, gallery=None, gallery_people=None, keep=1_000_
     )
     codes = np.split(codes, [len(sides[0][1])])
     found = _Found(keep)
-    step = max(1, _BLOCK // len(sides[1][0]))
+    step = min(max(1, _BLOCK // len(sides[1][0])), len(sides[0][0]))
+    # One block, used again and again: blocks that come and go would leave holes in the memory,
+    # between the small arrays that stay, and the process would grow.
+    room = torch.empty(step, len(sides[1][0]))
     for first in range(0, len(sides[0][0]), step):
-        rows = slice(first, first + step)
-        found.add(
-            sides[0][0][rows] @ sides[1][0].T, codes[0][rows], codes[1], first if one_set else None
-        )
+        rows = sides[0][0][first : first + step]
+        block = torch.matmul(rows, sides[1][0].T, out=room[: len(rows)])
+        found.add(block, codes[0][first : first + step], codes[1], first if one_set else None)
     counts = np.array([np.bincount(side, minlength=len(names)) for side in codes])
     return found.done(counts, one_set)
 
@@ -153,27 +155,44 @@ class _Found:
 
     def __init__(self, keep):
         self.keep, self.histogram = keep, np.zeros(_BINS, np.int64)
-        self.genuine, self.impostor, self.sums = [], [], np.zeros(3)
+        self.genuine, self.impostor, self.sums, self.room = [], [], np.zeros(3), None
 
     def add(self, block, rows, columns, first):
         """A block of similarities (q, G) of people `rows` and `columns`; from row `first` on of one
         set."""
-        block = block.clamp_(-1, 1)
-        own = torch.from_numpy(rows[:, None] == columns)
-        there = torch.ones_like(own)
-        if first is not None:  # the upper triangle
-            there = torch.arange(first, first + len(rows))[:, None] < torch.arange(len(columns))
-        row, column = (own & there).nonzero(as_tuple=True)
-        self.genuine.append((block[row, column].numpy(), rows[row.numpy()]))
-        block[own | ~there] = -2  # out of the histogram's range
+        block, out = block.clamp_(-1, 1), self._mask(block)
+        np.equal(rows[:, None], columns, out=out)
+        if first is None:
+            row, column = out.nonzero()
+        else:  # the upper triangle
+            row, column = out.nonzero()
+            upper = row + first < column
+            row, column = row[upper], column[upper]
+            for place in range(len(rows)):
+                out[place, : first + place + 1] = True
+        self.genuine.append((block[row, column].numpy(), rows[row]))
+        block.masked_fill_(torch.from_numpy(out), -2)  # out of the histogram's range
         self.histogram += torch.histc(block, _BINS, -1, 1).numpy().astype(np.int64)
-        valid = block[block > -2].double()
-        self.sums += [len(valid), valid.sum().item(), valid.square().sum().item()]
-        row, column = (block >= self._floor()).nonzero(as_tuple=True)
-        people = np.stack([rows[row.numpy()], columns[column.numpy()]], 1).astype(np.int32)
+        left = int(out.sum())
+        total = block.sum(dtype=torch.float64).item() + 2 * left
+        squares = torch.linalg.vector_norm(block, dtype=torch.float64).item() ** 2 - 4 * left
+        self.sums += [out.size - left, total, squares]
+        self._keep(block, rows, columns)
+
+    def _keep(self, block, rows, columns):
+        "The highest of a block's impostor scores, and whose they are."
+        row, column = np.greater_equal(block.numpy(), self._floor(), out=self._mask(block)).nonzero()
+        people = np.empty((len(row), 2), np.int32)
+        people[:, 0], people[:, 1] = rows[row], columns[column]
         self.impostor.append((block[row, column].numpy(), people))
-        if sum(len(scores) for scores, _ in self.impostor) > 3 * self.keep:
+        if sum(len(scores) for scores, _ in self.impostor) > 2 * self.keep:
             self.impostor = [self._highest()]
+
+    def _mask(self, block):
+        "Room for a bool of each of a block's comparisons."
+        if self.room is None:
+            self.room = np.empty(block.shape, bool)
+        return self.room[: len(block)]
 
     def _floor(self):
         "A score below which nothing will be kept."

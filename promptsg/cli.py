@@ -817,19 +817,22 @@ def _map_title(kind, table):
 
 def steps_figure(model, embeddings, splits, top=4, seed=0):
     """From a picture to a ranking: one random query of the first split, its s*, the sentence,
-    where it looks (mean over heads), what is found."""
+    what its embedding depends on (`promptsg.looking.relevance`), what is found."""
     import torch
     from promptsg.data import load_image
     from promptsg.evaluation import rank_gallery
+    from promptsg.looking import relevance
     from promptsg.plots import plot_steps
     chosen, gallery = splits.queries[0].sample(1, random_state=seed), splits.galleries[0]
     (places,), (similarity,) = rank_gallery(embeddings, chosen, gallery, top)
     found = gallery.iloc[list(places)]
+    batch = _model_batch(model, chosen)
     with torch.no_grad():
-        output = model(prompt="composed", **_model_batch(model, chosen))
+        output = model(prompt="composed", **batch)
+    counts = relevance(model, batch["images"], "composed", batch["aspects"])[0].cpu().numpy()
     picture = lambda path: load_image(path).resize(model.backbone.image_size[::-1])
     return plot_steps(picture(chosen.path.iloc[0]), output.pseudo_token[0].cpu().numpy(), model.prompt.template.text,
-                      output.attention[0].mean(0).reshape(model.backbone.grid).cpu().numpy(),
+                      counts,
                       dict(gallery=[picture(path) for path in found.path], similarity=[float(x) for x in similarity],
                            right=(found.identity == chosen.identity.iloc[0]).tolist()))
 

@@ -415,13 +415,14 @@ def _draw_word(ax, values) -> None:
 def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL image
                pseudo_token, # (W,) s*, finite and not all 0
                sentence,     # the prompt with s* in its place
-               attention,    # (h, w) weights >= 0
+               relevance,    # (h, w) weights >= 0: what the embedding depends on
                nearest       # dict: gallery, similarity, right, as in plot_ranked_lists
               ) -> Figure:
-    """From a picture to a ranking: the picture, s*, the sentence, where it looks (dark: much), the gallery images nearest first.
+    """From a picture to a ranking: the picture, s*, the sentence, what counts (dark: much), the
+    gallery images nearest first.
 
     Raises `PromptSGError` for an s* that is no vector of numbers, and for what `plot_attention` and `plot_ranked_lists` refuse."""
-    values, picture, maps = np.asarray(pseudo_token), _picture(image), _relative(np.asarray(attention)[None])
+    values, picture, maps = np.asarray(pseudo_token), _picture(image), _relative(np.asarray(relevance)[None])
     if values.ndim != 1 or not np.isfinite(values).all() or not values.any():
         raise PromptSGError(f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0.")
     _check_row({**nearest, "query": picture})
@@ -431,7 +432,7 @@ def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL ima
     panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.25, 1.95])
     _show(panels["image"], picture), _panel_title(panels["image"], 1, "a picture")
     _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes $s^*$, a word")
-    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "that looks")
+    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "what counts")
     panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 20).replace("s*", "$s^*$"), fontsize=12, va="center", style="italic")
     _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and ranks a gallery, the nearest first")
     for name in ("sentence", "found"):
