@@ -41,7 +41,7 @@ from .files import writing
 # %% ../nbs/03_backbone.ipynb #cell004
 @dataclass
 class ImageFeatures:
-    "What an image tower says of a batch: all in CLIP's joint space but `states`."
+    "What an image tower says of a batch: all in CLIP's joint space but `states` and `pooled`."
     embedding: torch.Tensor  # (B, D) global embedding v, not normalised
     # (B, M, D) projected patch embeddings, row by row from the top left
     patches: torch.Tensor | None
@@ -49,6 +49,8 @@ class ImageFeatures:
     # blocks that can train
     states: tuple
     dense: torch.Tensor | None = None  # (B, M, D) dense tokens of the same patches, Eq. (1)
+    # (B, W) what CLIP projects: the class token after the last layer norm, or the mean over positions
+    pooled: torch.Tensor | None = None
 
 
 # what of an image's patches a backbone can be asked for; what nobody asks for is not computed
@@ -92,7 +94,7 @@ class Backbone(nn.Module):
             x, mixed = self._run(block, x, self._way(number))
             states += [self._state(x)] if number >= self.frozen else []
         embedding, patches, dense = self._end(x, mixed)
-        return ImageFeatures(embedding, patches, tuple(reversed(states[-3:])), dense)
+        return ImageFeatures(embedding, patches, tuple(reversed(states[-3:])), dense, self._pooled(x))
 
     def _through(self, block, x):
         return block(x)
@@ -169,6 +171,9 @@ class ViTBackbone(Backbone):
 
     def _state(self, x):
         return x[:, 0].clone()  # a view would keep all tokens of the block in memory
+
+    def _pooled(self, x):
+        return self.visual.ln_post(x[:, 0])
 
     @property
     def cut(self):
@@ -267,6 +272,9 @@ class ResNetBackbone(Backbone):
         return self.visual.stem(images.contiguous(memory_format=torch.channels_last))  # (B, W / 32, H / 4, W / 4)
 
     def _state(self, x):
+        return x.mean((2, 3))
+
+    def _pooled(self, x):
         return x.mean((2, 3))
 
     def _end(self, x, mixed):

@@ -899,12 +899,12 @@ def demo_report(out, results, model, splits, embeddings):
     save_figure(plot_cmc({name: result.cmc for name, result in results.items()}), out / "cmc.png")
     save_figure(plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select), out / "training.png")
     save_figure(ranked_lists(embeddings, splits, model=model), out / "ranked.png")
-    if model.config.language:
+    if model.config.looks:
         from promptsg.looking import looking_table
         maps = looking_table(model, splits.queries[0], splits.galleries[0], embeddings)
         write_csv(out / "looking.csv", maps)
         save_figure(attention_figure(model, splits.test, maps), out / "attention.png")
-    if model.composes:
+    if model.composes and model.config.looks:
         save_figure(steps_figure(model, embeddings, splits), out / "steps.png")
     typer.echo(f"table and figures are in {out}")
 

@@ -205,6 +205,9 @@ class Config(BaseModel):
     inversion_hidden: int = _within(512, 1, 8192, _MEMORY)
     inversion_layers: int = _within(3, 1, 16, _MEMORY)
     inversion_norm: bool = True                                # batch normalisation after the inversion MLP's last layer
+    # handid: layer norms, GELU and dropout between its layers, and a layer norm last
+    inversion_kind: Literal["promptsg", "handid"] = "promptsg"
+    inversion_dropout: float = _within(0.0, 0, 1, _SHARE, below=True)  # of the kind handid
     use_composed_prompt: bool = True                           # in training
     eval_prompt: Literal["composed", "simplified"] = "composed"
     prompt_template: str = "A photo of a {} person's {aspect} hand."
@@ -212,8 +215,9 @@ class Config(BaseModel):
     # whose aspect a sentence names: the image's own, or the run's for all images
     prompt_aspect: Literal["image", "run"] = "run"
     text_queries: Literal["sentence", "words"] = "sentence"    # Q: the sentence's end state alone, or each word's
-    # which tokens pass on: attended text, reweighted patches, or patches pooled where words look
-    fusion: Literal["text", "patches", "pool"] = "patches"
+    # which tokens pass on: attended text, reweighted patches, or patches pooled where words look;
+    # none: the text is in SupCon alone, and the embedding is the image tower's
+    fusion: Literal["text", "patches", "pool", "none"] = "patches"
     # what the fusion reads of the patches: CLIP's own tokens, or dense ones
     patch_tokens: Literal["plain", "dense"] = "plain"
     # pool: cells (rows, columns) in which the plain patches' means are taken
@@ -226,7 +230,9 @@ class Config(BaseModel):
     attention_heads: int = _within(8, 1, 256, "each head gets a part of the width")
     dropout: float = _within(0.0, 0, 1, _SHARE, below=True)
     # --- head and losses ----------------------------------------------------------------------------------
-    classifier: Literal["linear", "bnneck", "arcface"] = "linear"  # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace
+    # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace; bnneck_pair: a bnneck on the
+    # class token before CLIP's projection, and one on the embedding
+    classifier: Literal["linear", "bnneck", "arcface", "bnneck_pair"] = "linear"
     bnneck_reduction: bool = False
     bnneck_dim: int = _within(256, 1, 16384, _MEMORY)
     arcface_scale: float = _within(30.0, 0, 1000, "larger logits have no gradient", above=True)
@@ -245,6 +251,7 @@ class Config(BaseModel):
     triplet_states: int = _within(3, 0, 3, "the image tower gives three states")
     supcon_loss_weight: float = _within(0.5, 0, 1000, _WEIGHT)  # the paper's lambda
     supcon_temperature: float = _within(0.07, 1e-4, 100, "it divides the cosines")
+    supcon_unit: bool = True                                   # of vectors of length 1; false: as long as they come
     supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs
     loss_centre_weight: float = _within(0.0, 0, 1000, _WEIGHT)
     # --- optimisation ------------------------------------------------------------------------------------
@@ -262,13 +269,17 @@ class Config(BaseModel):
     lr_modules: float = _within(5e-5, 0, 10, _RATE, above=True)
     # the classification head's; None: lr_modules
     lr_head: Optional[float] = _within(None, 0, 10, _RATE, above=True)
+    # what the weight decay shrinks: the weights themselves, or as a part of the gradient
+    optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = _within(0.0, 0, 10, "more leaves nothing of the weights")
     schedule: Literal["none", "cosine", "step"] = "step"
     warmup_epochs: float = _within(0, 0, 100_000, _LONG)       # may be a part of one
+    warmup_start: float = _within(0.0, 0, 1, _SHARE)           # of the rate, where the warm-up begins
     # cosine: the lowest factor's learning rate
     eta_min: float = _within(0.0, 0, 10, _RATE)
     # step: multiply by step_gamma every so many epochs
     step_epochs: int = _within(20, 1, 100_000, _LONG)
+    step_at: tuple[float, ...] = ()                            # step: after these epochs, not every step_epochs
     step_gamma: float = _within(0.1, 0, 1, "learning rates fall", above=True)
     # gradient norm, clipped before the step
     clip_norm: Optional[float] = _within(None, 0, 1e6, "no gradient is longer", above=True)
@@ -283,7 +294,12 @@ class Config(BaseModel):
     flip: float = _within(0.0, 0, 1, "it is a probability")
     # pixels of padding before a random crop
     crop_padding: int = _within(0, 0, 512, "more would crop the hand away")
+    # pixels (height, width) that a training image is stretched to, of which image_size is cut out
+    crop_from: Optional[tuple[_Side, _Side]] = Field(
+        None, description="its sides are pixels: a hand must be seen, and fit into memory")
     erasing: float = _within(0.0, 0, 1, "it is a probability")  # of random erasing
+    # mean and deviation that pixels are brought to: those the tower knows, or ImageNet's
+    pixel_norm: Literal["tower", "imagenet"] = "tower"
     cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
     # embed each image once for all commands: keep the embeddings of a model that is trained
     cache_embeddings: bool = True
@@ -359,7 +375,7 @@ class Config(BaseModel):
             check_places(one)
         return value
 
-    @field_validator("image_size", mode="before")
+    @field_validator("image_size", "crop_from", mode="before")
     @classmethod
     def _square(cls, value):
         return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -424,6 +440,11 @@ class Config(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def looks(self):
+        "Its text looks over the image's patches, so that there are maps of where."
+        return self.language and self.fusion != "none"
+
+    @property
     def aspect_words(self):
         "The aspect as the prompt says it: `dorsal_r` -> `dorsal right`."
         return ASPECTS.get(self.aspect, "")
@@ -468,8 +489,27 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.language and c.eval_prompt == "composed" and c.prompt_template.count("{}") != 1,
     "simplified_prompt must not hold a place {}: it is the same sentence for every image":
         lambda c: "{}" in c.simplified_prompt,
-    "cache_frozen needs the same pixels in each epoch; set flip, crop_padding and erasing to 0, or cache_frozen to false":
-        lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing),
+    "cache_frozen needs the same pixels in each epoch; set flip, crop_padding and erasing to 0 and "
+    "leave crop_from out, or set cache_frozen to false":
+        lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing or c.crop_from),
+    "crop_from is the size that image_size is cut out of; give image_size too, neither side larger":
+        lambda c: c.crop_from and (c.image_size is None or c.crop_from[0] < c.image_size[0]
+                                   or c.crop_from[1] < c.image_size[1]),
+    "crop_from and crop_padding are two ways to cut a training image; choose one of them":
+        lambda c: c.crop_from and c.crop_padding,
+    "step_at names epochs of schedule: step, each above 0 and later than the one before; set that, "
+    "and sort them":
+        lambda c: c.step_at and (c.schedule != "step" or c.step_at[0] <= 0
+                                 or [*c.step_at] != sorted({*c.step_at})),
+    "fusion: none leaves the text in SupCon alone; set supcon_loss_weight, or language: false":
+        lambda c: c.language and c.fusion == "none" and c.epochs and not c.supcon_loss_weight,
+    "classifier: bnneck_pair reads the image tower, and nothing that text has passed through; set "
+    "fusion: none, or language: false":
+        lambda c: c.classifier == "bnneck_pair" and c.looks,
+    "bnneck_reduction is for one vector, and classifier: bnneck_pair reads two; set it to false":
+        lambda c: c.classifier == "bnneck_pair" and c.bnneck_reduction,
+    "inversion_dropout is of inversion_kind: handid alone; set that, or leave inversion_dropout out":
+        lambda c: c.inversion_dropout and c.inversion_kind != "handid",
     "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
     "cache_frozen to false":
         lambda c: c.cache_frozen and c.precision == "int8",

@@ -108,11 +108,11 @@ def _itself(model, other=False):
     "The model's own embedding, before any whitening; with `other`, around another image's s*."
     def look(seen):
         fused = v = seen.features.embedding
-        if model.config.language:
+        if model.config.looks:
             s = seen.other if other else None
             fused = model.fuse(v, seen.features.patches, None, seen.features.dense, seen.aspects,
                                s)[0].embedding
-        return model.head(fused).embedding
+        return model.head(model.read(fused, seen.features)).embedding
     return look
 
 
@@ -192,7 +192,7 @@ def controls_of(model):
     "Names of `CONTROLS` that make sense for a model, or for a `Config`."
     c = getattr(model, "config", model)
     names = [*BASELINES, *(() if c.whiten else ("whitened",))]
-    if not c.language:
+    if not c.looks:
         return names
     if c.fusion == "pool":
         # the weights of another head would be left without what they are for

@@ -101,6 +101,8 @@ class OpenRun:
         loader = DataLoader(HandDataset(frame, transform), batch_size=32)
         bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
+        if not self.config.looks:
+            found = [replace(one, embedding=self.model.read(one.embedding, one)) for one in found]
         kinds = ("embedding", "patches", "dense")
         read = [name for name in kinds if getattr(found[0], name) is not None]
         tower = {name: torch.cat([getattr(one, name) for one in found]) for name in read}
@@ -135,12 +137,12 @@ class OpenRun:
         "`promptsg.looking.relevance` of a picture under a sentence: (rows, columns), summing to 1."
         self._say(prompt, words)
         aspects = self.tower["aspects"][[self.frame.path.tolist().index(path)]]
-        spoken = prompt if self.config.language else None
+        spoken = prompt if self.config.looks else None
         return relevance(self.model, self.pixels(path), spoken, aspects)[0].cpu().numpy()
 
     def words(self, prompt):
         "The run's own sentence, or its words with commas between them; empty without language."
-        if not self.config.language:
+        if not self.config.looks:
             return ""
         if self.config.words and prompt == "simplified":
             return ", ".join(self.config.words)
@@ -148,7 +150,7 @@ class OpenRun:
 
     def _say(self, prompt, words):
         "Set the sentence. `PromptSGError` when it does not fit."
-        if not self.config.language:
+        if not self.config.looks:
             return
         if prompt == "composed" and not self.model.composes:
             raise PromptSGError("this version makes no pseudo word, so no prompt can be composed; "
@@ -174,7 +176,7 @@ class OpenRun:
     def _look(self, prompt, tower):
         """What `model` makes of what the tower said: rows (N, D') of length 1, and attention (N,
         heads, rows, columns); None without language."""
-        if not self.config.language:
+        if not self.config.looks:
             return self._ranked(tower["embedding"]), None
         parts = zip(*(rows.split(_AT_ONCE) for rows in tower.values()))
         seen = [dict(zip(tower, part)) for part in parts]
@@ -207,7 +209,7 @@ class OpenRun:
         `PromptSGError` without language."""
         embeddings, attention = self.seen(prompt, words)
         if attention is None:
-            raise PromptSGError("a version trained without language has no text and so no attention map; choose one with language")
+            raise PromptSGError("no text looks in a version trained without language or fusion, so it has no attention map; choose another")
         return attention[[embeddings.rows[path] for path in paths]].numpy()
 
 # %% ../nbs/15_explorer.ipynb #cell008
@@ -242,7 +244,7 @@ class Explorer:
         self.folders, self.frame, self.protocol, self.progress = find_runs(runs), frame, protocol, progress
         self._open, self._kept = {}, tempfile.TemporaryDirectory(prefix="promptsg-explorer-")
         self.picture = lru_cache(512)(_thumbnail)
-        speaks = [name for name, folder in self.folders.items() if Config.from_yaml(folder / "config.yml").language]
+        speaks = [name for name, folder in self.folders.items() if Config.from_yaml(folder / "config.yml").looks]
         name = next(iter([*speaks, *self.folders]))
         run = self._opened(name)
         self.state = State(name, run.splits.queries[0].path[0], run.config.eval_prompt)
@@ -296,8 +298,8 @@ class Explorer:
     def set_prompt(self, words=None, prompt=None):
         """Other words (None: those last typed for this version, or its own), or the other kind of
         prompt, composed or simplified."""
-        if not self.run.config.language:
-            raise PromptSGError(f"{self.state.run} was trained without language, so it has no prompt; choose another version")
+        if not self.run.config.looks:
+            raise PromptSGError(f"{self.state.run} was trained without language or fusion, so its ranking has no prompt; choose another version")
         prompt = prompt or self.state.prompt
         key = self.state.run, prompt
         self._change(prompt=prompt, edits=self.state.edits if words is None else {**self.state.edits, key: words})
@@ -334,10 +336,10 @@ class Explorer:
     def heads(self):
         "Names of the attention's maps: heads, or words that pool; none without language."
         config = self.run.config
-        if config.fusion == "pool" and config.language:
+        if config.fusion == "pool" and config.looks:
             words = self.words.split(",") if config.words else [self.words]
             return [word.strip() for word in words]
-        heads = range(1, config.attention_heads + 1) if config.language else []
+        heads = range(1, config.attention_heads + 1) if config.looks else []
         return [f"head {number}" for number in heads]
 
     def as_evaluated(self, name):
@@ -512,8 +514,8 @@ def _attention(explorer, kept):
     areas, mask = explorer.on_hand(maps)
     what = (f"What the embedding depends on (relevance) under the prompt {explorer.words}" if names == ["relevance"]
             else f"Where the prompt {explorer.words} looks (no explanation of the ranking)")
-    if not run.config.language:
-        what = f"What the embedding depends on (relevance); {explorer.state.run} was trained without language, so no text looks"
+    if not run.config.looks:
+        what = f"What the embedding depends on (relevance); {explorer.state.run} was trained without language or fusion, so no text looks"
     said = ", ".join(f"{name} {area:.2f}" for name, area in zip(names, areas))
     figure = kept.draw("attention", draw_attention, explorer)
     return _image(figure, f"{what}, in the query and in its nearest gallery image; area under the ROC, hand "
@@ -625,7 +627,7 @@ class Panel(VBox):
         "Let the controls say what the state is; `keep` stays as it was typed."
         self._quiet = True
         self._sync_lists()
-        state, language = self.explorer.state, self.explorer.run.config.language
+        state, language = self.explorer.state, self.explorer.run.config.looks
         values = {self.prompt: state.prompt, self.words: self.explorer.words, self.strength: state.strength, self.top: state.top}
         for control, value in values.items():
             if control is not keep:

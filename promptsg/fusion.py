@@ -98,7 +98,7 @@ class Fused:
     embedding: torch.Tensor   # (B, D); (B, (1 + G + T) D) of pooled words
     # (B, heads, M) the first cross-attention's map, mean over the text's queries, or (B, T, M) each
     # word's; sums to 1 over M
-    attention: torch.Tensor
+    attention: torch.Tensor | None  # None: nothing looked
 
 
 class MultiModalInteraction(nn.Module):

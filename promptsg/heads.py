@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_margin', 'ArcFace', 'BNNeckLinear',
-           'BNNeckArcFace', 'shrunk_covariance', 'Whitening', 'unit_rows', 'to_length_one', 'mirror_sum', 'shares',
-           'standings', 'likeness']
+           'BNNeckArcFace', 'BNNeckPair', 'shrunk_covariance', 'Whitening', 'unit_rows', 'to_length_one', 'mirror_sum',
+           'shares', 'standings', 'likeness']
 
 # %% ../nbs/07_heads.ipynb #cell002
 import math
@@ -23,6 +23,7 @@ class HeadOutput(NamedTuple):
     "What a head returns."
     embedding: Tensor  # (B, D') what retrieval ranks with, not L2-normalised
     logits: Tensor     # (B, C) one score per training identity, for the identity loss
+    more: tuple = ()   # (B, C) each: those of further classifiers, which have an identity loss each
 
 # %% ../nbs/07_heads.ipynb #cell005
 def check_labels(labels: Tensor,             # (B,) integers
@@ -132,8 +133,28 @@ class BNNeckArcFace(nn.Module):
     def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
         return self.arcface(self.neck(features), labels)
 
+# %% ../nbs/07_heads.ipynb #pair
+class BNNeckPair(nn.Module):
+    """A `BNNeckLinear` for each of two vectors that stand side by side (Li et al., AAAI 2023); the embedding is both after their
+    normalisation.
+
+    `forward(features (B, first + dim), labels)` -> `HeadOutput(embedding (B, first + dim), logits (B, num_classes) of the second, more: those
+    of the first)`; labels are not used. Raises `PromptSGError` for features of another width."""
+    def __init__(self, dim: int, num_classes: int, first: int):
+        super().__init__()
+        self.first, self.second = BNNeckLinear(first, num_classes), BNNeckLinear(dim, num_classes)
+        self.sizes, self.out_dim = (first, dim), first + dim
+
+    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
+        if features.shape[1] != self.out_dim:
+            raise PromptSGError(f"the head bnneck_pair got {features.shape[1]} numbers an image and reads {self.sizes[0]} and "
+                                f"{self.sizes[1]} side by side; give it both vectors.")
+        (x, logits, _), (y, own, _) = self.first(features[:, :self.sizes[0]]), self.second(features[:, self.sizes[0]:])
+        return HeadOutput(torch.cat([x, y], 1), own, (logits,))
+
 # %% ../nbs/07_heads.ipynb #cell022
-HEADS = {"linear": LinearHead, "bnneck": BNNeckLinear, "arcface": BNNeckArcFace}  # Config.classifier -> head; HEADS[name](dim, num_classes, **options)
+HEADS = {"linear": LinearHead, "bnneck": BNNeckLinear, "arcface": BNNeckArcFace,
+         "bnneck_pair": BNNeckPair}  # Config.classifier -> head; HEADS[name](dim, num_classes, **options)
 
 # %% ../nbs/07_heads.ipynb #new31
 def shrunk_covariance(residuals: Tensor) -> Tensor:

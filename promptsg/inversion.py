@@ -16,20 +16,26 @@ class TextualInversionMLP(nn.Module):
     """PromptSG's inversion network: `s = mlp(v)`, v (B, D) -> s* (B, W).
 
     `scale` is the standard deviation of the text encoder's word embeddings: where s* starts. `depth` linear layers (the paper: 3);
-    `norm=False` leaves the batch normalisation out, and s* as long as it comes. With it, training needs batches of two or more
-    (`PromptSGError`), for batch normalisation has no statistics of one sample."""
+    `norm=False` leaves the normalisation after the last layer out, and s* as long as it comes. `kind` is "promptsg" (ReLU between
+    the layers, batch normalisation last) or "handid" (layer norm, GELU and a share `dropout` of units dropped between them, layer
+    norm last: Baisa et al., IPTA 2025). With batch normalisation, training needs batches of two or more (`PromptSGError`): there are no
+    statistics of one sample."""
 
-    def __init__(self, dim, width, hidden=512, scale=1.0, depth=3, norm=True):
+    def __init__(self, dim, width, hidden=512, scale=1.0, depth=3, norm=True, kind="promptsg", dropout=0.0):
         super().__init__()
-        sizes = [dim] + [hidden] * (depth - 1) + [width]
-        layers = [layer for pair in zip(sizes, sizes[1:]) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
-        self.layers = nn.Sequential(*layers, *([nn.BatchNorm1d(width)] if norm else []))
-        self.norm = norm
+        between, last = {
+            "promptsg": (lambda: [nn.ReLU()], nn.BatchNorm1d),
+            "handid": (lambda: [nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)], nn.LayerNorm)}[kind]
+        sizes, layers = [dim] + [hidden] * (depth - 1) + [width], []
+        for pair in zip(sizes, sizes[1:]):
+            layers += [*(between() if layers else []), nn.Linear(*pair)]
+        self.layers = nn.Sequential(*layers, *([last(width)] if norm else []))
+        self.batch_norm = norm and kind == "promptsg"
         if norm:
             nn.init.constant_(self.layers[-1].weight, float(scale))
 
     def forward(self, embedding):
-        if self.norm and self.training and len(embedding) < 2:
+        if self.batch_norm and self.training and len(embedding) < 2:
             raise PromptSGError("the inversion MLP's batch normalisation cannot train on 1 image, and a "
                                 "process was given no more; make batch_size two or more for each process, "
                                 "or set inversion_norm to false")

@@ -188,9 +188,9 @@ def _even(maps):
 
 
 def kinds_of(model):
-    "Maps of a model: relevance, attention or word where it has language, and the control, contrast."
+    "Maps of a model: relevance, attention or word where a text looks, and the control, contrast."
     config = model.config
-    said = ("word" if config.fusion == "pool" else "attention",) if config.language else ()
+    said = ("word" if config.fusion == "pool" else "attention",) if config.looks else ()
     return ("relevance", *said, "contrast")
 
 

@@ -52,19 +52,22 @@ def _one_way(logits: Tensor,   # (B, B) similarity / temperature, rows rank colu
     return -(log_p.sum(1) / positive.sum(1)).mean()
 
 # %% ../nbs/08_losses.ipynb #cell013
-def supcon(image: Tensor,              # v (B, D); normalised here
-           text: Tensor,               # l (B, D); row i is the sentence composed for image i; normalised here
+def supcon(image: Tensor,              # v (B, D)
+           text: Tensor,               # l (B, D); row i is the sentence composed for image i
            labels: Tensor,             # (B,) integers; equal means the same identity
-           temperature: float = 0.07   # tau > 0
+           temperature: float = 0.07,  # tau > 0
+           unit: bool = True           # of vectors of length 1; False: as long as they come
           ) -> Tensor:                 # scalar >= 0
     """PromptSG's symmetric supervised contrastive loss, Eqs. (4)-(6). With K images of each identity it cannot fall below
-    2 ln K: K positives share one softmax. Raises `PromptSGError` for shapes that differ, bad labels or temperature."""
+    2 ln K: K positives share one softmax. Without `unit` the dot products take the cosines' place (CLIP-ReID's). Raises
+    `PromptSGError` for shapes that differ, bad labels or temperature."""
     if image.shape != text.shape:
         raise PromptSGError(f"images are {tuple(image.shape)} and texts {tuple(text.shape)}; give one text per image, equally long.")
     if not temperature > 0:
         raise PromptSGError(f"the temperature is {temperature}; give a value above 0.")
     check_labels(labels, len(image))
-    logits = F.normalize(image.float()) @ F.normalize(text.float()).T / temperature  # (B, B)
+    v, l = (F.normalize(x.float()) if unit else x.float() for x in (image, text))
+    logits = v @ l.T / temperature  # (B, B)
     positive = labels[:, None] == labels
     return _one_way(logits, positive) + _one_way(logits.T, positive)
 

@@ -22,8 +22,9 @@ from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, mo
                                read_state_dict, save_tensors, text_tower)
 from .config import (ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number,
                              shown)
+from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
-from .fusion import MultiModalInteraction, WordPooling, cell_weights
+from .fusion import Fused, MultiModalInteraction, WordPooling, cell_weights
 from .heads import HEADS, Whitening, likeness, shares, standings
 from .inversion import TextualInversionMLP
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
@@ -33,8 +34,9 @@ from .prompt import BankPrompt, PromptEncoder, fill_aspect
 class PromptSGOutput:
     """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
     image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank
-    speaks."""
-    # (B, D) the image seen through the text, (B, (1 + G + T) D) where T words pool, G the cells; before the head
+    speaks; `attention` without a fusion, and then in evaluation the other two also."""
+    # (B, D) the image seen through the text, (B, (1 + G + T) D) where T words pool, G the cells,
+    # (B, W + D) for a head that reads the class token before its projection too; before the head
     embedding: torch.Tensor
     retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
     logits: torch.Tensor              # (B, C) one score per training identity
@@ -44,6 +46,7 @@ class PromptSGOutput:
     pseudo_token: torch.Tensor | None = None  # (B, W) s*
     # (B, heads, M) where the text looks, (B, T, M) where T words pool; sums to 1 over the patches
     attention: torch.Tensor | None = None
+    more_logits: tuple = ()                   # (B, C) each: of the head's further classifiers
     centres: torch.Tensor | None = None       # (C, D) the learnt centres of the training identities; None unless the config weighs them
 
 # %% ../nbs/09_model.ipynb #cell005
@@ -63,7 +66,9 @@ class PromptSG(nn.Module, ModelHubMixin):
         super().__init__()
         towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
                                        config.text_pretrained, config.seed)
-        self.config, self.num_classes, self.mean, self.std = config, num_classes, towers.mean, towers.std
+        own = config.pixel_norm == "tower"
+        self.mean, self.std = (towers.mean, towers.std) if own else (IMAGENET_MEAN, IMAGENET_STD)
+        self.config, self.num_classes = config, num_classes
         self.trained_on = None
         self.backbone = towers.backbone
         self.backbone.unfreeze(config.unfreeze_blocks)
@@ -71,12 +76,13 @@ class PromptSG(nn.Module, ModelHubMixin):
         if config.language:
             self.backbone.tokens = tokens_of(config)
             self.prompt, self.inversion, self.fusion = _language(config, towers)
-            width = self.fusion.out_dim
-        self.head = _head(config, width, num_classes)
+            width = self.fusion.out_dim if config.looks else width
+        self.head = _head(config, width, num_classes, self.backbone.width)
         self.whitening = Whitening(self.head.out_dim) if config.whiten else None
         # what a whitening is fitted to; `load_run` says it of the training's config
         self.whitens_mirrored = config.whiten_mirrored or config.mirror
-        centres = torch.zeros(num_classes, width)
+        both = self.backbone.width if config.classifier == "bnneck_pair" else 0
+        centres = torch.zeros(num_classes, both + width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
     def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None):
@@ -103,6 +109,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         `aspects` as in `forward`; `pseudo_token` (B, W) is said in place of the images' own s*."""
         aspects = aspects if self.config.prompt_aspect == "image" else None
         tokens = patches if dense is None else dense
+        if self.config.fusion == "none" and not self.training:  # nobody reads what would be said
+            return Fused(embedding, None), None, None
         if self.config.fusion == "pool":
             self._checked_prompt(prompt)
             looks = self.prompt.directions(aspects)
@@ -111,6 +119,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         if s is None and self.inversion is not None:
             s = self.inversion(embedding)
         text = self.say(s, prompt, embedding.shape[0], aspects)  # len() would fix an ONNX batch
+        if self.config.fusion == "none":
+            return Fused(embedding, None), text, s
         return self.fusion(self.queries(text), tokens, embedding), text, s
 
     def say(self, pseudo_token, prompt=None, batch=None, aspects=None):
@@ -147,23 +157,31 @@ class PromptSG(nn.Module, ModelHubMixin):
         return "composed" if composed else "simplified"
 
     def _output(self, embedding, features, labels, **language):
+        embedding = self.read(embedding, features)
         head = self.head(embedding, labels)
-        return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states, centres=self.centres, **language)
+        return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states,
+                              more_logits=head.more, centres=self.centres, **language)
+
+    def read(self, embedding, features):
+        """What the head reads of images: `embedding` (B, D), and before it, where the head reads both, the
+        class token (B, W) that CLIP projects, of `promptsg.backbone.ImageFeatures`."""
+        both = self.config.classifier == "bnneck_pair"
+        return torch.cat([features.pooled, embedding], 1) if both else embedding
 
     def _whitened(self, retrieval):
         return retrieval if self.whitening is None else self.whitening(retrieval)
 
     def retrieval(self, embedding):
-        "What ranks, (B, D'), of images seen through the text, `PromptSGOutput.embedding` (B, D); not normalised."
+        "What ranks, (B, D'), of `PromptSGOutput.embedding` (B, D); not normalised."
         return self._whitened(self.head(embedding).embedding)
 
     def ranked(self, features, aspects=None):
         "`retrieval` from an image tower's `ImageFeatures`, which may hold more than is read."
         if not self.config.language:
-            return self.retrieval(features.embedding)
+            return self.retrieval(self.read(features.embedding, features))
         dense = features.dense if self.config.patch_tokens == "dense" else None
         fused, *_ = self.fuse(features.embedding, features.patches, None, dense, aspects)
-        return self.retrieval(fused.embedding)
+        return self.retrieval(self.read(fused.embedding, features))
 
     @torch.no_grad()
     def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True,
@@ -231,9 +249,10 @@ class PromptSG(nn.Module, ModelHubMixin):
     def attention_maps(self, images, prompt=None, aspects=None):
         """Where the text looks: (B, heads or words, rows, columns), each map summing to 1.
 
-        `PromptSGError` without language."""
-        if not self.config.language:
-            raise PromptSGError("the image-only control has no text and so no attention map; train a version with language")
+        `PromptSGError` without language or fusion."""
+        if not self.config.looks:
+            raise PromptSGError("no text looks over the patches here, so there is no attention map (language is false, as in the image-only "
+                                "control, or fusion is none); train a version with a fusion")
         with torch.no_grad():
             return self(images, prompt, aspects=aspects).attention.unflatten(2, self.backbone.grid)
 
@@ -309,7 +328,8 @@ def _language(config, towers):
     if config.fusion == "pool":
         return prompt, None, _fusion(config, towers.dim, towers.backbone.grid)
     scale = towers.text.token_embedding.weight.std().item()
-    inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm)
+    inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm,
+                                    config.inversion_kind, config.inversion_dropout)
     return prompt, inversion, _fusion(config, towers.dim, towers.backbone.grid)
 
 
@@ -323,7 +343,9 @@ def _banked(config, towers, words):
 
 
 def _fusion(config, dim, grid):
-    "The fusion that the config names, for (rows, columns) of patches."
+    "The fusion that the config names, for (rows, columns) of patches; None for none."
+    if config.fusion == "none":
+        return None
     if config.fusion == "pool":
         return WordPooling(dim, len(config.words) or 1, config.word_temperature,
                            cell_weights(grid, config.patch_grid))
@@ -334,21 +356,24 @@ def _fusion(config, dim, grid):
 
 def tokens_of(config):
     "Which of `promptsg.backbone.TOKENS` the fusion reads."
+    if config.fusion == "none":
+        return ()
     plain = config.patch_tokens == "plain" or config.fusion == "pool"
     return ("patches",) * plain + ("dense",) * (config.patch_tokens == "dense")
 
 
-def _head(config, dim, num_classes):
-    "The head that the config names, with the arguments it takes."
+def _head(config, dim, num_classes, before):
+    "The head that the config names, with the arguments it takes; `before`: numbers that CLIP projects."
     neck = dict(reduction=config.bnneck_reduction, reduced_dim=config.bnneck_dim)
-    takes = {"linear": {}, "bnneck": neck, "arcface": dict(neck, scale=config.arcface_scale, margin=config.arcface_margin)}
+    takes = {"linear": {}, "bnneck": neck, "arcface": dict(neck, scale=config.arcface_scale, margin=config.arcface_margin),
+             "bnneck_pair": dict(first=before)}
     return HEADS[config.classifier](dim, num_classes, **takes[config.classifier])
 
 # %% ../nbs/09_model.ipynb #zeroshot
 def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
     return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False,
-                          whiten_mirrored=False)
+                          whiten_mirrored=False, pixel_norm="tower")
 
 
 def untrained(config):

@@ -43,7 +43,7 @@ from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_lo
                             plot_published, plot_versions, save_figure)
 from .synth import demo_hands
 from .training import Feed, Trainer, load_run, measure, splits_of
-from .versions import CHAIN, OURS, VERSIONS, remark, version
+from .versions import CHAIN, HANDID, OURS, VERSIONS, remark, version
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
 ORDER = [*BASELINES, "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
-         "simplified", "paper", "paper_whitened", "training_free", "best"]
+         *HANDID, "simplified", "paper", "paper_whitened", "training_free", "best"]
 
 
 def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), controls=True):
@@ -162,7 +162,7 @@ def make_jobs(out, runs, frame, protocols, changes=None, controls=True, looking=
             cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
             made[key] = (splits, tuple(protocols), _image_hashes(splits, protocols)), cohort
         wanted = _wanted_controls(run, runs, shared) if controls else ()
-        maps = looking if shared.language and _is_first(run, runs) else 0
+        maps = looking if shared.looks and _is_first(run, runs) else 0
         (about, cohort), config = made[key], run_config(shared, run)
         first = run.version != BASELINES[1] and _is_first(run, runs)
         jobs.append(Job(run, Path(out) / run.folder, config, *about, wanted, maps,

@@ -120,6 +120,9 @@ def _said(config):
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
         return ("Beside class token and patches, patch tokens are pooled where these words look: "
                 f"{words}.")
+    if config.language and not config.looks:
+        said = config.prompt_template if config.use_composed_prompt else config.simplified_prompt
+        return f"No text is in the vector; {_code(said)} was in the training's contrastive loss alone."
     return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
             f"image; ranked with the {config.eval_prompt} prompt."
             if config.language else "This is the image-only control: no prompt and no text.")
@@ -244,7 +247,7 @@ class _Embedding(nn.Module):
     def __init__(self, model, prompt):
         super().__init__()
         self.model, self.kind = copy.deepcopy(model).cpu().float().eval().requires_grad_(False), prompt
-        if model.config.language:
+        if model.config.looks:
             self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed",
                                               model.config.fusion == "pool")
 

@@ -63,7 +63,7 @@ from .splits import check_unchanged, train_side
 
 # %% ../nbs/12_training.ipynb #cell004
 def parameter_groups(model, config):
-    "AdamW's groups: the image tower at `lr_clip_visual`, the head at `lr_head`, everything else that trains at `lr_modules`."
+    "The optimizer's groups: the image tower at `lr_clip_visual`, the head at `lr_head`, everything else that trains at `lr_modules`."
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rates = dict(visual=config.lr_clip_visual, modules=config.lr_modules, head=config.lr_head or config.lr_modules)
     part = lambda name: {"backbone": "visual", "head": "head"}.get(name.split(".")[0], "modules")
@@ -79,16 +79,22 @@ def _cosine(config, base, epoch):
     return low + (base - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _steps(config, epoch):
+    "How many steps down there were: at the epochs `step_at`, or every `step_epochs`."
+    return sum(at <= epoch for at in config.step_at) if config.step_at else int(epoch) // config.step_epochs
+
+
 _SCHEDULES = {"none": lambda config, base, epoch: base,
               "cosine": _cosine,
-              "step": lambda config, base, epoch: base * config.step_gamma ** (int(epoch) // config.step_epochs)}
+              "step": lambda config, base, epoch: base * config.step_gamma ** _steps(config, epoch)}
 
 
 def learning_rate(config, base, epoch):
     """The learning rate at `epoch`, a float that counts parts of epochs (2.5 = halfway through the third).
 
-    During the warm-up it grows linearly to what the schedule says."""
+    During the warm-up it grows linearly to what the schedule says, from the share `warmup_start` of it."""
     warm = min(1.0, (epoch + 1e-9) / config.warmup_epochs) if config.warmup_epochs else 1.0
+    warm = config.warmup_start + (1 - config.warmup_start) * warm
     return _SCHEDULES[config.schedule](config, base, epoch) * warm
 
 # %% ../nbs/12_training.ipynb #cell008
@@ -98,12 +104,14 @@ def loss_terms(output, labels, config, progress=1.0):
     `progress` is the share of the training that is over, 0..1: with `supcon_ramp` the contrastive term's weight grows with it."""
     terms = {}
     if config.loss_id_weight:
-        terms["id"] = config.loss_id_weight * identity_loss(output.logits.float(), labels, config.label_smoothing)
+        all_logits = (output.logits, *output.more_logits)
+        terms["id"] = config.loss_id_weight * sum(identity_loss(x.float(), labels, config.label_smoothing) for x in all_logits)
     if config.loss_tri_weight:
         terms["triplet"] = config.loss_tri_weight * _triplets(output, labels, config)
     if config.language and config.supcon_loss_weight:
         weight = config.supcon_loss_weight * (progress if config.supcon_ramp else 1)
-        terms["supcon"] = weight * supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature)
+        terms["supcon"] = weight * supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature,
+                                          config.supcon_unit)
     if config.loss_centre_weight:
         terms["centre"] = config.loss_centre_weight * centre_loss(output.embedding.float(), labels, output.centres)
     return terms
@@ -192,9 +200,10 @@ def gather_rows(x):
 def gather_output(output):
     "A `PromptSGOutput` with what losses look at in float32 and gathered over all processes, by one exchange."
     names = [name for name in ("embedding", "retrieval", "logits", "visual", "text") if getattr(output, name) is not None]
-    parts = [x.float() for x in (*(getattr(output, name) for name in names), *output.states)]     # each (B, some width)
+    parts = [x.float() for x in (*(getattr(output, name) for name in names), *output.states, *output.more_logits)]  # each (B, some width)
     whole = gather_rows(torch.cat(parts, 1)).split([x.shape[1] for x in parts], 1)
-    return replace(output, **dict(zip(names, whole)), states=tuple(whole[len(names):]))
+    logits = len(names) + len(output.states)
+    return replace(output, **dict(zip(names, whole)), states=tuple(whole[len(names):logits]), more_logits=tuple(whole[logits:]))
 
 # %% ../nbs/12_training.ipynb #cell008d
 class SharedBatchNorm(_BatchNorm):
@@ -254,7 +263,7 @@ class Objective(nn.Module):
 
 def compile_parts(model, backend="inductor"):
     "`torch.compile` for the image tower's blocks and the fusion, in place: equal blocks share their code, so it takes seconds and not minutes."
-    for part in (*model.backbone.blocks, *([model.fusion] if model.config.language else [])):
+    for part in (*model.backbone.blocks, *([model.fusion] if model.config.looks else [])):
         part.compile(backend=backend)
 
 # %% ../nbs/12_training.ipynb #cell010
@@ -356,7 +365,9 @@ _NOT_EMBEDDED = UNMEASURED | {
     "supcon_temperature", "supcon_ramp", "loss_centre_weight", "batch_size", "instances", "epochs",
     "steps_per_epoch", "early_stop_patience", "select", "lr_clip_visual", "lr_modules", "lr_head",
     "weight_decay", "schedule", "warmup_epochs", "eta_min", "step_epochs", "step_gamma",
-    "clip_norm", "weight_average", "precision", "flip", "crop_padding", "erasing", "shuffle"}
+    "clip_norm", "weight_average", "precision", "flip", "crop_padding", "erasing", "shuffle",
+    "supcon_unit", "optimizer", "warmup_start", "step_at", "crop_from", "pixel_norm",
+    "inversion_dropout"}
 _KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip")
 
 
@@ -408,7 +419,7 @@ def embedding_settings(model):
 
 def aspects_said(model, frame, prompt=None):
     "The aspect that a model's text names for each row of a frame; \"\" where it names none."
-    if not model.config.language:
+    if not model.config.looks:
         return [""] * len(frame)
     spoken = spoken_config(model)
     composed = (prompt or spoken.eval_prompt) == "composed"
@@ -428,7 +439,9 @@ class Feed:
         self.model, self.config, self.cache, self.progress = model, config, cache or cache_folder(), progress and processes()[0] == 0
         self.size = model.backbone.image_size
         self.still = eval_transform(self.size, model.mean, model.std)
-        self.pixels = PixelCache(self.size, self.cache, progress) if config.cache_pixels else None
+        pixels = lambda size: PixelCache(size, self.cache, progress) if config.cache_pixels else None
+        self.pixels = pixels(self.size)
+        self.train_pixels = pixels(config.crop_from) if config.crop_from else self.pixels
         self.kept, self.kept_mirrored, self.told = [], [], []
         self.precision = "int8" if config.precision == "int8" and int8_pays(model) else "float32"
 
@@ -461,21 +474,23 @@ class Feed:
         elif processes()[0] == 0:
             check_images(frame.path, self.progress)
 
-    def _images(self, frame, transform, labels=None):
-        ready = self.pixels is None or set(frame.path) <= self.pixels.files.keys()
+    def _images(self, frame, transform, labels=None, pixels=None):
+        ready = pixels is None or set(frame.path) <= pixels.files.keys()
         with nullcontext() if ready else first_here():
-            return HandDataset(frame, transform, labels, self.pixels, self.config.seed)
+            return HandDataset(frame, transform, labels, pixels, self.config.seed)
 
     def evaluation(self, frame, labels=None):
         "The images as they are."
-        return self.keep(frame).dataset(frame, labels) if self.config.cache_frozen else self._images(frame, self.still, labels)
+        return self.keep(frame).dataset(frame, labels) if self.config.cache_frozen else self._images(frame, self.still, labels, self.pixels)
 
     def training(self, frame, labels):
         "The images with the config's augmentation, or frozen features."
         if self.config.cache_frozen:
             return self.evaluation(frame, labels)
         c = self.config
-        return self._images(frame, train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing), labels)
+        transform = train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing,
+                                    crop_from=c.crop_from)
+        return self._images(frame, transform, labels, self.train_pixels)
 
     def embed(self, frame, prompt=None, batch_size=32, keep=True, mirror=None, whitened=True):
         """`Embeddings` of each distinct image of a frame, in evaluation mode; every image once, by one of
@@ -825,6 +840,9 @@ def load_run(run, which="best", build=PromptSG, **changes):
     return model.eval()
 
 # %% ../nbs/12_training.ipynb #cell016
+_OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+
+
 @dataclass
 class Trainer:
     """Trains one config on one `Splits` into one run folder.
@@ -925,7 +943,7 @@ class Trainer:
     def _set_up_steps(self):
         "What steps of gradient need: optimizer, batches, losses."
         c = self.config
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, c), weight_decay=c.weight_decay)
+        optimizer = _OPTIMIZERS[c.optimizer](parameter_groups(self.model, c), weight_decay=c.weight_decay)
         self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
                                  numbered=True)
         images = self.feed.training(self.splits.train, self.classes)
@@ -1270,7 +1288,8 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)
     trainer.prepared.train()
-    parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items() if hasattr(trainer.model, name)}
+    parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items()
+             if getattr(trainer.model, name, None) is not None}
     tables = []
     for _, batch in zip(range(steps), batches(trainer.loader)):
         terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"),

@@ -131,6 +131,23 @@ def test_a_warm_up_longer_than_the_training_is_refused():
         Config(epochs=2, warmup_epochs=2.5)
 
 
+@pytest.mark.parametrize("changes, words", [
+    (dict(step_at=(3, 2)), "step_at"), (dict(step_at=(0, 2)), "step_at"), (dict(step_at=(2, 2)), "step_at"),
+    (dict(step_at=(2,), schedule="cosine"), "schedule: step"), (dict(warmup_start=1.5), "at most 1"),
+    (dict(crop_from=64), "image_size"), (dict(crop_from=(64, 32), image_size=48), "neither side larger"),
+    (dict(crop_from=64, image_size=48, crop_padding=2), "choose one"),
+    (dict(crop_from=64, image_size=48, cache_frozen=True, unfreeze_blocks=1), "crop_from out"),
+    (dict(classifier="bnneck_pair"), "fusion: none, or language: false"),
+    (dict(classifier="bnneck_pair", language=False, bnneck_reduction=True), "bnneck_reduction"),
+    (dict(fusion="none", supcon_loss_weight=0), "supcon_loss_weight"),
+    (dict(inversion_dropout=0.5), "inversion_kind: handid"), (dict(optimizer="sgd"), "adamw"),
+    (dict(pixel_norm="mine"), "imagenet")])
+def test_what_clip_handid_brought_is_refused_where_it_does_not_fit(changes, words):
+    with pytest.raises(PromptSGError) as error:
+        Config(**changes)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
 def test_one_number_is_a_square():
     assert Config(image_size=160) == Config(image_size=(160, 160)) != Config(image_size=(160, 96))
 

@@ -380,6 +380,16 @@ def refuse(path):
     raise AssertionError(f"{path} was decoded again")
 
 
+def test_a_crop_out_of_a_larger_image_is_a_part_of_it():
+    image = torch.arange(3 * 12 * 10, dtype=torch.uint8).view(3, 12, 10)
+    whole = eval_transform((12, 10))(image)
+    parts = [whole[:, top:top + 8, left:left + 6] for top in range(5) for left in range(5)]
+    cut = train_transform((8, 6), pad=0, erase=0.0, crop_from=(12, 10))
+    crops = [cut(image) for _ in range(60)]
+    places = {[torch.equal(crop, part) for part in parts].index(True) for crop in crops}
+    assert len(places) > 10
+
+
 @pytest.mark.parametrize("transform", [eval_transform((24, 20)), train_transform((24, 20), flip=0.5, jitter=0.1)])
 def test_cached_pixels_give_the_same_tensors_and_are_decoded_once(photos, tmp_path, monkeypatch, transform):
     def tensors(pixels):

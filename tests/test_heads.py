@@ -7,7 +7,8 @@ from pytorch_metric_learning.losses import ArcFaceLoss
 from sklearn.covariance import ledoit_wolf
 
 from promptsg.config import PromptSGError
-from promptsg.heads import HEADS, ArcFace, BNNeck, BNNeckArcFace, LinearHead, Whitening, shrunk_covariance
+from promptsg.heads import (HEADS, ArcFace, BNNeck, BNNeckArcFace, BNNeckPair, LinearHead,
+                            Whitening, shrunk_covariance)
 
 
 def random(*shape, seed=0):
@@ -26,6 +27,23 @@ def test_every_head_has_one_interface(name, options, width):
         assert output.embedding.shape == (12, width) and output.logits.shape == (12, 5) and head.out_dim == width
     (output.logits.square().sum() + output.embedding.square().sum()).backward()
     assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
+
+
+def test_a_pair_is_two_necks_with_a_classifier_each():
+    head, x = BNNeckPair(4, 5, first=6), random(12, 10, seed=1)
+    output = head(x, LABELS)
+    normal = lambda part: (part - part.mean(0)) / (part.var(0, unbiased=False) + 1e-5).sqrt()
+    assert torch.allclose(output.embedding, torch.cat([normal(x[:, :6]), normal(x[:, 6:])], 1), atol=1e-5)
+    assert torch.allclose(output.logits, normal(x[:, 6:]) @ head.second.linear.classifier.weight.T, atol=1e-6)
+    assert torch.allclose(output.more[0], normal(x[:, :6]) @ head.first.linear.classifier.weight.T, atol=1e-6)
+    assert len(output.more) == 1 and head.out_dim == 10
+    (output.logits.square().sum() + output.more[0].square().sum()).backward()
+    assert all(p.grad.abs().sum() > 0 for p in head.parameters() if p.requires_grad)
+
+
+def test_a_pair_says_which_widths_it_reads():
+    with pytest.raises(PromptSGError, match="got 4 numbers an image and reads 6 and 4 side by side"):
+        BNNeckPair(4, 5, first=6)(random(12, 4))
 
 
 def test_linear_embedding_is_the_feature_and_the_first_loss_is_ln_c():

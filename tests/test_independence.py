@@ -26,7 +26,7 @@ def shaken(config):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.running_mean.normal_(0, 0.1)
                 layer.running_var.uniform_(0.5, 2)
-        for p in model.fusion.parameters() if config.language else ():
+        for p in model.fusion.parameters() if config.looks else ():
             p.add_(0.05 * torch.randn_like(p))
         if model.whitening is not None:
             rows = torch.randn(12, model.whitening.matrix.shape[1])

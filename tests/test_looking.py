@@ -101,7 +101,7 @@ SEEN, CELLS = 5, (3, 3)
 
 
 class _Config:
-    language, fusion, patch_tokens = False, "patches", "plain"
+    language, looks, fusion, patch_tokens = False, False, "patches", "plain"
 
 
 class _Backbone(nn.Module):

@@ -120,3 +120,27 @@ def test_centre_is_half_the_mean_squared_distance():
 def test_bad_input_is_one_clear_sentence(call, word):
     with pytest.raises(PromptSGError, match=word):
         call()
+
+
+@pytest.mark.parametrize("labels", [PK, UNEVEN])
+def test_supcon_of_vectors_as_they_are_is_the_written_out_formula(labels):
+    image, text = random(len(labels), 6, seed=1), random(len(labels), 6, seed=2)
+
+    def one_way(rows, columns):
+        total = 0.0
+        for i, row in enumerate(rows):
+            log_p = (columns @ row / 2.0).log_softmax(0)
+            total -= log_p[labels == labels[i]].mean() / len(rows)
+        return total
+    expected = one_way(image, text) + one_way(text, image)
+    assert torch.isclose(supcon(image, text, labels, 2.0, unit=False), expected, rtol=1e-5)
+    unit = supcon(F.normalize(image), F.normalize(text), labels, 2.0, unit=False)
+    assert torch.isclose(supcon(image, text, labels, 2.0), unit) and not torch.isclose(unit, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("labels", [PK, UNEVEN])
+def test_one_sentence_for_all_pulls_without_regard_to_who_it_is(labels):
+    image, one = random(len(labels), 6).requires_grad_(), random(1, 6, seed=3).expand(len(labels), -1)
+    gradient, = torch.autograd.grad(supcon(image, one, labels, 1.0, unit=False), image)
+    even = ((image @ one[0]).softmax(0) - 1 / len(labels))[:, None] * one
+    assert torch.allclose(gradient, even, atol=1e-6)

@@ -17,6 +17,7 @@ from promptsg.config import Config, PromptSGError
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG
 from promptsg.training import Feed, Trainer, gradient_table, learning_rate, load_run, loss_terms, parameter_groups, read_checkpoint
+from promptsg.versions import version
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,32 @@ def test_schedules():
     assert learning_rate(cosine, 1e-3, 11) == pytest.approx(1e-7)
     assert learning_rate(Config(schedule="none"), 1e-3, 50) == 1e-3
     assert learning_rate(Config(), 1.0, 40) == pytest.approx(0.01)
+
+
+def test_clip_handids_schedule_is_its_definition():
+    "Linear from 1 % over 10 epochs, then times 0.5 after 40 and after 60."
+    config = version("handid", "vitb16")
+    for base in (config.lr_clip_visual, config.lr_modules):
+        for epoch in range(config.epochs):
+            share = 0.01 + 0.99 * epoch / 10 if epoch < 10 else 0.5 ** ((epoch >= 40) + (epoch >= 60))
+            assert learning_rate(config, base, epoch) == pytest.approx(share * base, rel=1e-6)
+    assert [learning_rate(config, 1.0, epoch) for epoch in (39.99, 40.0)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weight_decay_is_of_the_optimizer_that_is_named(quick, splits, tmp_path, name):
+    trainer = Trainer(quick.replace(optimizer=name, weight_decay=0.1), splits, tmp_path, progress=False)
+    trainer._set_up()
+    weight = trainer.model.head.classifier.weight
+    before = weight.detach().clone()
+    weight.grad = torch.full_like(weight, 1e-3)
+    trainer._set_learning_rates(5)
+    rate = next(group["lr"] for group in trainer.optimizer.param_groups if any(p is weight for p in group["params"]))
+    trainer.optimizer.step()
+    # the first step of both is the gradient's sign; Adam's gradient has the decay in it
+    gradient = 1e-3 + 0.1 * before if name == "adam" else torch.full_like(before, 1e-3)
+    kept = before if name == "adam" else before * (1 - rate * 0.1)
+    assert torch.allclose(weight, kept - rate * gradient / (gradient.abs() + 1e-8), atol=1e-7)
 
 
 def test_a_run_folder_is_complete(run, quick):
