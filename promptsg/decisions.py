@@ -78,6 +78,7 @@ class Decision:
     people: int  # on the train side that it was fitted on
     genuine: int  # comparisons of one person
     impostors: int  # and of two
+    mirror: bool = False  # `Config.mirror` of the embeddings compared
 
     def save(self, run):
         "Into `run`/decision.json. `PromptSGError` where the disk refuses."
@@ -86,7 +87,7 @@ class Decision:
     @classmethod
     def load(cls, run, model):
         """The decision in a run's folder. `PromptSGError` where there is none, or one of other
-        weights than the model's."""
+        weights than the model's, or another `mirror`."""
         file = Path(run) / _FILE
         if not file.is_file():
             raise PromptSGError(f"{run} has no {_FILE}; promptsg decide --run {run} makes one")
@@ -108,6 +109,11 @@ class Decision:
                 f"{file} belongs to other weights ({shown(found.weights)}) than "
                 f"the model's; {advice}"
             )
+        if found.mirror is not model.config.mirror:
+            raise PromptSGError(
+                f"{file} was fitted with mirror: {str(found.mirror).lower()}, and the model embeds with "
+                f"the other; {advice}"
+            )
         return found
 
 
@@ -116,7 +122,8 @@ def fit_decision(model, splits, kind="logistic", feed=None):
     `PromptSGError` as `train_side_scores`."""
     scores, genuine, people = train_side_scores(model, splits, feed)
     fitted = Calibration.fit(scores, genuine, kind)
-    return Decision(fitted, weights_hash(model), people, int(genuine.sum()), int((~genuine).sum()))
+    counts = int(genuine.sum()), int((~genuine).sum())
+    return Decision(fitted, weights_hash(model), people, *counts, model.config.mirror)
 
 # %% ../nbs/23_decisions.ipynb #said
 def decision_table(decision, comparisons, ratios=(1, 10, 100, 1000), draws=1000):

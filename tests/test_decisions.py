@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptsg.biometrics import cllr, compare_all, min_cllr
+from promptsg.biometrics import Calibration, cllr, compare_all, min_cllr
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import Decision, fit_decision, in_a_sentence, train_side_scores, who_is_it
@@ -130,3 +130,16 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
     (run / "decision.json").write_text("{}")
     wrong = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "b", code=2)
     assert "does not hold a decision; promptsg decide" in wrong.stderr
+
+
+def test_a_decision_is_of_embeddings_with_or_without_mirror_images(tmp_path):
+    from types import SimpleNamespace
+    from promptsg import decisions
+    model = lambda mirror: SimpleNamespace(config=SimpleNamespace(mirror=mirror))
+    fitted = Calibration.fit(np.linspace(0, 1, 40), np.linspace(0, 1, 40) + 0.2 * np.sin(np.arange(40)) > 0.5)
+    from unittest.mock import patch
+    with patch.object(decisions, "weights_hash", lambda model: "abc"):
+        decisions.Decision(fitted, "abc", 5, 20, 20, True).save(tmp_path)
+        assert decisions.Decision.load(tmp_path, model(True)).mirror is True
+        with pytest.raises(PromptSGError, match="mirror: true"):
+            decisions.Decision.load(tmp_path, model(False))
