@@ -777,3 +777,14 @@ def test_sides_of_another_data_set(frame):
     assert not len(everybody.train) and set(everybody.test.pid) == set(frame.pid)
     with pytest.raises(PromptSGError, match="has no train person"):
         cross_splits(frame.assign(side="test"), "dorsal_r", 2, 0, None, ())
+
+
+def test_extra_people_join_galleries_and_no_whitening(frame):
+    from promptsg.data import cross_splits
+
+    last = frame.pid[frame.side == "test"].iloc[0]
+    found = cross_splits(
+        frame.assign(side=frame.side.where(frame.pid != last, "extra")), "dorsal_r", 2, 0, None, ()
+    )
+    assert all(last in set(gallery.pid) for gallery in found.galleries_all)
+    assert last not in set(found.train.pid) | set(found.test.pid)

@@ -251,3 +251,49 @@ def test_look_prints_and_writes_every_map_and_with_hide_the_curves(run, hands, t
 def test_look_answers_a_map_or_a_filling_that_is_not_there(run, hands):
     assert "no map 'word'; it has relevance, attention, contrast" in promptsg("look", "--run", run, "--data", hands, "--images", 2, "--map", "word", code=2).stderr
     assert "--fill is 'red'; choose one of blur, ground, mean" in promptsg("look", "--run", run, "--data", hands, "--fill", "red", code=2).stderr
+
+
+def test_steps_after_the_embedding_are_measured_beside_none(run, hands):
+    said = promptsg("evaluate", "--run", run, "--data", hands, "--after", "rerank-few", "max", "z").stdout
+    assert "steps after the embedding" in said and "seconds" in said and "nothing here" in said
+    plain = json.loads((run / "evaluation-clipfh" / "result.json").read_text())
+    assert plain.get("control") is None
+    for name in ("rerank-few", "max", "z"):
+        record = json.loads((run / f"evaluation-clipfh-{name}" / "result.json").read_text())
+        assert record["control"] == name and record["data_hash"] == plain["data_hash"]
+    table = pd.read_csv(run / "evaluation-clipfh-after.csv").set_index(["step", "measure"])
+    assert len(table) == 6 and "seconds" not in table
+    assert table.difference["max", "mAP"] == 0 and table.value["max", "mAP"] == pytest.approx(plain["summary"]["mAP"]["mean"] / 100)
+    from promptsg.sharing import read_record
+    assert all(one.record.get("control") is None for one in read_record(run)["results"])  # no card shows a step's figure
+
+
+def test_mirror_is_measured_in_a_folder_of_its_own(run, hands):
+    before = promptsg("evaluate", "--run", run, "--data", hands).stdout
+    said = promptsg("evaluate", "--run", run, "--data", hands, "--set", "mirror=true").stdout
+    assert "mirror image's" in said and "mirror image's" not in before
+    records = [json.loads(file.read_text()) for file in run.glob("config-*/evaluation-clipfh/result.json")]
+    assert [one["config"]["mirror"] for one in records] == [True]
+
+
+def test_another_data_sets_whitening_is_a_second_row(run, own, hands, tmp_path):
+    from promptsg.synth import write_hands
+    write_hands(tmp_path / "other", n_train=4, n_test=4, images_per_aspect=3, seed=70, progress=False)
+    said = promptsg("evaluate", "--run", run, "--data", tmp_path / "other", "--cross", "--whiten", "data").stdout
+    assert "no whitening" in said and "whitened by this data's train people" in said and "over 4 people" in said
+    (file,) = run.glob("cross-other-*/evaluation-clipfh-whiten-data/result.json")
+    record = json.loads(file.read_text())
+    assert record["cross"] is True and record["gallery"] == 4 and "whitened" in record["control"]
+    assert (file.parents[1] / "evaluation-clipfh" / "result.json").exists()
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--after", "best"], "no step 'best'"),
+    (["--cross", "--after", "z"], "needs a cohort"),
+    (["--whiten", "data"], "goes with --cross"),
+    (["--cross", "--whiten", "mine"], "own or data"),
+    (["--cross", "--whiten", "data", "--after", "max"], "without --after"),
+])
+def test_what_cannot_be_measured_beside_is_one_sentence(run, hands, words, sentence):
+    error = promptsg("evaluate", "--run", run, "--data", hands, *words, code=2).stderr
+    assert sentence in error and error.count("\n") == 1

@@ -181,3 +181,11 @@ def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path)
     assert how_often_wrong(tmp_path, -1) == ""
     (tmp_path / "decision" / "said.csv").write_text("ratio\n1\n")
     assert how_often_wrong(tmp_path, 1.0) == ""
+
+def test_a_decision_is_of_embeddings_made_with_its_settings(free, tmp_path):
+    model, splits, run = free
+    fit_decision(model, splits, feed=feed(model)).save(tmp_path)
+    assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20  # nothing that a score depends on
+    for changes, words in ((dict(mirror=True), "another mirror"), (dict(words=("a dog",)), "another words")):
+        with pytest.raises(PromptSGError, match=f"{words} .*promptsg decide --run"):
+            Decision.load(tmp_path, load_run(run, **changes))

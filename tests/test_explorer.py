@@ -353,3 +353,16 @@ def test_explore_opens_on_a_folder_of_runs(runs, hands):
 def test_nothing_to_look_at_is_a_sentence_not_a_traceback(runs, runs_given, data, word):
     shown = explore(runs if runs_given is None else runs_given, data)
     assert isinstance(shown, HTML) and word in words_in(shown) and "Error" not in shown.value
+
+
+@pytest.mark.parametrize("changes", (dict(), dict(language=False, supcon_loss_weight=0)))
+def test_a_run_with_mirror_ranks_sums_here_too(changes, quick, splits, frame, tmp_path):
+    config = quick.replace(epochs=1, steps_per_epoch=1, mirror=True, prompt_aspect="image", **changes)
+    Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    opened = OpenRun(tmp_path / "run", frame, progress=False)
+    prompt = config.eval_prompt, opened.words(config.eval_prompt)
+    _, whole = measure(load_run(tmp_path / "run"), splits, progress=False)
+    assert torch.allclose(opened.seen(*prompt)[0].of(splits.test), whole.of(splits.test), atol=1e-4)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "mine.png")
+    path = opened.add(str(tmp_path / "mine.png"))
+    assert len(opened.seen(*prompt)[0].features) == len(opened.frame) and path in set(opened.frame.path)

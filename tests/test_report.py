@@ -608,3 +608,27 @@ def test_a_ratio_without_bound_is_stored_and_read(done):
     assert table.ratio[0] == float("inf") and table.low.isna().all() and table["images"][0] == 3
     shown = looking_page(Report(done.folder, done.evaluations, {}, {}, looking={run: table}), VIT, "dorsal_r")
     assert shown.ratio[0] == "inf [nan, inf]" and shown["mask"][0] == "drawn, 3 queries"
+
+
+def test_steps_after_the_embedding_stand_beside_their_run(hands, tmp_path):
+    from promptsg.report import after_differences, after_table, missing_after
+    made = small(tmp_path / "report", hands, seeds=(0,), after=("augment", "z"))
+    keys = {(run.version, protocol) for run, protocol in made.after}
+    assert keys == {(name, protocol) for name in ("zero-shot", "image_only", "v1") for protocol in ("clipfh", "mba")}
+    assert all(list(found) == ["augment", "z"] for found in made.after.values())
+    table = pd.read_csv(made.folder / "after.csv")
+    assert len(table) == 6 * 2 * 2 and len(after_differences(made)) == len(table)
+    shown = after_table(made, made.groups[0])
+    assert list(shown.step[:3]) == ["none", "augment", "z"]
+    page = (made.folder / "report.md").read_text()
+    assert "### Steps after the embedding" in page and "z: scores normalised" in page
+    assert "--after augment z" in page
+    # nothing is measured twice, and what is lost is measured again
+    before = times(made.folder)
+    lost = next(made.folder.glob("*/*/v1-seed0/after/z/evaluation-mba/result.json"))
+    lost.unlink()
+    again = small(tmp_path / "report", hands, seeds=(0,), after=("augment", "z"))
+    assert lost.exists() and times(made.folder) == before and again.after.keys() == made.after.keys()
+    with pytest.raises(PromptSGError, match="no step 'nonsense'"):
+        small(tmp_path / "other", hands, after=("nonsense",))
+    assert not (tmp_path / "other").exists()

@@ -406,3 +406,18 @@ def test_a_missing_package_is_named(quick, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
     with pytest.raises(PromptSGError, match=r"needs onnxscript;.*promptsg\[export\]"):
         export_onnx(made(quick), tmp_path / "m.onnx")
+
+
+def test_a_model_with_mirror_is_read_back_and_exported_with_it(quick, tmp_path):
+    import onnxruntime
+    from promptsg.model import PromptSG
+    from promptsg.sharing import TOLERANCE, export_onnx
+    model = made(quick, mirror=True)
+    model.save_pretrained(tmp_path / "kept")
+    again, images = PromptSG.from_pretrained(tmp_path / "kept"), noise(model, 3)
+    assert torch.equal(again.embed(images), model.embed(images))
+    assert (model.embed(images, mirror=False) - model.embed(images)).abs().max() > 1e-3
+    assert export_onnx(model, tmp_path / "m.onnx") < TOLERANCE
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    assert (found - model.embed(images)).abs().max() < TOLERANCE
