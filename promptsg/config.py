@@ -15,7 +15,7 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal, Optional, get_origin
+from typing import Annotated, Any, Literal, Optional, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -217,7 +217,7 @@ class Config(BaseModel):
     text_queries: Literal["sentence", "words"] = "sentence"    # Q: the sentence's end state alone, or each word's
     # which tokens pass on: attended text, reweighted patches, or patches pooled where words look;
     # none: the text is in SupCon alone, and the embedding is the image tower's
-    fusion: Literal["text", "patches", "pool", "none"] = "patches"
+    fusion: str = "patches"  # or a registered one's name
     # what the fusion reads of the patches: CLIP's own tokens, or dense ones
     patch_tokens: Literal["plain", "dense"] = "plain"
     # pool: cells (rows, columns) in which the plain patches' means are taken
@@ -232,7 +232,7 @@ class Config(BaseModel):
     # --- head and losses ----------------------------------------------------------------------------------
     # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace; bnneck_pair: a bnneck on the
     # class token before CLIP's projection, and one on the embedding
-    classifier: Literal["linear", "bnneck", "arcface", "bnneck_pair"] = "linear"
+    classifier: str = "linear"  # or a registered head's name
     bnneck_reduction: bool = False
     bnneck_dim: int = _within(256, 1, 16384, _MEMORY)
     arcface_scale: float = _within(30.0, 0, 1000, "larger logits have no gradient", above=True)
@@ -244,6 +244,10 @@ class Config(BaseModel):
     mirror: bool = False
     loss_id_weight: float = _within(1.0, 0, 1000, _WEIGHT)
     label_smoothing: float = _within(0.1, 0, 1, _SHARE, below=True)
+    # registered losses and their weights, added to those that have fields
+    losses: dict[str, Annotated[float, Field(ge=0, le=1000)]] = Field({}, description=_WEIGHT)
+    # of registered parts: {fusion: {...}, head: {...}, backbone: {...}, NAME_OF_A_LOSS: {...}}
+    part_options: dict[str, dict[str, Any]] = {}
     loss_tri_weight: float = _within(1.0, 0, 1000, _WEIGHT)
     triplet_margin: float = _within(0.3, 0, 1000, "embeddings lie nearer to each other")
     triplet_unit: bool = False                                 # measure the triplets' distances between vectors of length 1
@@ -320,7 +324,10 @@ class Config(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise PromptSGError(_sentence(error.errors()[0])) from None
+            first = error.errors()[0]
+            kind = type(first.get("ctx", {}).get("error"))  # a missing part stays one
+            raise (kind if issubclass(kind, PromptSGError) else PromptSGError)(
+                _sentence(first)) from None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -357,6 +364,16 @@ class Config(BaseModel):
                                  "(or hand for folders)")
         return value
 
+    @field_validator("fusion", "classifier", "losses")
+    @classmethod
+    def _known_parts(cls, value, info):
+        from promptsg.parts import FIELDS, check_part  # it needs this module
+
+        kind = {field: kind for kind, field in FIELDS.items()}[info.field_name]
+        for name in value if kind == "loss" else (value,):
+            check_part(kind, name)
+        return value
+
     @field_validator("prompt_template", "simplified_prompt")
     @classmethod
     def _known_places(cls, value):
@@ -390,7 +407,29 @@ class Config(BaseModel):
         for problem, broken in _CONFLICTS.items():
             if broken(self):
                 raise ValueError(problem)
+        self._check_parts()
         return self
+
+    def _check_parts(self):
+        "Options and weights are of parts that the config names, and that are not the package's."
+        from promptsg.parts import is_own
+
+        built_in = next((name for name in self.losses if not is_own("loss", name)), None)
+        if built_in is not None:
+            raise ValueError(f"losses is for losses of one's own, and {built_in!r} is weighed by a "
+                             "field; set loss_id_weight, loss_tri_weight, supcon_loss_weight or "
+                             "loss_centre_weight")
+        named = {"fusion": is_own("fusion", self.fusion), "head": is_own("head", self.classifier),
+                 "backbone": is_own("backbone", self.tower), **dict.fromkeys(self.losses, True)}
+        wrong = next((name for name in self.part_options if not named.get(name)), None)
+        if wrong is not None:
+            raise ValueError(f"part_options has {shown(wrong)}, which names no part of one's own here; "
+                             "its keys are fusion, head, backbone, or a name in losses")
+        try:
+            json.dumps(self.part_options, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("part_options holds more than numbers, texts, lists and true or false; "
+                             "a config is text") from None
 
     @classmethod
     def from_yaml(cls, path):
@@ -406,7 +445,7 @@ class Config(BaseModel):
         try:
             return cls(**{str(key): value for key, value in values.items()})
         except PromptSGError as error:
-            raise PromptSGError(f"{path}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
 
     def to_yaml(self):
         "The fields as YAML text that `from_yaml` reads back to an equal `Config`."
@@ -435,9 +474,22 @@ class Config(BaseModel):
     @property
     def hash(self):
         """The first 12 hex digits of SHA-256 over the fields that results depend on, sorted: equal
-        on any machine for configs that give the same results. `UNMEASURED` fields are left out."""
-        text = json.dumps(self.model_dump(mode="json", exclude=UNMEASURED), sort_keys=True)
+        on any machine for configs that give the same results. `UNMEASURED` fields are left out; the
+        code of registered parts is in it."""
+        from promptsg.parts import code_in
+
+        fields = self.model_dump(mode="json", exclude=UNMEASURED)
+        code = {name: one["source"] for name, one in code_in(self).items()}
+        text = json.dumps(fields | ({"code": code} if code else {}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def loss_weights(self):
+        "{name: weight} of the losses whose weight is not 0, in the order they are added up."
+        fields = {"id": self.loss_id_weight, "triplet": self.loss_tri_weight,
+                  "supcon": self.language and self.supcon_loss_weight,
+                  "centre": self.loss_centre_weight}
+        return {name: weight for name, weight in {**fields, **self.losses}.items() if weight}
 
     @property
     def looks(self):
@@ -534,5 +586,5 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
     "warmup_epochs is longer than the training; make it at most epochs":
         lambda c: c.epochs and c.warmup_epochs > c.epochs,
     "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
-        lambda c: not (c.loss_id_weight or c.loss_tri_weight or (c.language and c.supcon_loss_weight)),
+        lambda c: not {*c.loss_weights} - {"centre"},
 }

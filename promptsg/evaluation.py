@@ -31,6 +31,7 @@ from .data import HandDataset, batches, data_hash
 from .files import counted, csv_text, held, read_csv, read_json, writing
 from .images import progress_bar
 from .metrics import evaluate_features, top_k
+from .parts import code_in
 from .splits import TrainSide
 
 # %% ../nbs/11_evaluation.ipynb #cell004
@@ -338,7 +339,8 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device
               **_counts(measured),
               "camera_filter": cameras, "left_out": {**splits.excluded, **(left_out or {})},
               "data_hash": data_hash(used), "config": config and config.model_dump(mode="json"),
-              "config_hash": config and config.hash, "weights": weights, "precision": precision,
+              "config_hash": config and config.hash, "parts": code_in(config) if config else {},
+              "weights": weights, "precision": precision,
               **_surroundings(device)}
     rows = [{"split": i, **{name: one[name] for name in MEASURES}} for i, one in enumerate(measured)]
     queries = [_query_table(i, query, one["per_query"])

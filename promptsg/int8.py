@@ -74,7 +74,7 @@ def _range(x):
 @torch.inference_mode()
 def channel_ranges(backbone, images):
     "{`block.part`: (2, C)} of what each product of a ViT's blocks is given, over images (B, 3, H, W)."
-    x, found = backbone._stem(images), {}
+    x, found = backbone.stem(images), {}
     for number, block in enumerate(backbone.blocks):
         attn, normed = block.attn, block.ln_1(x)
         q, k, v = (split_heads(t, attn.num_heads) for t in

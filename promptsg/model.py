@@ -15,18 +15,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from open_clip import CustomTextCLIP
 from torch import nn
 
-from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, model_config,
+from .backbone import (Bank, QuickGELU, bare_visual, check_numbers, is_other, load_towers,
+                               mismatch, model_config,
                                read_state_dict, save_tensors, text_tower)
 from .config import (ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number,
                              shown)
 from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
-from .fusion import Fused, MultiModalInteraction, WordPooling, cell_weights
-from .heads import HEADS, Whitening, likeness, shares, standings
+from .fusion import Fused
+from .heads import HeadOutput, Whitening, likeness, shares, standings
 from .inversion import TextualInversionMLP
+from .parts import PartError, code_in, is_own, make, tell_other_code, width_of
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
 
 # %% ../nbs/09_model.ipynb #cell003
@@ -65,7 +66,8 @@ class PromptSG(nn.Module, ModelHubMixin):
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
         towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
-                                       config.text_pretrained, config.seed)
+                                       config.text_pretrained, config.seed,
+                                       config.part_options.get("backbone"))
         own = config.pixel_norm == "tower"
         self.mean, self.std = (towers.mean, towers.std) if own else (IMAGENET_MEAN, IMAGENET_STD)
         self.config, self.num_classes = config, num_classes
@@ -75,10 +77,15 @@ class PromptSG(nn.Module, ModelHubMixin):
         width = towers.dim
         if config.language:
             self.backbone.tokens = tokens_of(config)
+            if "dense" in self.backbone.tokens and not self.backbone.makes_dense:
+                raise PromptSGError(f"patch_tokens is dense, and the tower {config.tower} makes no dense "
+                                    "tokens; set patch_tokens to plain")
             self.prompt, self.inversion, self.fusion = _language(config, towers)
-            width = self.fusion.out_dim if config.looks else width
-        self.head = _head(config, width, num_classes, self.backbone.width)
-        self.whitening = Whitening(self.head.out_dim) if config.whiten else None
+            width = width_of(self.fusion, width)
+        self.head = make("head", config.classifier, config, width, num_classes,
+                         more=(self.backbone.width,))
+        self.out_dim = width_of(self.head, width)  # D' of what ranks
+        self.whitening = Whitening(self.out_dim) if config.whiten else None
         # what a whitening is fitted to; `load_run` says it of the training's config
         self.whitens_mirrored = config.whiten_mirrored or config.mirror
         both = self.backbone.width if config.classifier == "bnneck_pair" else 0
@@ -121,7 +128,16 @@ class PromptSG(nn.Module, ModelHubMixin):
         text = self.say(s, prompt, embedding.shape[0], aspects)  # len() would fix an ONNX batch
         if self.config.fusion == "none":
             return Fused(embedding, None), text, s
-        return self.fusion(self.queries(text), tokens, embedding), text, s
+        return self._fused(self.queries(text), tokens, embedding), text, s
+
+    def _fused(self, text, tokens, embedding):
+        "What the fusion gives; `PartError` where a fusion of one's own gives something else."
+        fused = self.fusion(text, tokens, embedding)
+        shape = (len(embedding), width_of(self.fusion, embedding.shape[1]))
+        if not isinstance(fused, Fused) or tuple(fused.embedding.shape) != shape:
+            raise PartError(f"the fusion {self.config.fusion!r} gave {_what(fused)}; return a "
+                            f"promptsg.fusion.Fused with an embedding of shape {shape}")
+        return fused
 
     def say(self, pseudo_token, prompt=None, batch=None, aspects=None):
         """`TextFeatures` of a prompt for s* (B, W), or without s* for `batch` images.
@@ -159,6 +175,10 @@ class PromptSG(nn.Module, ModelHubMixin):
     def _output(self, embedding, features, labels, **language):
         embedding = self.read(embedding, features)
         head = self.head(embedding, labels)
+        shape = (len(embedding), self.out_dim)
+        if not isinstance(head, HeadOutput) or tuple(head.embedding.shape) != shape:
+            raise PartError(f"the head {self.config.classifier!r} gave {_what(head)}; return a "
+                            f"promptsg.heads.HeadOutput with an embedding of shape {shape}")
         return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states,
                               more_logits=head.more, centres=self.centres, **language)
 
@@ -219,7 +239,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         neck mixes them."""
         if not (self.config.language and self.config.fusion == "pool"):
             return ()
-        if self.head.out_dim != self.fusion.out_dim:
+        if self.out_dim != self.fusion.out_dim:
             return ()
         said = self.prompt.words or (self.prompt.sentence.template,)
         rows, columns = self.config.patch_grid
@@ -293,6 +313,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         towers = _bare_towers(config, fields.image_size, tensors, Path(model_id) / RECORD_FILE)
         model = cls(fields, config["identities"], towers)
         _fill(model, tensors, file)
+        tell_other_code(config["parts"], fields, model_id)
         model.trained_on = _train_side(config["trained_on"])
         return model.eval()
 
@@ -317,41 +338,30 @@ def _language(config, towers):
     if towers.text is None:
         raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
                             "to it (promptsg align-text makes one), or language to false")
+    fusion = make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
     if isinstance(towers.text, Bank):
-        return _banked(config, towers, words)
+        return _banked(config, towers, words), None, fusion
     width = towers.text.width
     if config.pseudo_token_dim not in (None, width):
         raise PromptSGError(f"pseudo_token_dim is {config.pseudo_token_dim} but s* takes a word's place, and words of this text "
                             f"encoder have {width} dimensions; leave the field out or set it to {width}")
     prompt = PromptEncoder(towers.text, towers.tokenizer, *words)
     if config.fusion == "pool":
-        return prompt, None, _fusion(config, towers.dim, towers.backbone.grid)
+        return prompt, None, fusion
     scale = towers.text.token_embedding.weight.std().item()
     inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm,
                                     config.inversion_kind, config.inversion_dropout)
-    return prompt, inversion, _fusion(config, towers.dim, towers.backbone.grid)
+    return prompt, inversion, fusion
 
 
 def _banked(config, towers, words):
-    "`_language` for a bank of sentences."
+    "The prompt of a bank of sentences."
     if config.use_composed_prompt or config.eval_prompt == "composed":
         raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be "
                             "composed of them; set use_composed_prompt: false and eval_prompt: "
                             "simplified, or text_pretrained to a text tower")
-    return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim, towers.backbone.grid)
-
-
-def _fusion(config, dim, grid):
-    "The fusion that the config names, for (rows, columns) of patches; None for none."
-    if config.fusion == "none":
-        return None
-    if config.fusion == "pool":
-        return WordPooling(dim, len(config.words) or 1, config.word_temperature,
-                           cell_weights(grid, config.patch_grid))
-    blocks = config.transformer_layers - config.cross_attention_layers
-    return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers, blocks,
-                                 config.fusion, config.dropout)
+    return BankPrompt(towers.text, *words)
 
 
 def tokens_of(config):
@@ -362,18 +372,20 @@ def tokens_of(config):
     return ("patches",) * plain + ("dense",) * (config.patch_tokens == "dense")
 
 
-def _head(config, dim, num_classes, before):
-    "The head that the config names, with the arguments it takes; `before`: numbers that CLIP projects."
-    neck = dict(reduction=config.bnneck_reduction, reduced_dim=config.bnneck_dim)
-    takes = {"linear": {}, "bnneck": neck, "arcface": dict(neck, scale=config.arcface_scale, margin=config.arcface_margin),
-             "bnneck_pair": dict(first=before)}
-    return HEADS[config.classifier](dim, num_classes, **takes[config.classifier])
+def _what(value):
+    "What a part gave, in words."
+    embedding = getattr(value, "embedding", None)
+    if isinstance(embedding, torch.Tensor):
+        return f"a {type(value).__name__} with an embedding of shape {tuple(embedding.shape)}"
+    return f"a {type(value).__name__}"
 
 # %% ../nbs/09_model.ipynb #zeroshot
 def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
+    options = {kind: value for kind, value in config.part_options.items() if kind == "backbone"}
     return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False,
-                          whiten_mirrored=False, pixel_norm="tower")
+                          whiten_mirrored=False, pixel_norm="tower", losses={},
+                          part_options=options)
 
 
 def untrained(config):
@@ -406,7 +418,8 @@ def spoken_config(model):
 def _record(model):
     "What config.json says: how to build the network, and how to prepare its images."
     quick = any(isinstance(module, QuickGELU) for module in model.modules())  # OpenAI's weights have it whatever the tower is called
-    named = model_config(model.config.tower).get("quick_gelu", False) or not quick
+    named = not quick or is_other(model.config.tower) or model_config(model.config.tower).get(
+        "quick_gelu", False)
     own = model.config.language and model.config.text_pretrained
     text = model.prompt.text if own and isinstance(model.prompt, PromptEncoder) else None
     bank = list(model.prompt.sentences) if own and isinstance(model.prompt, BankPrompt) else None
@@ -415,7 +428,7 @@ def _record(model):
             "sentences": bank,
             "identities": model.num_classes, "trained_on": model.trained_on and sorted(model.trained_on.images),
             "images": {"height_width": list(model.backbone.image_size), "mean": list(model.mean), "std": list(model.std)},
-            "config": spoken_config(model).model_dump(mode="json")}
+            "parts": code_in(model.config), "config": spoken_config(model).model_dump(mode="json")}
 
 # %% ../nbs/09_model.ipynb #new72
 def _reason(error):
@@ -446,6 +459,8 @@ def _read_record(folder):
     try:
         if not wrong:
             Config(**record["config"])
+    except PartError as error:
+        raise PartError(f"{file}: {error}") from None
     except PromptSGError as error:
         wrong = error
     if wrong:
@@ -464,6 +479,7 @@ _RECORD = {  # key of config.json -> whether a value can be that
     "text_cfg": lambda value: value is None or isinstance(value, dict),
     "sentences": lambda value: value is None or _texts(value),
     "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
+    "parts": lambda value: value is None or isinstance(value, dict),
     "trained_on": lambda value: value is None or (isinstance(value, list)
                                                   and all(isinstance(one, str) for one in value))}
 
@@ -476,8 +492,9 @@ def _train_side(images):
 
 def _bare_towers(record, image_size, tensors, where):
     "Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of another."
+    options = record["config"].get("part_options", {}).get("backbone")
     _check_size(record, tensors, where)
-    towers = load_towers(record["tower"], "random", image_size)
+    towers = load_towers(record["tower"], "random", image_size, options=options)
     if record["text_cfg"]:
         prefix = "prompt.text."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
@@ -492,8 +509,10 @@ def _bare_towers(record, image_size, tensors, where):
 def _check_size(record, tensors, where):
     "`PromptSGError` for a record of a model far larger than the tensors: it would be built before they are compared."
     sizes = lambda part: [tensor.shape for name, tensor in tensors.items() if name.startswith(part)]
+    if is_own("backbone", record["tower"]):
+        return  # the user's own code, and no stranger's size
     with torch.device("meta"):  # sizes alone, no memory
-        visual = CustomTextCLIP(**model_config(record["tower"])).visual
+        visual = bare_visual(record["tower"])
     needed, stored = sum(p.numel() for p in visual.parameters()), sum(map(math.prod, sizes("backbone.")))
     classes = max((shape[0] for shape in sizes("head.") if len(shape) == 2), default=record["identities"])
     if needed > 2 * stored or record["identities"] > classes:

@@ -7,8 +7,9 @@ from pytorch_metric_learning.losses import ArcFaceLoss
 from sklearn.covariance import ledoit_wolf
 
 from promptsg.config import PromptSGError
-from promptsg.heads import (HEADS, ArcFace, BNNeck, BNNeckArcFace, BNNeckPair, LinearHead,
+from promptsg.heads import (ArcFace, BNNeck, BNNeckArcFace, BNNeckPair, LinearHead,
                             Whitening, shrunk_covariance)
+from promptsg.parts import part
 
 
 def random(*shape, seed=0):
@@ -21,7 +22,7 @@ LABELS = torch.arange(12) % 5
 @pytest.mark.parametrize("name, options, width", [
     ("linear", {}, 16), ("arcface", {}, 16), ("arcface", {"reduction": True, "reduced_dim": 6}, 6)])
 def test_every_head_has_one_interface(name, options, width):
-    head = HEADS[name](16, 5, **options)
+    head = part("head", name)(16, 5, **options)
     for labels in (LABELS, None):
         output = head(random(12, 16), labels)
         assert output.embedding.shape == (12, width) and output.logits.shape == (12, 5) and head.out_dim == width

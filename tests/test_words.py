@@ -57,7 +57,7 @@ def same(a, b, tolerance=1e-5):
 # --- dense tokens ------------------------------------------------------------
 def spelled_vit(backbone, images):
     "Eq. (1) of the backbone page, a head at a time, nothing shared with the block's own pass."
-    block, visual, x = backbone.blocks[-1], backbone.visual, backbone._stem(images)
+    block, visual, x = backbone.blocks[-1], backbone.visual, backbone.stem(images)
     for earlier in backbone.blocks[:-1]:
         x = earlier(x)
     x, width, heads = block.ln_1(x), backbone.width, block.attn.num_heads
