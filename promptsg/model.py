@@ -133,10 +133,15 @@ class PromptSG(nn.Module, ModelHubMixin):
     def _fused(self, text, tokens, embedding):
         "What the fusion gives; `PartError` where a fusion of one's own gives something else."
         fused = self.fusion(text, tokens, embedding)
-        shape = (len(embedding), width_of(self.fusion, embedding.shape[1]))
-        if not isinstance(fused, Fused) or tuple(fused.embedding.shape) != shape:
+        wide = width_of(self.fusion, embedding.shape[1])
+        if not isinstance(fused, Fused) or fused.embedding.shape[1:] != (wide,):  # no batch: ONNX
             raise PartError(f"the fusion {self.config.fusion!r} gave {_what(fused)}; return a "
-                            f"promptsg.fusion.Fused with an embedding of shape {shape}")
+                            f"promptsg.fusion.Fused with an embedding of shape (B, {wide})")
+        looked = getattr(fused.attention, "shape", ())
+        if len(looked) != 3 or looked[2] != tokens.shape[1]:
+            raise PartError(f"the fusion {self.config.fusion!r} gave an attention of shape "
+                            f"{tuple(looked)}; give (B, heads, {tokens.shape[1]}), even where it does "
+                            "not look")
         return fused
 
     def say(self, pseudo_token, prompt=None, batch=None, aspects=None):
@@ -175,10 +180,10 @@ class PromptSG(nn.Module, ModelHubMixin):
     def _output(self, embedding, features, labels, **language):
         embedding = self.read(embedding, features)
         head = self.head(embedding, labels)
-        shape = (len(embedding), self.out_dim)
-        if not isinstance(head, HeadOutput) or tuple(head.embedding.shape) != shape:
+        if not isinstance(head, HeadOutput) or head.embedding.shape[1:] != (self.out_dim,):
             raise PartError(f"the head {self.config.classifier!r} gave {_what(head)}; return a "
-                            f"promptsg.heads.HeadOutput with an embedding of shape {shape}")
+                            "promptsg.heads.HeadOutput with an embedding of shape "
+                            f"(B, {self.out_dim})")
         return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states,
                               more_logits=head.more, centres=self.centres, **language)
 
@@ -338,21 +343,21 @@ def _language(config, towers):
     if towers.text is None:
         raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
                             "to it (promptsg align-text makes one), or language to false")
-    fusion = make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
+    fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
     if isinstance(towers.text, Bank):
-        return _banked(config, towers, words), None, fusion
+        return _banked(config, towers, words), None, fusion()
     width = towers.text.width
     if config.pseudo_token_dim not in (None, width):
         raise PromptSGError(f"pseudo_token_dim is {config.pseudo_token_dim} but s* takes a word's place, and words of this text "
                             f"encoder have {width} dimensions; leave the field out or set it to {width}")
     prompt = PromptEncoder(towers.text, towers.tokenizer, *words)
     if config.fusion == "pool":
-        return prompt, None, fusion
+        return prompt, None, fusion()
     scale = towers.text.token_embedding.weight.std().item()
     inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm,
                                     config.inversion_kind, config.inversion_dropout)
-    return prompt, inversion, fusion
+    return prompt, inversion, fusion()  # drawn after the inversion
 
 
 def _banked(config, towers, words):

@@ -267,10 +267,10 @@ def other_code(stored, config):
     all are the same. `stored`: an earlier `code_in`."""
     now = code_in(config)
     old = stored if isinstance(stored, dict) else {}
-    source = lambda one: one.get("source") if isinstance(one, dict) else None
-    return ", ".join(f"{shown(name)[1:-1]} ({shown(old.get(name, {}).get('class'))} then, "
-                     f"{one['class']!r} now)" for name, one in now.items()
-                     if name in old and source(old[name]) != one["source"])
+    of = lambda name, key: old[name].get(key) if isinstance(old[name], dict) else None
+    return ", ".join(f"{name} ({shown(of(name, 'class'))} then, {one['class']!r} now)"
+                     for name, one in now.items()
+                     if name in old and of(name, "source") != one["source"])
 
 
 def tell_other_code(stored, config, where):

@@ -431,7 +431,7 @@ def bank_of_tower(sentences, config, out):
     `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for a
     sentence that it cannot read."""
     towers = load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
-                         config.seed)
+                         config.seed, config.part_options.get("backbone"))
     if towers.text is None or isinstance(towers.text, Bank):
         file = config.text_pretrained or config.pretrained
         raise PromptSGError(f"{file} holds no text tower; name one that does, such as --config "
