@@ -877,12 +877,18 @@ def bare_visual(name, options=None):
     return _timm_net(name) if is_other(name) else open_clip.CustomTextCLIP(**model_config(name)).visual
 
 
-def _timm_net(name, tag=None):
-    "timm's network, with the weights of a tag. `PromptSGError` for what is none, or cannot be cut."
+def _timm_name(name):
+    "timm's name of a tower. `PromptSGError` naming the nearest known one when there is none."
     own = name.removeprefix(TIMM)
     if own not in timm.list_models():
         near = difflib.get_close_matches(own[:100], timm.list_models(), n=1, cutoff=0)[0]
         raise PromptSGError(f"timm has no model {shown(own)}; did you mean {TIMM}{near}?")
+    return own
+
+
+def _timm_net(name, tag=None):
+    "timm's network, with the weights of a tag. `PromptSGError` for what is none, or cannot be cut."
+    own = _timm_name(name)
     try:
         net = timm.create_model(f"{own}.{tag}" if tag else own, pretrained=bool(tag), num_classes=0)
     except Exception as error:  # names, network: timm and the hub's client raise many kinds
@@ -900,8 +906,9 @@ def _timm_net(name, tag=None):
 def _other_backbone(name, pretrained, image_size, seed, options):
     "The `Backbone` of timm's or of one's own, with its weights."
     own = is_own("backbone", name)
-    tags = [] if own else timm.list_pretrained(f"{name.removeprefix(TIMM)}.*")
-    tag = pretrained if f"{name.removeprefix(TIMM)}.{pretrained}" in tags else None
+    theirs = "" if own else _timm_name(name)
+    tags = [] if own else timm.list_pretrained(f"{theirs}.*")
+    tag = pretrained if f"{theirs}.{pretrained}" in tags else None
     drawn = pretrained == "random" or (own and pretrained == "embedded")
     path = None if drawn or tag else _other_file(name, pretrained, tags)
     with _drawn_from(seed):

@@ -237,7 +237,7 @@ def _plain_code(item):
     for node in ast.walk(tree):
         first = (getattr(node, "body", None) or [None])[0] if not isinstance(node, ast.Lambda) else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body[0] = ast.Pass()
+            node.body[:1] = [] if node.body[1:] else [ast.Pass()]
     return ast.unparse(tree)
 
 

@@ -306,7 +306,12 @@ def export_onnx(model, file, prompt=None):
         raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
     with writing(file) as part:
         _write_onnx(_Embedding(model, prompt), model.backbone.image_size, part)
-        difference = _largest_difference(model, part, prompt)
+        try:
+            difference = _largest_difference(model, part, prompt)
+        except Exception as error:  # onnxruntime's own kinds
+            raise PromptSGError("the ONNX file does not take any number of images "
+                                f"({type(error).__name__}), so it was not kept; a part of one's own "
+                                "fixes the number, as len(x) does where x.shape[0] does not") from None
         if not difference < TOLERANCE:
             raise PromptSGError(f"the ONNX file would differ from the model by {difference:.1e} in a component, more than {TOLERANCE}; it was not kept")
     return difference

@@ -37,7 +37,7 @@ class Film(nn.Module):
 
     def forward(self, text, patches, embedding):
         said = text.mean(1)
-        even = patches.new_full((len(patches), 1, patches.shape[1]), 1 / patches.shape[1])
+        even = patches.new_full((patches.shape[0], 1, patches.shape[1]), 1 / patches.shape[1])
         return Fused(embedding * (1 + self.scale(said)) + self.shift(said), even)
 
 
@@ -307,6 +307,17 @@ def test_onnx_has_own_parts(film, quick, tmp_path):
     assert export_onnx(model, tmp_path / "model.onnx") < TOLERANCE
 
 
+def test_code_that_fixes_the_batch_is_told(registry, quick, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from promptsg.sharing import export_onnx
+    file = tmp_path / "film.py"
+    file.write_text(FILM.replace("patches.new_full((patches.shape[0]", "patches.new_full((len(patches)"))
+    parts.bring(file)
+    model = PromptSG(own(quick), 4).eval()
+    assert "any number of images" in said(lambda: export_onnx(model, tmp_path / "model.onnx"))
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def test_the_explorer_opens_own_parts(film, quick, hands, splits, tmp_path):
     from promptsg.data import read_11k
     from promptsg.explorer import OpenRun
@@ -368,9 +379,9 @@ def changed(film, old, new):
 def test_two_parts_of_one_name_are_told_apart(film, quick, splits, tmp_path, capsys):
     config, run = own(quick), tmp_path / "run"
     Trainer(config, splits, run, progress=False).fit()
-    changed(film, '"A text scales and shifts the embedding."', "# another comment")
-    assert own(quick).hash == config.hash and parts.other_code(parts.code_in(config), config) == ""
     before, stored = config.hash, parts.code_in(config)
+    changed(film, '"A text scales and shifts the embedding."', "# another comment")
+    assert config.hash == before and parts.other_code(stored, config) == ""
     changed(film, "(1 + self.scale(said))", "(2 + self.scale(said))")
     assert config.hash != before
     assert parts.other_code(stored, config).startswith("fusion film ('film.Film' then, 'film.Film' now)")
@@ -483,7 +494,8 @@ def test_a_tower_of_timm_s_is_timm_s(name):
         assert torch.allclose(found.embedding, backbone.visual(images), atol=1e-6)
     there = whole[:, backbone.visual.num_prefix_tokens:] if name == VIT else whole.flatten(2).mT
     assert torch.allclose(found.patches, there, atol=1e-6) and there.shape[1] == backbone.grid[0] * backbone.grid[1]
-    assert found.embedding.shape[1] == backbone.dim and found.states[0].shape[1] == backbone.width
+    assert found.embedding.shape[1] == backbone.dim and found.pooled.shape[1] == backbone.width
+    assert len(found.states) == min(3, len(backbone.blocks))
     split = backbone.features_after(backbone.features_before(images))
     assert torch.equal(split.embedding, found.embedding)
 
