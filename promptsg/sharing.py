@@ -26,6 +26,7 @@ from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
 from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
+from .parts import code_in
 from .splits import read_stored
 from .training import load_run
 
@@ -137,6 +138,10 @@ def _trained(record):
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
             "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
+    needed = ", ".join(f"{name} ({_code(one['class'])}, SHA-256 `{one['source']}`)"
+                       for name, one in code_in(config).items())
+    if needed:
+        rows["code to import first, not in this folder"] = needed
     chosen = _choice(config.select, len(record["epochs"])) if config.epochs else _NOTHING
     return _table(["what", "value"], rows.items()) + "\n\n" + chosen
 

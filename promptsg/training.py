@@ -868,7 +868,7 @@ class Trainer:
     whitening is fitted, in one pass over the images. `losses(output: PromptSGOutput, labels (B,),
     config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be
     others; they are code and so not in config.yml: give them again to resume, and `build` to
-    `load_run`. Raises `PromptSGError` when the folder holds another run, before the first step
+    `load_run`. A part that is registered (`promptsg.parts`) is in the config and needs neither. Raises `PromptSGError` when the folder holds another run, before the first step
     when images of training or validation cannot be read, or when a loss is not finite."""
     config: Config
     splits: object

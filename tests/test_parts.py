@@ -288,6 +288,7 @@ def test_the_commands_take_import(promptsg, registry, hands, tmp_path):
     command("search", "--gallery", hands, "--query", query, "--run", run, "--out", tmp_path / "found")
     command("export", "--run", run, "--out", tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["parts"]["head narrow"]["class"] == "film.Narrow"
+    assert "`film.Film`" in (tmp_path / "model" / "README.md").read_text()
     command("embed", "--data", hands, "--run", run, "--out", tmp_path / "rows")
 
 
