@@ -181,7 +181,9 @@ class _Found:
 
     def _keep(self, block, rows, columns):
         "The highest of a block's impostor scores, and whose they are."
-        row, column = np.greater_equal(block.numpy(), self._floor(), out=self._mask(block)).nonzero()
+        row, column = np.greater_equal(
+            block.numpy(), self._floor(), out=self._mask(block)
+        ).nonzero()
         people = np.empty((len(row), 2), np.int32)
         people[:, 0], people[:, 1] = rows[row], columns[column]
         self.impostor.append((block[row, column].numpy(), people))
@@ -368,7 +370,8 @@ def det_table(comparisons, points=40, draws=200, seed=0):
     scores are kept. `PromptSGError` where there are too few pairs of people for an FMR of 50 %."""
     least = max(3 / comparisons.people_pairs, 1 / comparisons.impostors)
     if least >= 0.5:
-        raise PromptSGError(f"{comparisons.people} people are too few for any error rate (rule of 3); "
+        raise PromptSGError(f"{comparisons.people} people are too few for any error rate (rule of "
+                            f"3); "
                             "compare images of at least 5")
     grid = stats.norm.cdf(np.linspace(stats.norm.ppf(least), 0, points))
     table = verification(comparisons, tuple(np.maximum(grid, least)), draws, seed)
@@ -536,14 +539,21 @@ def open_set_draws(
 
 
 def open_set_rates(table):
-    """A table of `open_set_draws` as a curve: a DataFrame with a row for each FPIR and columns fpir,
-    fnir (mean over draws and splits), low, high (their middle 95 %), 0..1; missing where the rule
-    of 3 forbids the claim."""
+    """A table of `open_set_draws` as a curve: a DataFrame with a row for each FPIR and columns
+    fpir, fnir (mean over draws and splits), low, high (their middle 95 %), 0..1; missing where the
+    rule of 3 forbids the claim."""
     names = [name for name in table if name.startswith("FNIR at FPIR ")]
     if not names:
         raise PromptSGError("the table has no column of FNIR; give one of open_set_draws")
-    rows = [dict(fpir=float(name.split()[3]) / 100, fnir=table[name].mean(),
-                 low=table[name].quantile(0.025), high=table[name].quantile(0.975)) for name in names]
+    rows = [
+        dict(
+            fpir=float(name.split()[3]) / 100,
+            fnir=table[name].mean(),
+            low=table[name].quantile(0.025),
+            high=table[name].quantile(0.975),
+        )
+        for name in names
+    ]
     return pd.DataFrame(rows).sort_values("fpir", ignore_index=True)
 
 # %% ../nbs/10a_biometrics.ipynb #groups
@@ -555,8 +565,8 @@ def group_rates(embeddings, frame, groups, threshold, per_query=None, draws=1000
     `groups`: a column of the frame, or labels (N,). `per_query`: that table of an evaluation's
     `Result`, for Rank-1 and mAP. Columns: group, people, images; FMR, FNMR, each with _low and
     _high (0..1); FMR_ratio, FNMR_ratio, to all images' rate; with `per_query` rank1 and mAP, with
-    theirs; `note`. The rates of a group of fewer than `fewest` people are missing. `PromptSGError` for a
-    column that is not there, or nobody with a label."""
+    theirs; `note`. The rates of a group of fewer than `fewest` people are missing. `PromptSGError`
+    for a column that is not there, or nobody with a label."""
     if isinstance(groups, str) and groups not in frame:
         raise PromptSGError(
             f"the images have no column {groups!r}; they have {', '.join(frame.columns)}"

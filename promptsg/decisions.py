@@ -203,9 +203,9 @@ def attribute_labels(frame):
 def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1000, ratio=1):
     """The `ErrorRates` of a model on the test people of its splits.
 
-    `decision`: what it may say, from the train side, or None. `per_query`: of a `Result`, for Rank-1
-    and mAP of the groups. `ratio`: the likelihood ratio whose threshold the groups are judged at.
-    `PromptSGError` where no two images show one person, or there is one person alone."""
+    `decision`: what it may say, from the train side, or None. `per_query`: of a `Result`, for
+    Rank-1 and mAP of the groups. `ratio`: the likelihood ratio whose threshold the groups are
+    judged at. `PromptSGError` where no two images show one person, or there is one person alone."""
     feed, test = feed or Feed(model, model.config), splits.test
     ranked = pd.concat([test, *splits.galleries]).drop_duplicates("path", ignore_index=True)
     embeddings = feed.embed(ranked)
@@ -214,20 +214,38 @@ def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1
     said = pd.DataFrame() if decision is None else decision_table(decision, tested, draws=draws)
     threshold = decision.calibration.threshold(ratio) if decision else verified.threshold[0]
     opened = open_set_draws(embeddings, splits.queries, splits.galleries, _FPIR)
-    groups = {name: group_rates(embeddings, test, labels, threshold, per_query, draws)
-              for name, labels in attribute_labels(test).items()}
+    groups = {
+        name: group_rates(embeddings, test, labels, threshold, per_query, draws)
+        for name, labels in attribute_labels(test).items()
+    }
     return ErrorRates(decision, tested, verified, said, opened, groups, float(threshold))
 
 
-DECIDED = ("people", "eer", "eer_low", "eer_high", "fnmr", "fnmr_low", "fnmr_high", "d_prime", "cllr",
-           "least_cllr", "wrong", "wrong_low", "wrong_high", "missed", "calibrated_on", "note")
+DECIDED = (
+    "people",
+    "eer",
+    "eer_low",
+    "eer_high",
+    "fnmr",
+    "fnmr_low",
+    "fnmr_high",
+    "d_prime",
+    "cllr",
+    "least_cllr",
+    "wrong",
+    "wrong_low",
+    "wrong_high",
+    "missed",
+    "calibrated_on",
+    "note",
+)
 
 
 def decided_row(model, splits, feed=None, draws=200):
-    """The error rates of a model in one row, a dict of `DECIDED`: EER, `fnmr` at FMR 1 %, d', Cllr and
-    the least there is, and of "likelihood ratio at least 100" how often it is said of two people
-    (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not claimed, or
-    nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
+    """The error rates of a model in one row, a dict of `DECIDED`: EER, `fnmr` at FMR 1 %, d', Cllr
+    and the least there is, and of "likelihood ratio at least 100" how often it is said of two
+    people (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not
+    claimed, or nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
     feed, reason = feed or Feed(model, model.config), ""
     test = splits.test
     tested = compare_all(feed.embed(test).of(test), test.identity)
@@ -240,10 +258,19 @@ def decided_row(model, splits, feed=None, draws=200):
         decision = fit_decision(model, splits, feed=feed)
     except PromptSGError as error:
         return row | dict(note=str(error).split(";")[0])
-    said, (scores, genuine) = decision_table(decision, tested, (100,), draws).iloc[0], tested.scores()
-    row |= dict(cllr=cllr(decision.calibration(scores), genuine), least_cllr=min_cllr(scores, genuine),
-                wrong=said.FMR, wrong_low=said.FMR_low, wrong_high=said.FMR_high, missed=said.FNMR,
-                calibrated_on=decision.people)
+    said, (scores, genuine) = (
+        decision_table(decision, tested, (100,), draws).iloc[0],
+        tested.scores(),
+    )
+    row |= dict(
+        cllr=cllr(decision.calibration(scores), genuine),
+        least_cllr=min_cllr(scores, genuine),
+        wrong=said.FMR,
+        wrong_low=said.FMR_low,
+        wrong_high=said.FMR_high,
+        missed=said.FNMR,
+        calibrated_on=decision.people,
+    )
     return row | dict(note="")
 
 # %% ../nbs/23_decisions.ipynb #who
@@ -291,7 +318,8 @@ def in_a_sentence(log_ratio, nobody, name=""):
 
 def what_to_say(decision, similarity, identities, run):
     """What a run says of a search: a list of sentences, of the first place and of how often such is
-    wrong. `similarity` (G,) of gallery images, `identities` (G,); a person's ratio is the highest."""
+    wrong. `similarity` (G,) of gallery images, `identities` (G,); a person's ratio is the
+    highest."""
     ratios = decision.calibration(np.asarray(similarity, float))
     people = pd.Series(ratios).groupby(np.asarray(identities)).max().sort_values(ascending=False)
     _, nobody = who_is_it(people.to_numpy()[None])
@@ -301,8 +329,8 @@ def what_to_say(decision, similarity, identities, run):
 
 
 def how_often_wrong(run, log_ratio):
-    """How often a run says so much of two people, in a sentence, from the table that promptsg decide
-    left beside the decision; empty where there is none, or for a ratio below 1."""
+    """How often a run says so much of two people, in a sentence, from the table that promptsg
+    decide left beside the decision; empty where there is none, or for a ratio below 1."""
     file = Path(run) / "decision" / "said.csv"
     if log_ratio < 0 or not file.is_file():
         return ""
