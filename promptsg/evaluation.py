@@ -43,7 +43,9 @@ class Protocol:
 
 
 PROTOCOLS = {"clipfh": Protocol("clipfh", gallery="galleries", ap="mean"),
-             "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid")}
+             "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid"),
+             # persons, vehicles: the set's own queries and gallery, distractors in it
+             "official": Protocol("official", gallery="galleries_all", ap="mean")}
 
 
 def find_protocol(name):
@@ -156,6 +158,12 @@ class Result:
         values = 100 * self.per_split[MEASURES]
         table = pd.DataFrame({"mean": values.mean(), "std": values.std().fillna(0.0)})
         return table.rename_axis("measure")
+
+    def interval(self, measure="mAP"):
+        """A `Difference` from 0, in percent: the value, its 95 % interval over people, and how many these
+        are. `measure`: mAP, rank1, rank5 or rank10."""
+        sums, counts = _unit_sums([self], measure, "identity")
+        return difference_of(0 * sums, sums, counts)
 
     def save(self, folder):
         """Write result.json, per_split.csv, summary.csv and per_query.csv.
@@ -293,7 +301,7 @@ def _same_galleries(splits, protocol):
     "The name of a protocol before this one in `PROTOCOLS` that ranks the same galleries, or None."
     images = lambda name: [set(gallery.image) for gallery in getattr(splits, name)]
     for other in PROTOCOLS.values():
-        if other.name == protocol.name:
+        if other.name == protocol.name or protocol.name == "official":
             return None
         if images(other.gallery) == images(protocol.gallery):
             return other.name
@@ -317,10 +325,14 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device
     embeddings were made: `device`, `precision`, `weights` (a word or hash for them); `left_out`,
     {reason: images} beyond what the splits count. Raises `PromptSGError` for an unknown protocol or
     rule, for images that `embeddings` does not have, for people that the model was trained on, and for
-    a split whose queries all have no match."""
+    a split whose queries all have no match. `official` needs data with roles."""
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
+    if protocol.name == "official" and "role" not in splits.queries[0]:
+        raise PromptSGError("protocol official ranks a data set's own queries and gallery, and this data "
+                            "names none; use clipfh or mba, or give a CSV with the columns path, "
+                            "identity, camera and role")
     if embeddings.trained_on is not None:
         embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
@@ -377,7 +389,17 @@ def conditions(results):
 
 def notes(results):
     "The lines for below a table of `{name: Result}`: `minp_note` and `conditions`."
-    return [minp_note(results), *conditions(results)]
+    return [minp_note(results), *conditions(results), *_intervals(results)]
+
+
+def _intervals(results):
+    "Lines on results of one split, whose deviation over splits says nothing."
+    for name, result in results.items():
+        if len(result.per_split) == 1:
+            said = ", ".join(f"{word} {found.difference:.1f} [{found.low:.1f}, {found.high:.1f}]"
+                             for word, found in (("Rank-1", result.interval("rank1")),
+                                                 ("mAP", result.interval("mAP"))))
+            yield f"{name}: one split; 95 % intervals over {result.interval().units} people: {said}"
 
 # %% ../nbs/11_evaluation.ipynb #cell011
 class Difference(NamedTuple):

@@ -55,10 +55,12 @@ def _one_way(logits: Tensor,   # (B, B) similarity / temperature, rows rank colu
 def supcon(image: Tensor,              # v (B, D); normalised here
            text: Tensor,               # l (B, D); row i is the sentence composed for image i; normalised here
            labels: Tensor,             # (B,) integers; equal means the same identity
-           temperature: float = 0.07   # tau > 0
+           temperature: float = 0.07,  # tau > 0
+           direction: str = "both"     # both, or "image_to_text", Eq. (4), or "text_to_image", Eq. (5), alone
           ) -> Tensor:                 # scalar >= 0
     """PromptSG's symmetric supervised contrastive loss, Eqs. (4)-(6). With K images of each identity it cannot fall below
-    2 ln K: K positives share one softmax. Raises `PromptSGError` for shapes that differ, bad labels or temperature."""
+    2 ln K: K positives share one softmax. Raises `PromptSGError` for shapes that differ, bad labels, temperature or
+    direction."""
     if image.shape != text.shape:
         raise PromptSGError(f"images are {tuple(image.shape)} and texts {tuple(text.shape)}; give one text per image, equally long.")
     if not temperature > 0:
@@ -66,7 +68,10 @@ def supcon(image: Tensor,              # v (B, D); normalised here
     check_labels(labels, len(image))
     logits = F.normalize(image.float()) @ F.normalize(text.float()).T / temperature  # (B, B)
     positive = labels[:, None] == labels
-    return _one_way(logits, positive) + _one_way(logits.T, positive)
+    ways = {"image_to_text": (logits,), "text_to_image": (logits.T,), "both": (logits, logits.T)}
+    if direction not in ways:
+        raise PromptSGError(f"the direction is {direction!r}; choose one of {', '.join(ways)}.")
+    return sum(_one_way(one, positive) for one in ways[direction])
 
 # %% ../nbs/08_losses.ipynb #cell019
 def centre_loss(embedding: Tensor, # (B, D)

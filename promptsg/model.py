@@ -22,7 +22,7 @@ from .backbone import (Bank, QuickGELU, check_numbers, load_towers, mismatch, mo
                                read_state_dict, save_tensors, text_tower)
 from .config import Config, PromptSGError, shown
 from .files import check_writable, read_json, write_json, write_text
-from .fusion import MultiModalInteraction, WordPooling, cell_weights
+from .fusion import MultiModalInteraction, NoInteraction, WordPooling, cell_weights
 from .heads import HEADS, Whitening, likeness, shares, standings
 from .inversion import TextualInversionMLP
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
@@ -57,11 +57,14 @@ class PromptSG(nn.Module, ModelHubMixin):
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
         towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
-                                       config.text_pretrained, config.seed)
+                                       config.text_pretrained, config.seed, config.patch_stride)
         self.config, self.num_classes, self.mean, self.std = config, num_classes, towers.mean, towers.std
         self.trained_on = None
         self.backbone = towers.backbone
         self.backbone.unfreeze(config.unfreeze_blocks)
+        if config.camera_embedding:
+            _check_cameras(config)
+            self.backbone.set_cameras(len(config.cameras), config.camera_embedding)
         width = towers.dim
         if config.language:
             self.backbone.tokens = tokens_of(config)
@@ -72,13 +75,17 @@ class PromptSG(nn.Module, ModelHubMixin):
         centres = torch.zeros(num_classes, width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
-    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None):
+    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None,
+                cameras=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
 
         `prompt` is "composed" or "simplified"; None follows the config (`use_composed_prompt` in training, `eval_prompt` otherwise).
         `labels` (B,) are for heads with a margin in training; `aspects` (B,) the numbers of the
-        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`."""
-        features = self.backbone.features_after(self.backbone.features_before(images) if frozen is None else frozen)
+        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`; `cameras` (B,)
+        the places of theirs among `config.cameras` (-1: another), for `camera_embedding`."""
+        if frozen is None:
+            frozen = self.backbone.features_before(images, cameras)
+        features = self.backbone.features_after(frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
         fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense,
@@ -159,13 +166,15 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self.retrieval(fused.embedding)
 
     @torch.no_grad()
-    def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True):
+    def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True,
+              cameras=None):
         """Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the
         model's mode is. Arguments as in `forward`; without `whitened`, what the whitening is given."""
         was = self.training
         self.eval()
         try:
-            output = self(images, prompt, frozen=frozen, aspects=aspects)
+            seen = {} if cameras is None else {"cameras": cameras}
+            output = self(images, prompt, frozen=frozen, aspects=aspects, **seen)
             ranks = output.retrieval if whitened else self.head(output.embedding).embedding
             return F.normalize(ranks.float(), dim=1)
         finally:
@@ -248,7 +257,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         "A model from a local folder and its record."
         fields, file = Config(**config["config"]).replace(**changes), Path(model_id) / WEIGHT_FILE
         tensors = read_state_dict(file)
-        towers = _bare_towers(config, fields.image_size, tensors, Path(model_id) / RECORD_FILE)
+        towers = _bare_towers(config, fields, tensors, Path(model_id) / RECORD_FILE)
         model = cls(fields, config["identities"], towers)
         _fill(model, tensors, file)
         model.trained_on = _train_side(config["trained_on"])
@@ -299,11 +308,19 @@ def _banked(config, towers, words):
     return BankPrompt(towers.text, *words), None, _fusion(config, towers.dim, towers.backbone.grid)
 
 
+def _check_cameras(config):
+    if not config.cameras:
+        raise PromptSGError("camera_embedding learns a vector for each camera, and none is named; train on "
+                            "data that says which camera took each image, or set cameras")
+
+
 def _fusion(config, dim, grid):
     "The fusion that the config names, for (rows, columns) of patches."
     if config.fusion == "pool":
         return WordPooling(dim, len(config.words) or 1, config.word_temperature,
                            cell_weights(grid, config.patch_grid))
+    if config.fusion == "none":
+        return NoInteraction(dim)
     blocks = config.transformer_layers - config.cross_attention_layers
     return MultiModalInteraction(dim, config.attention_heads, config.cross_attention_layers, blocks,
                                  config.fusion, config.dropout)
@@ -425,10 +442,11 @@ def _train_side(images):
     return None if images is None else TrainSide(frozenset(), frozenset(images))
 
 
-def _bare_towers(record, image_size, tensors, where):
+def _bare_towers(record, fields, tensors, where):
     "Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of another."
     _check_size(record, tensors, where)
-    towers = load_towers(record["tower"], "random", image_size)
+    towers = load_towers(record["tower"], "random", fields.image_size,
+                         patch_stride=fields.patch_stride)
     if record["text_cfg"]:
         prefix = "prompt.text."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

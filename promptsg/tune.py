@@ -255,7 +255,7 @@ def _together(configs, frame, people, progress):
     "`_embedded` of configs with one tower."
     first = configs[0]
     towers = load_towers(first.tower, first.pretrained, first.image_size, first.text_pretrained,
-                         first.seed)
+                         first.seed, first.patch_stride)
     models = [PromptSG(one.replace(whiten=False, whiten_mirrored=False), 1, towers).eval()
               for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
