@@ -7,9 +7,9 @@ __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets
            'chosen_config', 'read_frame', 'ready_model', 'print_table', 'train', 'evaluate_command', 'results_folder',
            'plain_name', 'embed', 'record_of', 'search', 'decide', 'export', 'ranked_figure', 'ranked_lists',
            'attention_figure', 'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth',
-           'spread_values', 'Several', 'wrapped_table', 'versions', 'report', 'check_packages', 'check_weights',
-           'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command', 'tune_command', 'align_text_command',
-           'bench', 'main']
+           'spread_values', 'Several', 'wrapped_table', 'versions', 'report', 'reproduce', 'check_packages',
+           'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command', 'tune_command',
+           'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -108,6 +108,8 @@ def read_frame(data, config, level=None, only=False):
     )
     for line in left_out_lines(frame.attrs.get("excluded", {})):
         typer.echo(line, err=True)
+    if part := frame.attrs.get("part"):
+        typer.echo(f"a part of the data set: {part}", err=True)
     return frame
 
 
@@ -196,7 +198,10 @@ def _train(config, frame, folder, resume):
         typer.echo(f"trained; the run is in {folder}")
 
 
-Protocol = Annotated[str, typer.Option("--protocol", help="clipfh or mba.")]
+Protocol = Annotated[Optional[str], typer.Option(
+    "--protocol",
+    help="clipfh, mba, or official for data with its own queries and gallery. Without: official "
+    "for such data, else clipfh.")]
 
 
 @app.command("evaluate")
@@ -204,7 +209,7 @@ def evaluate_command(
     data: Data,
     run: AnyRun = None,
     config: Untrained = None,
-    protocol: Protocol = "clipfh",
+    protocol: Protocol = None,
     cross: Annotated[
         bool,
         typer.Option(
@@ -212,6 +217,10 @@ def evaluate_command(
             help="The data is another data set than the run's: everybody in it is a test person.",
         ),
     ] = False,
+    dataset: Annotated[
+        Optional[str],
+        typer.Option("--dataset", help="With --cross: market1501, msmt17, ..., for a set that its folders do not tell."),
+    ] = None,
     out: Annotated[
         Optional[Path],
         typer.Option(
@@ -232,13 +241,17 @@ def evaluate_command(
             "--cross measures a run on another data set; give --run FOLDER (with --config nothing "
             "was trained, so leave --cross out)"
         )
+    if dataset and not cross:
+        raise PromptSGError(
+            "--dataset says how another data set lies; give --cross too, or --set dataset=NAME")
     chosen = chosen_config(run, config, sets)
     check_writable(out or run or Path("runs"))
-    other = dict(dataset="11k", identity_level=None)  # how another data set lies is seen there
+    other = dict(dataset=dataset or "11k", identity_level=None)  # how another data set lies is seen there
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
     from promptsg.training import measure, processes
 
+    protocol = protocol or ("official" if "role" in frame else "clipfh")
     splits, fitted = _what_to_measure(run, model, frame, cross)
     results, _ = measure(model, splits, (protocol,), config=fitted)
     if processes()[0] == 0:
@@ -587,16 +600,16 @@ def ranked_figure(rows, named=False, **options):
 def ranked_lists(embeddings, splits, queries=5, top=8, seed=0, model=None):
     """The ranked-list figure of a few random queries of the first split; with the `model`, in which
     words they are alike, where it pools words."""
-    from promptsg.evaluation import rank_gallery
-    chosen, gallery = splits.queries[0].sample(queries, random_state=seed), splits.galleries[0]
-    places, similarity = rank_gallery(embeddings, chosen, gallery, top)
+    from promptsg.evaluation import rank_gallery, rankable, shown_gallery
+    chosen, whole = splits.queries[0].sample(queries, random_state=seed), shown_gallery(splits)
 
-    def nearest(query, place):
-        said = model and model.alike(query, embeddings.of(gallery))
-        return (gallery if said is None else gallery.assign(alike=said)).iloc[place.tolist()]
-    found = zip(chosen.iterrows(), embeddings.of(chosen), places, similarity)
-    return ranked_figure([(row, nearest(query, place), near.tolist())
-                          for (_, row), query, place, near in found],
+    def nearest(number):
+        one, gallery = chosen.iloc[[number]], rankable(chosen.iloc[number], whole)
+        places, similarity = rank_gallery(embeddings, one, gallery, top)
+        said = model and model.alike(embeddings.of(one)[0], embeddings.of(gallery))
+        gallery = gallery if said is None else gallery.assign(alike=said)
+        return chosen.iloc[number], gallery.iloc[places[0].tolist()], similarity[0].tolist()
+    return ranked_figure([*map(nearest, range(queries))],
                          note=f"{queries} queries of the first split, drawn at random (seed {seed})")
 
 
@@ -648,9 +661,10 @@ def steps_figure(model, embeddings, splits, top=4, seed=0):
     where it looks (mean over heads), what is found."""
     import torch
     from promptsg.data import load_image
-    from promptsg.evaluation import rank_gallery
+    from promptsg.evaluation import rank_gallery, rankable, shown_gallery
     from promptsg.plots import plot_steps
-    chosen, gallery = splits.queries[0].sample(1, random_state=seed), splits.galleries[0]
+    chosen = splits.queries[0].sample(1, random_state=seed)
+    gallery = rankable(chosen.iloc[0], shown_gallery(splits))
     (places,), (similarity,) = rank_gallery(embeddings, chosen, gallery, top)
     found = gallery.iloc[list(places)]
     with torch.no_grad():
@@ -835,6 +849,33 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")
+
+# %% ../nbs/16_cli.ipynb #reproduce
+@app.command(cls=Several)
+def reproduce(
+    dataset: Annotated[str, typer.Argument(help="market1501, msmt17, dukemtmc or cuhk03np.")],
+    data: Annotated[Optional[Path], typer.Option("--data", help="The data set's folder.")] = None,
+    backbone: Annotated[str, typer.Option("--backbone", help="vitb16 or rn50.")] = "vitb16",
+    rows: Annotated[Optional[list[str]], typer.Option("--rows", help="Which rows; all that were "
+                    "published without. Several values.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="A small tower and a few steps: only shows "
+                     "that everything runs.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Train nothing: say what an epoch costs here "
+                    "and, from counted operations, on a GPU.")] = False,
+    out: Annotated[Optional[Path], typer.Option("--out", help="Folder; runs/reproduce-DATASET-BACKBONE "
+                   "without.")] = None,
+    sets: Sets = None):
+    "Train and measure the paper's rows on a data set of persons: published beside measured."
+    from promptsg.persons import cost_of_training, reproduce as run, reproduced_lines
+    if cost:
+        typer.echo(cost_of_training(dataset, backbone, small, **parse_sets(sets)).to_string(index=False))
+        return
+    if data is None:
+        raise PromptSGError("no data is given; add --data FOLDER (or --cost, which needs none)")
+    folder = out or Path("runs") / f"reproduce-{dataset}-{backbone}{'-small' * small}"
+    table = run(dataset, data, folder, backbone, rows, small, parse_sets(sets))
+    typer.echo("\n".join(reproduced_lines(table, small)))
+    typer.echo(f"runs and table.csv are in {folder}")
 
 # %% ../nbs/16_cli.ipynb #cell016
 _FAILED = ("missing", "cannot be read")  # what a check found when it failed

@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings', 'embed_images',
            'ranked_images', 'batch_dependence', 'Result', 'processor', 'evaluate', 'minp_note', 'conditions', 'notes',
            'Difference', 'effective_number', 'difference_of', 'difference_from', 'paired_difference', 'holm', 'combine',
-           'rank_gallery']
+           'rank_gallery', 'rankable', 'shown_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -566,6 +566,20 @@ def rank_gallery(embeddings, queries, gallery, k=10):
     Equal similarities keep the gallery's order; k is at most the gallery's size. Raises `PromptSGError` for k below 1 and for
     images that were not embedded."""
     return top_k(embeddings.of(queries), embeddings.of(gallery), k)
+
+
+def rankable(query, gallery):
+    """The rows of a gallery that may be ranked for one query (a row of a frame): of data with roles,
+    without what the query's own camera shows of the same identity."""
+    if "role" not in gallery:
+        return gallery
+    own = (gallery.identity == query.identity) & (gallery.camera == query.camera)
+    return gallery[~own].reset_index(drop=True)
+
+
+def shown_gallery(splits):
+    "The gallery of the first split from which ranked lists are shown: with its distractors, if any."
+    return (splits.galleries_all if "role" in splits.queries[0] else splits.galleries)[0]
 
 # %% ../nbs/11_evaluation.ipynb #hiding
 from .looking import areas_under, curve_table, hiding_curves, lost_by_hiding  # also from here

@@ -37,9 +37,10 @@ from .looking import LOOKING, looking_table
 from .model import untrained, zero_shot_config
 from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms,
                             plot_published, plot_versions, save_figure)
+from .readers import subject_of
 from .synth import demo_hands
 from .training import Feed, Trainer, load_run, measure, splits_of
-from .versions import CHAIN, OURS, VERSIONS, remark, version
+from .versions import CHAIN, OURS, PERSONS, VERSIONS, remark, version, versions_of
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -68,6 +69,7 @@ LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
 ORDER = [*BASELINES, "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
          "simplified", "paper", "paper_whitened", "training_free", "best"]
+ORDER = [*dict.fromkeys([*ORDER, *PERSONS])]
 
 
 def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), controls=True):
@@ -75,19 +77,20 @@ def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), c
     `zero-shot, whitened`; the first seed of everything before the second.
 
     `versions`: names of versions, or all, chain, logged. `PromptSGError` for a version or backbone that is not known, and for nothing to do."""
-    names = {"image_only", *(name for given in versions for name in GROUPS.get(given, [given]))}
-    names -= {*BASELINES}
+    def names_on(backbone):
+        known = {**GROUPS, "all": versions_of(backbone)}
+        wanted = {"image_only", *(name for given in versions for name in known.get(given, [given]))}
+        return wanted - {*BASELINES}
     for backbone in backbones:
-        for name in sorted(names):
+        for name in sorted(names_on(backbone)):
             version(name, backbone)
     if not (backbones and seeds and aspects and min(seeds) >= 0):
         raise PromptSGError("a report needs at least one backbone, one aspect and one seed, and seeds from 0 up")
     places = [(backbone, aspect) for backbone in dict.fromkeys(backbones) for aspect in dict.fromkeys(aspects)]
-    trained = [name for name in ORDER if name in names]
     untrained = BASELINES if controls else BASELINES[:1]
     return [*(Run(*place, name, None) for place in places for name in untrained),
             *(Run(*place, name, seed) for seed in dict.fromkeys(seeds) for place in places
-              for name in trained)]
+              for name in ORDER if name in names_on(place[0]))]
 
 # %% ../nbs/18_report.ipynb #cell006
 _OPTIONS = {"aspect": "--aspect", "variant": "--versions", "model": "--backbone", "clip_model": "--backbone"}
@@ -951,8 +954,8 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)
-        if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
-            runs = plan_runs(backbones, versions, seeds, ("hand",), controls)
+        if subject := subject_of(frame):  # data that does not tell aspects apart
+            runs = plan_runs(backbones, versions, seeds, (subject,), controls)
         jobs = make_jobs(out, runs, frame, protocols, changes, controls, looking)
         _prepare(out, jobs, frame, command, progress)
         do_jobs(jobs, progress)
