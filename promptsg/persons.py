@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PAPER_SECONDS', 'Published', 'published_rows', 'row_config', 'reproduce', 'reproduced_lines',
-           'cost_of_training']
+           'free_table', 'cost_of_training']
 
 # %% ../nbs/24_persons.ipynb #imports
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ import torch
 
 from .bench import operations, side_by_side
 from .config import PromptSGError, shown
-from .evaluation import processor
+from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
-from .training import Trainer, load_run, loss_terms, measure, parameter_groups, splits_of
+from .training import Trainer, load_run, loss_terms, measure, parameter_groups, read_run, splits_of
+from .tune import measure_parts, train_people, word_parts
 from .versions import version
 
 # %% ../nbs/24_persons.ipynb #published
@@ -95,7 +97,7 @@ def reproduce(dataset, data, out, backbone="vitb16", names=None, small=False, ch
     check_writable(out)
     frame = read_data(data, dataset)
     for line in left_out_lines(frame.attrs["excluded"]):
-        print(line)
+        print(line, file=sys.stderr)
     found, splits = [], None
     for row in rows:
         config = for_data(configs[row.version], frame)
@@ -110,14 +112,16 @@ def reproduce(dataset, data, out, backbone="vitb16", names=None, small=False, ch
 def _measured(row, run, splits, progress):
     "A row of the table; its evaluation is in the run's folder, made where it is not there."
     prompt = {"eval_prompt": row.prompt} if row.prompt else {}
-    model = load_run(run, **prompt)
-    folder = run / "-".join(["evaluation-official", *prompt.values()])
-    result = measure(model, splits, ("official",), progress)[0]["official"]
-    result.save(folder)
+    folder, config = run / "-".join(["evaluation-official", *prompt.values()]), read_run(run).replace(**prompt)
+    try:
+        result = Result.load(folder)
+    except PromptSGError:  # not measured yet
+        result = measure(load_run(run, **prompt), splits, ("official",), progress)[0]["official"]
+        result.save(folder)
     mean, ends = result.summary["mean"], result.interval("mAP")
     return {"row": row.version + (f", {row.prompt} prompt" if row.prompt else ""), "table": row.table,
             "mAP published": row.mAP, "mAP": mean.mAP, "low": ends.low, "high": ends.high,
-            "Rank-1 published": row.rank1, "Rank-1": mean.rank1, "epochs": model.config.epochs,
+            "Rank-1 published": row.rank1, "Rank-1": mean.rank1, "epochs": config.epochs,
             "images": len(splits.train), "source": splits.source}
 
 
@@ -131,6 +135,33 @@ def reproduced_lines(table, small=False):
         yield "--small: a small tower and four steps; these figures say nothing of the method"
     if "a part of it" in source:
         yield f"measured on {source}: figures of a part are not comparable with published ones"
+
+# %% ../nbs/24_persons.ipynb #free
+def free_table(config, splits, made_of, words, progress=True):
+    """What is measured without training: a DataFrame, a row for each of `made_of` {name: [part, ...]}, plain
+    and whitened.
+
+    `config`: a version that pools where words look; parts are `class token`, `patches`, `no word`, `random`
+    and the `words`. Columns: embedding, whitened, then Rank-1 and mAP in percent with their 95 % intervals
+    over people. `PromptSGError` as `promptsg.tune.word_parts`."""
+    rows = [train_people(splits), ranked_images(splits, ("official",))]
+    frame = pd.concat(rows).drop_duplicates("path", ignore_index=True)
+    model = PromptSG(config.replace(words=(words[0],), whiten=False), 1).eval()
+    parts, found = word_parts(model, frame, words, controls=True, progress=progress), []
+    for whiten in (False, True):
+        results = measure_parts(parts, frame, splits, made_of, ("official",), whiten)
+        found += [{"embedding": name, "whitened": whiten, **_with_ends(one["official"])}
+                  for name, one in results.items()]
+    return pd.DataFrame(found)
+
+
+def _with_ends(result):
+    "Rank-1 and mAP with the ends of their intervals."
+    columns = {}
+    for name, measure_ in (("Rank-1", "rank1"), ("mAP", "mAP")):
+        found = result.interval(measure_)
+        columns |= {name: found.difference, f"{name} low": found.low, f"{name} high": found.high}
+    return columns
 
 # %% ../nbs/24_persons.ipynb #cost
 _GPU_RATES = {"a GPU that sustains 50 TFLOP/s": 5e13, "a GPU that sustains 200 TFLOP/s": 2e14}
