@@ -231,6 +231,8 @@ class Config(BaseModel):
     patch_tokens: Literal["plain", "dense"] = "plain"
     # pool: cells (rows, columns) in which the plain patches' means are taken
     patch_grid: tuple[_Cells, _Cells] = (1, 1)
+    # pool: class token and patches stand beside the words
+    pool_beside: bool = True
     # pool: what looks; none: the simplified prompt's sentence
     words: tuple[str, ...] = ()
     word_temperature: float = _within(50.0, 0, 1000, "it multiplies cosines", above=True)
@@ -509,6 +511,9 @@ _CONFLICTS = {  # sentence -> test; each names the fields, so that the message a
         lambda c: c.whiten_mirrored and not c.whiten,
     "patch_grid divides the patches of fusion: pool alone; set that, or leave patch_grid out":
         lambda c: c.patch_grid != (1, 1) and c.fusion != "pool",
+    "pool_beside: false leaves the words of fusion: pool alone; set that and patch_grid: [1, 1], or "
+    "leave pool_beside out":
+        lambda c: not c.pool_beside and (c.fusion != "pool" or c.patch_grid != (1, 1)),
     "words look with fusion: pool alone; set that, or leave words out":
         lambda c: c.words and c.fusion != "pool",
     "model and clip_model name different towers; give only one of them":

@@ -84,7 +84,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`; `cameras` (B,)
         the places of theirs among `config.cameras` (-1: another), for `camera_embedding`."""
         if frozen is None:
-            frozen = self.backbone.features_before(images, cameras)
+            seen = () if cameras is None else (cameras,)
+            frozen = self.backbone.features_before(images, *seen)
         features = self.backbone.features_after(frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
@@ -190,6 +191,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         if self.head.out_dim != self.fusion.out_dim:
             return ()
         said = self.prompt.words or (self.prompt.sentence.template,)
+        if not self.config.pool_beside:
+            return (*map(fill_aspect, said),)
         rows, columns = self.config.patch_grid
         cells = [f"patches {row}-{column}" for row in range(1, rows + 1)
                  for column in range(1, columns + 1)]
@@ -318,7 +321,7 @@ def _fusion(config, dim, grid):
     "The fusion that the config names, for (rows, columns) of patches."
     if config.fusion == "pool":
         return WordPooling(dim, len(config.words) or 1, config.word_temperature,
-                           cell_weights(grid, config.patch_grid))
+                           cell_weights(grid, config.patch_grid), config.pool_beside)
     if config.fusion == "none":
         return NoInteraction(dim)
     blocks = config.transformer_layers - config.cross_attention_layers

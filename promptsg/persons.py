@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PAPER_SECONDS', 'Published', 'published_rows', 'row_config', 'reproduce', 'reproduced_lines',
-           'free_table', 'cost_of_training']
+           'free_table', 'official_folds', 'choose_parts', 'cost_of_training']
 
 # %% ../nbs/24_persons.ipynb #imports
 import math
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -19,10 +20,12 @@ from .bench import operations, side_by_side
 from .config import PromptSGError, shown
 from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
+from .images import progress_bar
+from .metrics import evaluate_ranking
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
 from .training import Trainer, load_run, loss_terms, measure, parameter_groups, read_run, splits_of
-from .tune import measure_parts, train_people, word_parts
+from .tune import deal_people, measure_parts, train_people, whitened_similarity, word_parts
 from .versions import version
 
 # %% ../nbs/24_persons.ipynb #published
@@ -162,6 +165,56 @@ def _with_ends(result):
         found = result.interval(measure_)
         columns |= {name: found.difference, f"{name} low": found.low, f"{name} high": found.high}
     return columns
+
+# %% ../nbs/24_persons.ipynb #choose
+def official_folds(gram, frame, dim, folds=5, seed=0):
+    """mAP (0..1) of each fold's people, (folds,), ranked as in `official`, whitened by the other folds' people.
+
+    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's images, all
+    of the train side. `PromptSGError` for too few people or none with two cameras."""
+    dealt, scores = deal_people(frame, folds, seed), []
+    who, cameras = frame.identity.to_numpy(), frame.camera.to_numpy()
+    for fold in range(folds):
+        others, own = np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)
+        labels = torch.from_numpy(pd.factorize(who[others])[0])
+        rows = np.concatenate([others, own])
+        seen = whitened_similarity(gram[rows][:, rows], torch.arange(len(others)), labels, dim)
+        held = seen[len(others):, len(others):]
+        scores.append(evaluate_ranking(held, who[own], who[own], cameras[own], cameras[own])["mAP"])
+    return np.array(scores)
+
+
+def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True):
+    """Parts side by side, chosen greedily by `official_folds` on train people: a DataFrame, a row a step.
+
+    `parts` {name: (N, D)}: as `promptsg.tune.word_parts` gives them of the train side's images; `start`:
+    those that are there before. Columns: `parts`, `mAP` (percent, mean over folds), `gain` over the step
+    before and its standard `error` over folds, `kept`: it is above that error."""
+    grams = {name: rows @ rows.T for name, rows in parts.items()}
+    sizes = {name: rows.shape[1] for name, rows in parts.items()}
+    scale = {name: round(float(gram.diagonal().mean())) for name, gram in grams.items()}  # cells
+
+    def measured(names):
+        total = sum(grams[name] for name in names) / sum(scale[name] for name in names)
+        return 100 * official_folds(total, frame, sum(sizes[name] for name in names), folds, seed)
+    chosen, steps, before = list(start), [], None
+    if chosen:
+        before = measured(chosen)
+        steps.append(dict(parts=", ".join(chosen), mAP=before.mean(), gain=math.nan, error=math.nan, kept=True))
+    while len(chosen) < most:
+        left = [name for name in parts if name not in chosen]
+        tried = {name: measured([*chosen, name])
+                 for name in progress_bar(left, progress, desc=f"part {len(chosen) + 1}")}
+        best = max(tried, key=lambda name: tried[name].mean())
+        gain = tried[best] - (before if before is not None else math.nan)
+        error = gain.std(ddof=1) / folds ** 0.5
+        kept = before is None or bool(gain.mean() > error)
+        steps.append(dict(parts=", ".join([*chosen, best]), mAP=tried[best].mean(), gain=gain.mean(),
+                          error=error, kept=kept))
+        if not kept:
+            break
+        chosen, before = [*chosen, best], tried[best]
+    return pd.DataFrame(steps)
 
 # %% ../nbs/24_persons.ipynb #cost
 _GPU_RATES = {"a GPU that sustains 50 TFLOP/s": 5e13, "a GPU that sustains 200 TFLOP/s": 2e14}

@@ -117,7 +117,8 @@ def _said(config):
     "What the text says, in a sentence."
     if config.language and config.fusion == "pool":
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
-        return ("Beside class token and patches, patch tokens are pooled where these words look: "
+        beside = "Beside class token and patches, patch" if config.pool_beside else "Patch"
+        return (f"{beside} tokens are pooled where these words look: "
                 f"{words}.")
     return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
             f"image; ranked with the {config.eval_prompt} prompt."

@@ -236,7 +236,7 @@ def _combined(config, values):
 
 
 # Fields whose values all read the same features of the image tower.
-_AFTER_THE_TOWER = frozenset({"patch_grid", "patch_tokens", "word_temperature", "words", "whiten",
+_AFTER_THE_TOWER = frozenset({"patch_grid", "pool_beside", "patch_tokens", "word_temperature", "words", "whiten",
                               "simplified_prompt", "whiten_mirrored", "prompt_aspect"})
 
 
