@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'PAPER_SECONDS', 'Published', 'published_rows', 'row_config', 'reproduce', 'reproduced_lines',
-           'free_table', 'official_folds', 'choose_parts', 'cost_of_training']
+           'free_table', 'choose_parts', 'cost_of_training']
 
 # %% ../nbs/24_persons.ipynb #imports
 import math
@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -21,11 +20,10 @@ from .config import PromptSGError, shown
 from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
 from .images import progress_bar
-from .metrics import evaluate_ranking
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
 from .training import Trainer, load_run, loss_terms, measure, parameter_groups, read_run, splits_of
-from .tune import deal_people, measure_parts, train_people, whitened_similarity, word_parts
+from .tune import cross_validate, measure_parts, train_people, word_parts
 from .versions import version
 
 # %% ../nbs/24_persons.ipynb #published
@@ -167,25 +165,8 @@ def _with_ends(result):
     return columns
 
 # %% ../nbs/24_persons.ipynb #choose
-def official_folds(gram, frame, dim, folds=5, seed=0):
-    """mAP (0..1) of each fold's people, (folds,), ranked as in `official`, whitened by the other folds' people.
-
-    `gram` (N, N): dot products of the embeddings, of length 1 and `dim` numbers, of a frame's images, all
-    of the train side. `PromptSGError` for too few people or none with two cameras."""
-    dealt, scores = deal_people(frame, folds, seed), []
-    who, cameras = frame.identity.to_numpy(), frame.camera.to_numpy()
-    for fold in range(folds):
-        others, own = np.flatnonzero(dealt != fold), np.flatnonzero(dealt == fold)
-        labels = torch.from_numpy(pd.factorize(who[others])[0])
-        rows = np.concatenate([others, own])
-        seen = whitened_similarity(gram[rows][:, rows], torch.arange(len(others)), labels, dim)
-        held = seen[len(others):, len(others):]
-        scores.append(evaluate_ranking(held, who[own], who[own], cameras[own], cameras[own])["mAP"])
-    return np.array(scores)
-
-
 def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True):
-    """Parts side by side, chosen greedily by `official_folds` on train people: a DataFrame, a row a step.
+    """Parts side by side, chosen greedily by cross-validation on train people: a DataFrame, a row a step.
 
     `parts` {name: (N, D)}: as `promptsg.tune.word_parts` gives them of the train side's images; `start`:
     those that are there before. Columns: `parts`, `mAP` (percent, mean over folds), `gain` over the step
@@ -196,7 +177,9 @@ def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True)
 
     def measured(names):
         total = sum(grams[name] for name in names) / sum(scale[name] for name in names)
-        return 100 * official_folds(total, frame, sum(sizes[name] for name in names), folds, seed)
+        dim = sum(sizes[name] for name in names)
+        return 100 * cross_validate(total, frame, frame.aspect.iloc[0], dim, folds, seed=seed,
+                                    protocol="official")
     chosen, steps, before = list(start), [], None
     if chosen:
         before = measured(chosen)

@@ -109,6 +109,7 @@ PERSONS = {
     "one_cross": _PAPER.replace(variant="one_cross", transformer_layers=1),
     "one_self": _PAPER.replace(variant="one_self", transformer_layers=2),
     "no_pseudo_token": OURS["simplified"].replace(variant="no_pseudo_token", supcon_loss_weight=0.0),
+    "best": _FREE.replace(variant="best", patch_grid=(8, 1), words=("person", "clothes", "backpack")),
     "clip_reid_like": _PAPER.replace(
         variant="clip_reid_like", fusion="none", supcon_direction="image_to_text",
         supcon_loss_weight=1.0, loss_id_weight=0.25, warmup_epochs=10, weight_decay=1e-4,
@@ -216,9 +217,9 @@ BUDGETS |= {
              steps_per_epoch=20),
         BUDGETS["vitb16-cpu"].ours),
     "hand-vit-tiny-person": Budget(dict(_SMALL, model="hand-vit-tiny"),
-                                   dict(_TINY_OURS, image_size=(112, 64))),
+                                   dict(_TINY_OURS, image_size=(128, 64))),
     "hand-rn-tiny-person": Budget(dict(_SMALL, model="hand-rn-tiny", camera_embedding=0.0),
-                                  dict(_TINY_OURS, image_size=(128, 64))),
+                                  dict(_TINY_OURS, image_size=(256, 128))),
 }
 
 # %% ../nbs/13_versions.ipynb #cell010
@@ -283,4 +284,7 @@ def remark(name, backbone="vitb16"):
         step = CHAIN[name.removesuffix("-logged")]
         logged = _is_resnet(BUDGETS[backbone]) and step.resnet_logged or step.logged
         return "as its log shows: " + ", ".join(f"{field} {value if isinstance(value, str) else format(value, 'g')}" for field, value in logged.items())
+    if name == "best" and is_of_persons(backbone):
+        return ("training_free with the words person, clothes and backpack, and the patches' mean in each of "
+                "eight stripes from head to foot")
     return CHAIN[name].remark if name in CHAIN else _REMARKS[name]
