@@ -184,7 +184,7 @@ def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True)
     if chosen:
         before = measured(chosen)
         steps.append(dict(parts=", ".join(chosen), mAP=before.mean(), gain=math.nan, error=math.nan, kept=True))
-    while len(chosen) < most:
+    while len(chosen) < min(most, len(parts)):
         left = [name for name in parts if name not in chosen]
         tried = {name: measured([*chosen, name])
                  for name in progress_bar(left, progress, desc=f"part {len(chosen) + 1}")}

@@ -322,7 +322,7 @@ def test_ablations_differ_from_the_paper_in_what_they_name():
         version("v1", "vitb16-person")
     with pytest.raises(PromptSGError, match="one_cross"):
         version("one_cross", "vitb16")
-    assert set(PERSONS) <= set(versions_of("rn50-person")) and not set(PERSONS) & set(versions_of("rn50"))
+    assert set(PERSONS) <= set(versions_of("rn50-person")) and set(PERSONS) & set(versions_of("rn50")) == {"best"}
 
 
 def test_prompts_name_the_sets_subject(frame):
@@ -344,7 +344,7 @@ def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path)
     assert history.val_mAP.isna().all() and history.epoch.tolist() == [1, 2]
     Trainer(config, splits, run, progress=False).fit(resume=True)
     model = load_run(run)
-    assert model.config.cameras == ("1", "2", "3") and model.backbone.grid == (9, 5)
+    assert model.config.cameras == ("1", "2", "3") and model.backbone.grid == (10, 5)
     result = measure(model, splits, ("official",), progress=False)[0]["official"]
     assert 0 < result.per_split.mAP[0] <= 1
     embeddings = Feed(model, model.config, progress=False).embed(splits.test)
@@ -393,3 +393,53 @@ def test_the_cost_counts_more_for_the_paper_than_for_its_baseline():
     table = cost_of_training("market1501", small=True, batch=8, rounds=1)
     count = lambda name: float(table["where"][(table.row == name) & table["where"].str.contains("operations")].iloc[0].split(": ")[1].split()[0])
     assert count("paper") > count("baseline") > 1e12 and "60 epochs" in table
+
+
+# --- chosen on train people ---------------------------------------------------------------------------------
+
+def test_train_people_are_ranked_as_the_official_protocol_ranks(frame):
+    from promptsg.tune import cross_validate, train_people
+    people = train_people(official_splits(frame)).sort_values("image", ignore_index=True)
+    rows = features_of(people, 0.5).of(people).double()
+    found = cross_validate((rows @ rows.T).float(), people, "person", 16, folds=2, protocol="official")
+    from promptsg.heads import Whitening
+    from promptsg.tune import deal_people
+    for fold, value in enumerate(found):
+        held = deal_people(people, 2) == fold
+        whitening = Whitening(16)
+        whitening.fit(rows[~held].float(), torch.from_numpy(pd.factorize(people.identity[~held])[0]))
+        seen = torch.nn.functional.normalize(whitening(rows[held].float()), dim=1).double()
+        own = people[held]
+        mean_ap, _ = published_definition(1 - (seen @ seen.T).numpy(), *[list(own.identity)] * 2, *[list(own.camera)] * 2)
+        assert value == pytest.approx(mean_ap, abs=1e-3)
+
+
+def test_parts_are_taken_while_they_help(frame):
+    from promptsg.persons import choose_parts
+    people = frame[frame.role == "train"].reset_index(drop=True)
+    good, bad = features_of(people, 0.3).of(people), torch.nn.functional.normalize(torch.randn(
+        len(people), 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    table = choose_parts({"noise": bad, "good": good}, people, folds=2, progress=False)
+    assert table.parts.tolist() == ["good", "good, noise"] and table.kept.tolist() == [True, False]
+    started = choose_parts({"noise": bad, "good": good}, people, ("noise",), folds=2, progress=False)
+    assert started.parts.tolist()[:2] == ["noise", "noise, good"] and started.kept[1]
+
+
+def test_words_may_stand_alone():
+    config = version("best", "hand-vit-tiny-person").replace(patch_grid=(1, 1), pool_beside=False)
+    alone, beside = (PromptSG(one, 2).eval() for one in (config, config.replace(pool_beside=True)))
+    images = torch.randn(2, 3, *alone.backbone.image_size)
+    with torch.no_grad():
+        one, both = (model(images).embedding for model in (alone, beside))
+    assert alone.parts == ("person", "clothes", "backpack") and one.shape[1] == 3 * 128
+    assert torch.allclose(one, both[:, 2 * 128:], atol=1e-6)
+    with pytest.raises(PromptSGError, match="pool_beside"):
+        Config(pool_beside=False)
+
+
+def test_free_table_has_each_embedding_plain_and_whitened(frame):
+    from promptsg.persons import free_table
+    config = for_data(version("training_free", "hand-vit-tiny-person"), frame)
+    table = free_table(config, official_splits(frame), {"class token": ["class token"], "person": ["person"],
+                                                        "no word": ["no word"]}, ["person", "dog"], progress=False)
+    assert table.whitened.tolist() == [False] * 3 + [True] * 3 and (table["mAP low"] <= table["mAP"]).all()
