@@ -873,9 +873,16 @@ def report_figures(report, gains, published=None):
         metrics = {version: list(seeds.values()) for version, seeds in report.metrics(backbone, aspect).items()
                    if all("loss" in table for table in seeds.values())}
         if metrics:
-            yield f"{backbone}-{aspect}-curves", plot_curves(metrics)
+            yield f"{backbone}-{aspect}-curves", plot_curves(metrics, _with_values(metrics))
             yield f"{backbone}-{aspect}-losses", plot_loss_terms(metrics)
     yield from _published_figures(report, published)
+
+
+def _with_values(metrics):
+    "The columns of the curves' panels: validation's only where somebody was held out."
+    tables = [one for some in metrics.values() for one in (some if isinstance(some, list) else [some])]
+    held = any("val_mAP" in one and one.val_mAP.notna().any() for one in tables)
+    return ("loss", "val_mAP") if held else ("loss",)
 
 
 def _published_figures(report, published):
