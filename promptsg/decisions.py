@@ -29,14 +29,14 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
     by the others.
 
     `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made
-    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images`), for too
+    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images` or `none`), for too
     few people, and as `promptsg.biometrics.compare_all` does."""
     feed = feed or Feed(model, model.config)
     if not model.config.epochs:
         return _by_folds(model, train_people(splits), feed, folds, seed)
     if model.config.val_type != "identities":
         raise PromptSGError(
-            "everybody on the train side was trained on (val_type is images), so "
+            f"everybody on the train side was trained on (val_type is {model.config.val_type}), so "
             "nobody is left to calibrate on; train with "
             "val_type: identities"
         )

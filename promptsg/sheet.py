@@ -65,7 +65,7 @@ def _identification(results):
     rows = []
     for name, result in results.items():
         means, record = result.summary["mean"], result.record
-        cell = lambda measure: "{0.value:.1f} [{0.low:.1f}, {0.high:.1f}]".format(
+        cell = lambda measure: "{0.difference:.1f} [{0.low:.1f}, {0.high:.1f}]".format(
             interval_of(result, measure)
         )
         rows.append(
