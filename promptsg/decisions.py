@@ -94,7 +94,7 @@ class Decision:
         file = Path(run) / _FILE
         if not file.is_file():
             raise PromptSGError(f"{run} has no {_FILE}; promptsg decide --run {run} makes one")
-        advice = f"promptsg decide --run {run} makes it again"
+        advice = f"promptsg decide --run {run} --data DATA makes it again"
         stored = read_json(file, advice)
         try:
             knots = stored.pop("calibration")
@@ -115,9 +115,11 @@ class Decision:
         own = embedding_settings(model)
         other = sorted(name for name in {*own, *settings} if own.get(name) != settings.get(name))
         if other:
+            name, old, new = other[0], settings.get(other[0]), own.get(other[0])
             raise PromptSGError(
-                f"{file} was made with another {other[0]} ({shown(settings.get(other[0]))}, not "
-                f"{shown(own.get(other[0]))}); {advice} with the settings that are used"
+                f"{file} was made with {name}={shown(old)}, and now it is {shown(new)}; leave "
+                f"--set {name} out, or make it again with promptsg decide --run {run} --data DATA "
+                f"--set {name}={shown(new)}"
             )
         return found
 
@@ -324,13 +326,16 @@ def what_to_say(decision, similarity, identities, run):
     people = pd.Series(ratios).groupby(np.asarray(identities)).max().sort_values(ascending=False)
     _, nobody = who_is_it(people.to_numpy()[None])
     first = in_a_sentence(people.iloc[0], nobody[0], people.index[0])
-    wrong = "" if nobody[0] > 0.5 else how_often_wrong(run, people.iloc[0])
-    return [first] + [f"how often that is wrong: {wrong}"] * bool(wrong)
+    among = (f"among {len(people):,} identities, at even odds that one of them is right, with ratios "
+             "of images of one aspect, like those of the run's data")
+    wrong = "" if nobody[0] > 0.5 else how_often_wrong(run, people.iloc[0], len(people))
+    return [first, among] + [f"how often that is wrong: {wrong}"] * bool(wrong)
 
 
-def how_often_wrong(run, log_ratio):
-    """How often a run says so much of two people, in a sentence, from the table that promptsg
-    decide left beside the decision; empty where there is none, or for a ratio below 1."""
+def how_often_wrong(run, log_ratio, identities):
+    """How often a run says so much of two people, and at most in a search among so many identities,
+    in a sentence, from the table that promptsg decide left beside the decision; empty where there
+    is none, or for a ratio below 1."""
     file = Path(run) / "decision" / "said.csv"
     if log_ratio < 0 or not file.is_file():
         return ""
@@ -339,5 +344,6 @@ def how_often_wrong(run, log_ratio):
         row = table[np.log(table.ratio) <= log_ratio + 1e-9].iloc[-1]
         return (f"a likelihood ratio of {row.ratio:,.0f} or more was said of two people in "
                 f"{100 * row.FMR:.2g} % [{100 * row.FMR_low:.2g}, {100 * row.FMR_high:.2g}] of the "
-                "comparisons of test people")
+                "comparisons of test people, so of a stranger in up to "
+                f"{min(100, 100 * identities * row.FMR):.2g} % of searches among {identities:,}")
     return ""

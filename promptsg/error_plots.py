@@ -18,7 +18,7 @@ from .plots import (BLUE, DARK, GREY, RED, add_legend, new_figure, styled,
                             styles_of)
 
 # %% ../nbs/14a_error_plots.ipynb #det
-_TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
+_TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 
 
 def _deviate_axis(axis, low, high):
@@ -80,12 +80,12 @@ def plot_open_set(
     tables: dict,  # name -> table of `promptsg.biometrics.open_set_draws`, several rates
 ) -> Figure:
     """FNIR against FPIR on axes of normal deviates, mean over draws and splits, with the middle 95
-    % of these. `PromptSGError` where no table has two rates that its people support."""
+    % of these. `PromptSGError` where a table has fewer than three rates that its people support."""
     _check_named(tables, pd.DataFrame, "tables of open_set_draws")
     curves = {name: open_set_rates(table).dropna(subset="fnir") for name, table in tables.items()}
-    if min(map(len, curves.values())) < 2:
+    if min(map(len, curves.values())) < 3:
         raise PromptSGError(
-            "too few people without a mate for two rates of FPIR; give "
+            "too few people without a mate for three rates of FPIR; give "
             "open_set_draws "
             "several rates from 3 / people up, or enrol fewer"
         )

@@ -85,6 +85,9 @@ def _identification(results):
         "Mean over the splits, with the 95 % interval over people. Test people were not trained on."
     )
     text += "".join(f" {line}." for line in conditions(results))
+    if len({result.record["protocol"]["ap"] for result in results.values()}) > 1:
+        text += (" The protocols take average precision by different rules (mean of precisions, "
+                 "trapezoid), so their mAP columns do not compare.")
     text += (
         f" With at most 10 gallery images ({', '.join(small)}) Rank-10 is 100 by definition."
         * bool(small)
@@ -190,7 +193,7 @@ def _open_set(errors, name):
         f"drawn "
         f"{len(table)} times (splits and draws): mean ± standard deviation. FPIR: a stranger gets "
         "a "
-        "name. FNIR: an enrolled person does not get the own one at rank 1."
+        "name. FNIR: an enrolled person does not get their own name at rank 1."
     )
     told = (
         ()
@@ -227,9 +230,9 @@ def _groups(errors):
                     "group": row["group"],
                     "people": f"{row['people']}",
                     "FMR (%)": _with_interval(row, "FMR", 2),
-                    "× all": ratio(row["FMR_ratio"]),
+                    "× mean": ratio(row["FMR_ratio"]),
                     "FNMR (%)": _with_interval(row, "FNMR"),
-                    "× all ": ratio(row["FNMR_ratio"]),
+                    "× mean ": ratio(row["FNMR_ratio"]),
                     "Rank-1 (%)": _with_interval(row, "rank1"),
                     "note": row["note"],
                 }
@@ -242,8 +245,8 @@ def _groups(errors):
     text = (
         f"All at one threshold, the cosine {errors.threshold:.3f} {how}. A comparison belongs "
         f"to a group if both images do. "
-        "× all: the rate over that of all test people; people of one group look more alike, so most "
-        "are above 1. A group of fewer than five people is named and not judged."
+        "× mean: the rate over the mean of the attribute's judged groups. Fewer than five people are "
+        "named and not judged; of FNMR those with two images count."
     )
     figure = ("groups", "Error rates of each group beside those of all", plot_groups(errors.groups))
     return Section(title, text, pd.DataFrame(rows), (figure,))
@@ -268,6 +271,16 @@ def _doubt(errors, trained):
         )
     return Section("Doubt", " ".join(lines))
 
+
+_TERMS = """Rank-1 (5, 10): queries whose nearest (5, 10 nearest) gallery images hold the right one. mAP: mean
+average precision, how high all right images stand. mINP: right images over the place of the last one.
+clipfh, mba: galleries of the query's own aspect, of all four. Identity: a hand in one aspect. FMR: two
+people taken for one; FNMR: one for two; EER: the rate at the threshold where both are equal; DET: one
+against the other over all thresholds. d': the distance of genuine and impostor scores in standard
+deviations. Cllr: what wrong likelihood ratios cost, in bits. FPIR, FNIR: FMR and FNMR of searches. Rule
+of 3: without an error in n independent trials the rate may still be 3/n at 95 % confidence; pairs of
+people are not quite independent, so for them it is the least doubt there is."""
+
 # %% ../nbs/24_sheet.ipynb #sheet
 def result_sheet(results, errors, train_people, command="", reason="", made=None):
     """The `Sheet` of a model. `results`: {protocol: `promptsg.evaluation.Result`}, not empty;
@@ -288,6 +301,7 @@ def result_sheet(results, errors, train_people, command="", reason="", made=None
         _groups(errors),
         _doubt(errors, config.get("epochs", 0) > 0),
     ]
+    sections.append(Section("Terms", " ".join(_TERMS.split())))
     tables = {
         "verification": errors.verification,
         "said": errors.said,
@@ -316,7 +330,7 @@ def _facts(results, errors, train_people, command, made):
         "model": f"{config.get('variant', 'not recorded')}, seed {config.get('seed', '?')}, "
         f"config {first['config_hash']}, "
         f"weights {first['weights']}, {first['precision']}",
-        "began from": weights_in_words(first["config"]),
+        "started from": weights_in_words(first["config"]),
         "data": f"{first['source'] or 'not named'}; hash {hashes}"
         + (f"; left out: {left}" if left else "")
         + ("; another data set than the run's" if first["cross"] else ""),
@@ -386,6 +400,8 @@ class _Pages(FPDF):
         self.add_font("sans", "B", fonts / "DejaVuSans-Bold.ttf")
         self.heading = title
         self.set_title(title)
+        self.set_creator("promptsg")
+        self.set_author("promptsg, https://github.com/promptsg/promptsg")
         self.set_margins(14, 12)
         self.set_auto_page_break(True, 14)
         self.add_page()
@@ -422,21 +438,25 @@ class _Pages(FPDF):
                 out.row([str(cell) for cell in cells])
         self.ln(1.5)
 
-    def pictures(self, figures):
+    def pictures(self, named):
         "Figures side by side, as wide as they are drawn or as the page."
+        figures = [figure for *_, figure in named]
         wide = [25.4 * figure.get_figwidth() * 0.66 for figure in figures]
         wide = [one * min(1, (_WIDTH - 3 * len(wide)) / sum(wide)) for one in wide]
         tall = [
             one * figure.get_figheight() / figure.get_figwidth()
             for one, figure in zip(wide, figures)
         ]
-        if self.get_y() + max(tall) > self.h - 16:
+        if self.get_y() + max(tall) > self.h - 22:
             self.add_page()
         x, y = self.l_margin, self.get_y()
-        for figure, width in zip(figures, wide):
+        self.set_font("sans", size=6.5)
+        for (_, words, figure), width, height in zip(named, wide, tall):
             self.image(io.BytesIO(_png(figure, 200)), x=x, y=y, w=width)
+            self.set_xy(x, y + height)
+            self.multi_cell(width, 3, words, align="L")
             x += width + 3
-        self.set_y(y + max(tall) + 2)
+        self.set_y(y + max(tall) + 8)
 
 
 def _widths(table):
@@ -458,7 +478,7 @@ def sheet_pdf(sheet):
         if section.table is not None:
             pages.rows(section.table, _widths(section.table))
         if section.figures:
-            pages.pictures([figure for *_, figure in section.figures])
+            pages.pictures(section.figures)
     return bytes(pages.output())
 
 # %% ../nbs/24_sheet.ipynb #write
@@ -469,7 +489,7 @@ def write_sheet(sheet, folder):
     folder = Path(folder)
     with held(folder):
         for name, table in sheet.tables.items():
-            write_text(folder / f"{name}.csv", csv_text(table))
+            write_text(folder / f"{name}.csv", csv_text(table.replace("", np.nan)))
         for section in sheet.sections:
             for name, _, figure in section.figures:
                 save_figure(figure, folder / f"{name}.png")
