@@ -610,7 +610,7 @@ def _group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest
         row["note"] = f"{twice} people with two images: too few to judge by FNMR"
     for rate, value in rates_at(found, threshold, draws, seed).items():
         if rate == "FNMR" and twice < fewest:
-            continue
+            value = Rate(np.nan, np.nan, np.nan)
         row |= {rate: value.value, f"{rate}_low": value.low, f"{rate}_high": value.high}
     return row
 

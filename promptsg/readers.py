@@ -988,7 +988,7 @@ def _camera_names(frame):
 # %% ../nbs/01b_readers.ipynb #summary
 def left_out_lines(excluded):
     """One line for each reason of `{reason: number}`; none where nothing was left out. Tables that
-    describe the data are not worth a line: `reading_summary` counts them."""
+    describe the data are no images that anybody misses, and get no line."""
     return [f"{number} left out: {reason}" for reason, number in excluded.items()
             if number and not reason.startswith("description")]
 

@@ -391,7 +391,8 @@ def _check_people(rows, aspect):
     for side in ("train", "test"):
         if not (rows.side == side).any():
             raise PromptSGError(
-                f"{aspect} has no {side} person; give data with people on both sides (at least two)"
+                f"{aspect} has no {side} person, of {rows.pid.nunique()} in all; some people are trained on "
+                "and others tested, so give more people (four at least), on both sides"
             )
     if not rows.identity[rows.side == "test"].duplicated().any():
         raise PromptSGError(

@@ -747,7 +747,6 @@ def test_the_summary_tells_images_people_aspects_and_reasons(tmp_path):
     assert reading_summary(read_11k(root)).split("\n") == [
         "2 images of 2 people in 1 aspect (11K Hands)",
         "1 left out: accessories worn",
-        "1 left out: description (.csv)",
     ]
     assert left_out_lines({"a": 2, "b": 0}) == ["2 left out: a"] and reading_summary(pd.DataFrame(
         {"pid": ["1"], "aspect": ["hand"]})) == "1 image of 1 person in 1 aspect"
