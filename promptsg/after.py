@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'k_reciprocal', 'query_expansion', 'database_augmentation', 'by_person', 'mean_templates', 'normalise',
-           'evaluate_after', 'Step', 'check_steps', 'cohort_of', 'measure_steps', 'step_differences', 'step_table',
+           'evaluate_after', 'AfterStep', 'check_steps', 'cohort_of', 'measure_steps', 'step_differences', 'step_table',
            'step_notes']
 
 # %% ../nbs/11b_after.ipynb #imports
@@ -407,7 +407,7 @@ def _evaluate_ranked(rank, name, embeddings, splits, protocol, **about):
     )
 
 # %% ../nbs/11b_after.ipynb #steps
-class Step(NamedTuple):
+class AfterStep(NamedTuple):
     "A step that has a name."
 
     words: str  # what it does
@@ -416,7 +416,7 @@ class Step(NamedTuple):
 
 
 def _of_images(score):
-    "A `Step.rank` of scores of images, `score(query, gallery)`."
+    "A `AfterStep.rank` of scores of images, `score(query, gallery)`."
     return lambda query, gallery, people, cohort: (score(query, gallery), people)
 
 
@@ -433,28 +433,30 @@ def _normalised(how, top=None):
 
 
 STEPS = {
-    "rerank": Step(
+    "rerank": AfterStep(
         "k-reciprocal re-ranking, k1=20, k2=6, lambda=0.3",
         _of_images(lambda query, gallery: -k_reciprocal(query, gallery)),
     ),
-    "rerank-few": Step(
+    "rerank-few": AfterStep(
         "the same for people with few images, k1=6, k2=2",
         _of_images(lambda query, gallery: -k_reciprocal(query, gallery, 6, 2)),
     ),
-    "expand": Step(
+    "expand": AfterStep(
         "query expansion by the nearest gallery image",
         _of_images(lambda query, gallery: query_expansion(query, gallery, 1) @ gallery.T),
     ),
-    "augment": Step(
+    "augment": AfterStep(
         "each gallery image expanded by its nearest other",
         _of_images(lambda query, gallery: query @ database_augmentation(gallery, 1).T),
     ),
-    "max": Step("a person's highest score", _together("max")),
-    "mean": Step("the mean of a person's scores", _together("mean")),
-    "z": Step("scores normalised on the gallery's side", _normalised("z"), True),
-    "t": Step("scores normalised on the query's side, which changes no ranking", _normalised("t"), True),
-    "s": Step("scores normalised on both sides", _normalised("s"), True),
-    "as": Step("the same, by the 20 highest cohort scores", _normalised("as", 20), True),
+    "max": AfterStep("a person's highest score", _together("max")),
+    "mean": AfterStep("the mean of a person's scores", _together("mean")),
+    "z": AfterStep("scores normalised on the gallery's side", _normalised("z"), True),
+    "t": AfterStep(
+        "scores normalised on the query's side, which changes no ranking", _normalised("t"), True
+    ),
+    "s": AfterStep("scores normalised on both sides", _normalised("s"), True),
+    "as": AfterStep("the same, by the 20 highest cohort scores", _normalised("as", 20), True),
 }
 
 
@@ -532,7 +534,9 @@ def step_table(none, found):
     """`step_differences` to read: a DataFrame with a row a step, `none` first; percent, and a star
     where a difference is decided after Holm's correction."""
     table = step_differences(none, found)
-    rows = [["none", *(f"{none.summary['mean'][measure]:.2f}" for measure in ("rank1", "mAP")), "", ""]]
+    rows = [
+        ["none", *(f"{none.summary['mean'][measure]:.2f}" for measure in ("rank1", "mAP")), "", ""]
+    ]
     for name, own in table.groupby("step", sort=False):
         own = own.set_index("measure").loc[["rank1", "mAP"]]
         said = [

@@ -75,10 +75,11 @@ class Backbone(nn.Module):
     makes_dense = False
     blocks = ()
 
-    def __init__(self, visual, image_size=None):
+    def __init__(self, visual, image_size=None, stride=None):
         super().__init__()
         self.visual = visual
         self.frozen, self.checkpoint_blocks, self.tokens = 0, False, ("patches",)
+        self.stride, self.camera, self.camera_share = stride, None, 0.0
         self.set_image_size(image_size)
 
     def set_image_size(self, image_size):
@@ -107,17 +108,24 @@ class Backbone(nn.Module):
         "Modules of the end, which train with the last blocks."
         return []
 
-    def forward(self, images):
-        return self.features_after(self.features_before(images))
+    def forward(self, images, cameras=None):
+        return self.features_after(self.features_before(images, cameras))
+
+    def set_cameras(self, count, share):
+        """A vector of `count` cameras each, learnt, of which `share` is added to every token (He et al.,
+        ICCV 2021). `PromptSGError` for a ResNet, which has no tokens at its start."""
+        raise PromptSGError("camera_embedding is added to a vision transformer's tokens, and this tower "
+                            "has none; set camera_embedding to 0")
 
     @property
     def cut(self):
         "How many blocks `features_before` goes through: the frozen ones."
         return self.frozen
 
-    def features_before(self, images):
-        "Tokens after the blocks before the cut, (B, tokens, W) or (B, W, rows, columns); constant while these are frozen."
-        x = self.stem(images)
+    def features_before(self, images, cameras=None):
+        """Tokens after the blocks before the cut, (B, tokens, W) or (B, W, rows, columns); constant while
+        these are frozen. `cameras` (B,): their numbers, -1 for one that is not known; None: of none."""
+        x = self.stem(images) if self.camera is None else self._stem_seen(images, cameras)
         for block in self.blocks[:self.cut]:
             x = self._through(block, x)
         return x
@@ -187,11 +195,17 @@ class ViTBackbone(Backbone):
     makes_dense = True
 
     def set_image_size(self, image_size):
-        "Resizes the position embedding to (H, W) pixels; each must be a multiple of the patch size (`PromptSGError`)."
+        """Resizes the position embedding to (H, W) pixels; each must be a multiple of the patch size, and
+        `stride` at most that (`PromptSGError`)."""
         size, patch = image_size or self.visual.image_size, self.visual.patch_size
         if size[0] % patch[0] or size[1] % patch[1]:
             raise PromptSGError(f"image_size {size[0]}x{size[1]} is not a multiple of the patch size {patch[0]}x{patch[1]}; choose one that is")
-        self.grid = (size[0] // patch[0], size[1] // patch[1])
+        if self.stride and self.stride > min(patch):
+            raise PromptSGError(f"patch_stride {self.stride} leaves pixels between the patches of {patch[0]}x"
+                                f"{patch[1]}; choose at most {min(patch)}")
+        steps = (self.stride,) * 2 if self.stride else tuple(patch)
+        self.visual.conv1.stride = steps
+        self.grid = tuple((side - own) // step + 1 for side, own, step in zip(size, patch, steps))
         self.visual.positional_embedding = _resized(self.visual.positional_embedding, self.visual.grid_size, self.grid)
         self.visual.image_size, self.visual.grid_size, self.image_size = tuple(size), self.grid, tuple(size)
 
@@ -209,6 +223,20 @@ class ViTBackbone(Backbone):
 
     def stem(self, images):
         return self.visual._embeds(images)  # (B, 1 + M, W)
+
+    def set_cameras(self, count, share):
+        self.camera = nn.Parameter(0.02 * torch.randn(count, self.width).clamp(-2, 2))
+        self.camera_share = share
+
+    def _stem_seen(self, images, cameras):
+        "`stem` with the cameras' vectors beside the positions; of a camera not known, their mean."
+        rows = torch.cat([self.camera, self.camera.mean(0, keepdim=True)])
+        cameras = cameras if cameras is not None else torch.full((len(images),), -1, device=images.device)
+        v = self.visual
+        x = v.conv1(images).flatten(2).transpose(1, 2)                        # (B, M, W)
+        first = v.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([first, x], 1) + v.positional_embedding.to(x.dtype)
+        return v.ln_pre(v.patch_dropout(x + self.camera_share * rows[cameras][:, None].to(x.dtype)))
 
     def state(self, x):
         return x[:, 0].clone()  # a view would keep all tokens of the block in memory
@@ -292,12 +320,20 @@ class ResNetBackbone(Backbone):
     makes_dense = True
 
     def set_image_size(self, image_size):
-        "Resizes the attention pool's position embedding to (H, W) pixels; each must be a multiple of 32 (`PromptSGError`)."
+        """Resizes the attention pool's position embedding to (H, W) pixels; each must be a multiple of 32,
+        and `stride` 32 or 16: with 16 the last stage keeps its positions (`PromptSGError`)."""
         old = self.visual.image_size if isinstance(self.visual.image_size, tuple) else (self.visual.image_size,) * 2
         size = image_size or old
         if size[0] % 32 or size[1] % 32:
             raise PromptSGError(f"image_size {size[0]}x{size[1]} is not a multiple of 32, this ResNet's stride; choose one that is")
-        self.grid, pool = (size[0] // 32, size[1] // 32), self.visual.attnpool
+        if self.stride not in (None, 16, 32):
+            raise PromptSGError(f"patch_stride {self.stride} is none that a ResNet can have; choose 32, as it "
+                                "comes, or 16, which keeps the last stage's positions")
+        if self.stride == 16:
+            first = self.visual.layer4[0]  # both ways through it shrink by a mean of 2 x 2
+            first.avgpool = first.downsample[0] = nn.Identity()
+        whole = self.stride or 32
+        self.grid, pool = (size[0] // whole, size[1] // whole), self.visual.attnpool
         pool.positional_embedding = _resized(pool.positional_embedding, (old[0] // 32, old[1] // 32), self.grid)
         self.visual.image_size = self.image_size = tuple(size)
 
@@ -744,16 +780,18 @@ class Towers:
 
 
 def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=None, seed=0,
-                options=None):
+                patch_stride=None, options=None):
     """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, an embedded one,
     timm's (`timm:NAME`), or a registered one, which gets `options`.
 
-    `image_size` is (H, W) in pixels, None for the tower's own. `text_pretrained` names a file with
+    `image_size` is (H, W) in pixels, `patch_stride` in pixels too, None for the tower's own. `text_pretrained` names a file with
     a text tower that was aligned to these image weights, or with a bank of sentences. "random"
     weights are drawn from `seed` alone, the others leave it unused.
     Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd size."""
     name = tower_name(model)
     if is_other(name):
+        if patch_stride:
+            raise PromptSGError(f"patch_stride is for CLIP's towers, and {name} is none; leave it out")
         backbone = _other_backbone(name, pretrained, image_size, seed, options)
         text, tokenizer = load_text(text_pretrained, backbone.dim) if text_pretrained else (None, None)
         return Towers(backbone, text, tokenizer, backbone.dim, backbone.mean, backbone.std)
@@ -772,7 +810,7 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     text, tokenizer = (clip.text if has_text else None), tokenizer_for(config["text_cfg"])
     if text_pretrained:
         text, tokenizer = load_text(text_pretrained, config["embed_dim"])
-    return Towers(_backbone(clip.visual, name, image_size), text, tokenizer, config["embed_dim"])
+    return Towers(_backbone(clip.visual, name, image_size, patch_stride), text, tokenizer, config["embed_dim"])
 
 
 @contextlib.contextmanager
@@ -840,11 +878,11 @@ def _no_such_tag(name, tag):
             f"{', '.join([*near, 'random'])} or a weight file")
 
 
-def _backbone(visual, name, image_size):
+def _backbone(visual, name, image_size, stride=None):
     kind = ResNetBackbone if hasattr(visual, "attnpool") else ViTBackbone
     if kind is ViTBackbone and (visual.attn_pool is not None or visual.pool_type != "tok"):
         raise PromptSGError(f"model {name!r} does not pool by its class token; choose one of CLIP's own ViT or ResNet models")
-    return kind(visual, image_size)
+    return kind(visual, image_size, stride)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@
 __all__ = ['GOALS', 'CASES', 'side_by_side', 'operations', 'peak_rate', 'bench_embedding', 'bench_step', 'bench_int8',
            'bench_once', 'bench_text', 'bench_splits', 'plain_ranking', 'bench_ranking', 'ranking_memory',
            'search_memory', 'comparison_memory', 'bench_memory', 'bench_comparisons', 'decide_at_size',
-           'bench_decisions', 'bench_search', 'bench_pixels', 'steps_seconds', 'bench_threads', 'bench_explorer',
-           'run_bench', 'read_bench', 'roofline']
+           'bench_decisions', 'bench_search', 'bench_official', 'official_memory', 'write_msmt', 'persons_cost',
+           'bench_persons', 'bench_pixels', 'steps_seconds', 'bench_threads', 'bench_explorer', 'run_bench',
+           'read_bench', 'roofline']
 
 # %% ../nbs/19_bench.ipynb #cell002
 import json
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from time import perf_counter
@@ -34,12 +36,14 @@ from .after import by_person, normalise, query_expansion
 from .biometrics import (Calibration, cllr, compare_all, group_rates, open_set, rates_at,
                                  verification)
 from .config import ASPECTS, PromptSGError
-from .data import HandDataset, PixelCache, make_splits, progress_bar, read_11k, train_transform, write_text
+from .data import (HandDataset, PixelCache, check_images, make_splits, progress_bar, read_11k,
+                           read_data, train_transform, write_text)
 from .files import check_writable_file, regular
 from .evaluation import Embeddings, embed_images, evaluate, processor, ranked_images
 from .int8 import drawn_images, int8_model
 from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
+from .splits import official_splits, stored_splits
 from .synth import write_hands
 from .training import Feed, Trainer, load_run, loss_terms, measure, parameter_groups
 from .versions import version, without_training
@@ -87,6 +91,10 @@ GOALS = {  # case -> (what is measured, kind of ratio, target)
     "ranking/weaker": ("the same, of a model whose last matches lie deeper", "speed", 20.0),
     "ranking/untrained": ("the same, of a model that hardly knows the people", "speed", 20.0),
     "ranking/features": ("as ranking, from features: their product is part of both", "speed", 20.0),
+    "official": ("CMC and mAP of Market-1501's shape as the field's evaluation loops over queries", "speed", 5.0),
+    "official/memory": ("the same: peak memory beyond features and result, GB", "amount", 1.0),
+    "persons": ("reading, dividing and checking 126,441 files in MSMT17's names, seconds", "amount", 60.0),
+    "persons/memory": ("the same: peak memory, GB", "amount", 2.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
     "decisions": ("error rates, thresholds, groups, open set and steps of 1,000 queries x 100,000 images, seconds",
                   "amount", 60.0),
@@ -395,6 +403,80 @@ def bench_search(quick=False):
     amount, seconds = _apart(search_memory, (64, 20_000) if quick else (256, 1_000_000))
     return [_row("search", ours=seconds, amount=amount)]
 
+# %% ../nbs/19_bench.ipynb #persons
+def _market_like(queries, gallery, noise=2.1, seed=0):
+    "`_people` in Market-1501's shape: a sixth of the gallery are distractors, person -1, near to nobody."
+    (q, q_id, q_cam), (g, g_id, g_cam) = _people(queries, gallery, noise, seed)
+    stray = torch.arange(gallery) % 6 == 0
+    drawn = torch.randn(gallery, q.shape[1], generator=torch.Generator().manual_seed(seed + 1))
+    g = torch.where(stray[:, None], F.normalize(drawn), g)
+    return (q, q_id, q_cam), (g, np.where(stray, -1, g_id), g_cam)
+
+
+def bench_official(quick=False):
+    "Rows `official` and `official/memory`."
+    size = (100, 600) if quick else (3_368, 15_913)
+    (q, *query), (g, *gallery) = _market_like(*size)
+    rows, found = lambda: (g.numpy() @ one for one in q.numpy()), {}
+    ours = lambda: evaluate_features(q, g, query[0], gallery[0], query[1], gallery[1])
+    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)),
+                         "ours": lambda: found.update(ours=ours())}, 2 if quick else 3)
+    apart = [abs(found["ours"]["mAP"] - found["loop"][0]),
+             *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
+    amount, seconds = _apart(official_memory, size)
+    return [_row("official", took["loop"].times, took["ours"].times, difference=float(max(apart)),
+                 mAP=found["ours"]["mAP"]), _row("official/memory", ours=seconds, amount=amount)]
+
+
+def official_memory(queries, gallery):
+    "The growth of ranking that many queries and gallery images with cameras."
+    (q, q_id, q_cam), (g, g_id, g_cam) = _market_like(queries, gallery)
+    evaluate_features(q[:64], g[:2048], q_id[:64], g_id[:2048])
+    return _growth(lambda: evaluate_features(q, g, q_id, g_id, q_cam, g_cam))
+
+
+def write_msmt(root, train=32_621, query=11_659, gallery=82_161, cameras=15):
+    "Tiny pictures in MSMT17's folders, names and lists; so many of each role."
+    picture, root = BytesIO(), Path(root)
+    Image.new("RGB", (8, 16), "grey").save(picture, "JPEG")
+    for names, folder, people in ((dict(train=train), "train", 1_041),
+                                  (dict(query=query, gallery=gallery), "test", 3_060)):
+        for role, count_ in names.items():
+            lines = [(n % people, 1 + n // people % cameras, n) for n in range(count_)]
+            paths = [f"{p:04d}/{p:04d}_{n:06d}_{c:02d}_{role}.jpg" for p, c, n in lines]
+            for below in {path.split("/")[0] for path in paths}:
+                (root / folder / below).mkdir(parents=True, exist_ok=True)
+            first = root / folder / paths[0]
+            first.write_bytes(picture.getvalue())
+            for path in paths[1:]:  # one file under many names is made sooner
+                os.link(first, root / folder / path)
+            text = "".join(f"{path} {p}\n" for path, (p, _, _) in zip(paths, lines))
+            (root / f"list_{role}.txt").write_text(text)
+            if role == "train":  # two lists name the train side
+                first, rest = text.split("\n", 1)
+                (root / "list_val.txt").write_text(first + "\n")
+                (root / "list_train.txt").write_text(rest)
+
+
+def persons_cost(root):
+    "(GB, seconds) of reading a set in MSMT17's layout, dividing it, and checking its pictures."
+    def action():
+        frame = read_data(root, "msmt17")
+        splits = official_splits(frame)
+        check_images(frame.path, progress=False)
+        text = json.dumps(stored_splits(splits))
+        assert len(text) and len(frame) == len(splits.all)
+    seconds = _growth(action)[1]
+    return _peak_memory() / 1e9, seconds
+
+
+def bench_persons(quick=False):
+    "Rows `persons` and `persons/memory`."
+    with tempfile.TemporaryDirectory() as folder:
+        write_msmt(folder, *((60, 20, 40) if quick else ()))
+        amount, seconds = _apart(persons_cost, (folder,))
+    return [_row("persons", ours=seconds, amount=seconds), _row("persons/memory", ours=seconds, amount=amount)]
+
 # %% ../nbs/19_bench.ipynb #cell017
 def _photographs(folder, count, size=(1600, 1200), seed=0):
     "A DataFrame of `count` JPEG files of smooth colours with a camera's noise."
@@ -476,7 +558,8 @@ def bench_explorer(quick=False):
     return [_row(f"explorer/{name}", ours=took[name].times, amount=took[name].times, batch=images) for name, (_, images) in edits.items()]
 
 # %% ../nbs/19_bench.ipynb #cell019
-CASES = {"embedding": bench_embedding, "int8": bench_int8, "step": bench_step, "once": bench_once, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "memory": bench_memory,
+CASES = {"embedding": bench_embedding, "int8": bench_int8, "step": bench_step, "once": bench_once, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "official": bench_official, "persons": bench_persons,
+         "memory": bench_memory,
          "comparisons": bench_comparisons, "decisions": bench_decisions, "search": bench_search, "pixels": bench_pixels, "threads": bench_threads, "explorer": bench_explorer}
 
 

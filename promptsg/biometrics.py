@@ -181,7 +181,9 @@ class _Found:
 
     def _keep(self, block, rows, columns):
         "The highest of a block's impostor scores, and whose they are."
-        row, column = np.greater_equal(block.numpy(), self._floor(), out=self._mask(block)).nonzero()
+        row, column = np.greater_equal(
+            block.numpy(), self._floor(), out=self._mask(block)
+        ).nonzero()
         people = np.empty((len(row), 2), np.int32)
         people[:, 0], people[:, 1] = rows[row], columns[column]
         self.impostor.append((block[row, column].numpy(), people))
@@ -368,7 +370,8 @@ def det_table(comparisons, points=40, draws=200, seed=0):
     scores are kept. `PromptSGError` where there are too few pairs of people for an FMR of 50 %."""
     least = max(3 / comparisons.people_pairs, 1 / comparisons.impostors)
     if least >= 0.5:
-        raise PromptSGError(f"{comparisons.people} people are too few for any error rate (rule of 3); "
+        raise PromptSGError(f"{comparisons.people} people are too few for any error rate (rule of "
+                            f"3); "
                             "compare images of at least 5")
     grid = stats.norm.cdf(np.linspace(stats.norm.ppf(least), 0, points))
     table = verification(comparisons, tuple(np.maximum(grid, least)), draws, seed)
@@ -389,8 +392,9 @@ class Rate(NamedTuple):
 
 def rates_at(comparisons, threshold, draws=1000, seed=0):
     """{"FMR": `Rate`, "FNMR": `Rate`} at a threshold, a cosine; a comparison passes at a score of
-    at least that. Intervals are over people, from `draws` draws; with no error seen the upper end
-    is the rule of 3's, for pairs of people and for people.
+    at least that. Intervals are over people, from `draws` draws, and never narrower than the rule
+    of 3 allows for so many pairs of people (FMR) and people (FNMR). Pairs share people, so for them
+    that is the least doubt there is.
 
     `PromptSGError` where so low a threshold lets impostors pass that were not kept."""
     c, rng = comparisons, np.random.default_rng(seed)
@@ -416,7 +420,9 @@ def rates_at(comparisons, threshold, draws=1000, seed=0):
     for name, value, (low, high), count in zip(
         ("FMR", "FNMR"), look(np.ones(people)), drawn, (c.people_pairs, tested)
     ):
-        rates[name] = Rate(float(value), float(low), float(high if value else min(1.0, 3 / count)))
+        reach = min(1.0, 3 / count)
+        low, high = min(low, 1 - reach) if value == 1 else low, max(high, reach)
+        rates[name] = Rate(float(value), float(low), float(high))
     return rates
 
 # %% ../nbs/10a_biometrics.ipynb #open
@@ -536,14 +542,21 @@ def open_set_draws(
 
 
 def open_set_rates(table):
-    """A table of `open_set_draws` as a curve: a DataFrame with a row for each FPIR and columns fpir,
-    fnir (mean over draws and splits), low, high (their middle 95 %), 0..1; missing where the rule
-    of 3 forbids the claim."""
+    """A table of `open_set_draws` as a curve: a DataFrame with a row for each FPIR and columns
+    fpir, fnir (mean over draws and splits), low, high (their middle 95 %), 0..1; missing where the
+    rule of 3 forbids the claim."""
     names = [name for name in table if name.startswith("FNIR at FPIR ")]
     if not names:
         raise PromptSGError("the table has no column of FNIR; give one of open_set_draws")
-    rows = [dict(fpir=float(name.split()[3]) / 100, fnir=table[name].mean(),
-                 low=table[name].quantile(0.025), high=table[name].quantile(0.975)) for name in names]
+    rows = [
+        dict(
+            fpir=float(name.split()[3]) / 100,
+            fnir=table[name].mean(),
+            low=table[name].quantile(0.025),
+            high=table[name].quantile(0.975),
+        )
+        for name in names
+    ]
     return pd.DataFrame(rows).sort_values("fpir", ignore_index=True)
 
 # %% ../nbs/10a_biometrics.ipynb #groups
@@ -554,9 +567,10 @@ def group_rates(embeddings, frame, groups, threshold, per_query=None, draws=1000
     `embeddings`: `promptsg.evaluation.Embeddings`; `frame`: test images with `path` and `identity`;
     `groups`: a column of the frame, or labels (N,). `per_query`: that table of an evaluation's
     `Result`, for Rank-1 and mAP. Columns: group, people, images; FMR, FNMR, each with _low and
-    _high (0..1); FMR_ratio, FNMR_ratio, to all images' rate; with `per_query` rank1 and mAP, with
-    theirs; `note`. The rates of a group of fewer than `fewest` people are missing. `PromptSGError` for a
-    column that is not there, or nobody with a label."""
+    _high (0..1); FMR_ratio, FNMR_ratio, to the mean of the groups that are judged, for people of one group
+    look more alike than all; with `per_query` rank1 and mAP, with theirs; `note`. The rates of a
+    group of fewer than `fewest` people are missing, and its FNMR where fewer have two images.
+    `PromptSGError` for a column that is not there, or nobody with a label."""
     if isinstance(groups, str) and groups not in frame:
         raise PromptSGError(
             f"the images have no column {groups!r}; they have {', '.join(frame.columns)}"
@@ -575,7 +589,7 @@ def group_rates(embeddings, frame, groups, threshold, per_query=None, draws=1000
     table = pd.DataFrame(rows)
     for rate in ("FMR", "FNMR"):
         if rate in table:
-            table[f"{rate}_ratio"] = table[rate] / table[rate].iloc[0]
+            table[f"{rate}_ratio"] = table[rate] / table[rate].iloc[1:].mean()
     return table[[*table.columns.drop("note"), "note"]]
 
 
@@ -584,14 +598,19 @@ def _group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest
     people = part.identity.nunique()
     row = dict(group=name, people=people, images=len(part), note="")
     if people < fewest:
-        return row | dict(note=f"{people} people: too few to judge")
+        return row | dict(note=f"{people} {'person' if people == 1 else 'people'}: too few to judge")
     if per_query is not None:
         row |= _ranked_rates(per_query[per_query.path.isin(part.path)], draws, seed)
     try:
         found = compare_all(embeddings.of(part), part.identity)
     except PromptSGError as error:
         return row | dict(note=str(error).split(";")[0])
+    twice = len(np.unique(found.genuine_people))
+    if twice < fewest:
+        row["note"] = f"{twice} people with two images: too few to judge by FNMR"
     for rate, value in rates_at(found, threshold, draws, seed).items():
+        if rate == "FNMR" and twice < fewest:
+            value = Rate(np.nan, np.nan, np.nan)
         row |= {rate: value.value, f"{rate}_low": value.low, f"{rate}_high": value.high}
     return row
 

@@ -196,7 +196,8 @@ def controls_of(model):
         return names
     if c.fusion == "pool":
         # the weights of another head would be left without what they are for
-        tokens = ("without the tokens",) if c.classifier == "linear" else ()
+        plain = c.classifier == "linear" and c.pool_beside
+        tokens = ("without the tokens",) if plain else ()
         return [*names, "no word", "another word", "random direction", *tokens]
     other = ("s* of another image",) if c.eval_prompt == "composed" else ()
     return [*names, "no text", *other, "another sentence"]

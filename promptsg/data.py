@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'DECODING', 'PKSampler', 'eval_transform', 'train_transform',
            'cache_folder', 'writable_folder', 'delete_old', 'seal', 'say_damaged', 'content_hashes', 'PixelCache',
-           'mixed_seed', 'seeded', 'aspect_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS', 'READERS', 'THRESHOLDS',
-           'ImageError', 'Splits', 'TrainSide', 'check_images', 'check_writable', 'class_index', 'content_hash',
-           'counted', 'cross_splits', 'data_hash', 'find_same', 'for_data', 'left_out_lines', 'load_image',
-           'make_splits', 'progress_bar', 'read_11k', 'read_all', 'read_table', 'read_data', 'read_folders', 'read_hd',
-           'read_images', 'read_mbanet', 'read_picture', 'reading_summary', 'run_splits', 'survey', 'write_text']
+           'mixed_seed', 'seeded', 'aspect_numbers', 'camera_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS',
+           'READERS', 'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images', 'check_writable',
+           'class_index', 'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same', 'for_data',
+           'left_out_lines', 'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all', 'read_table',
+           'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture', 'reading_summary',
+           'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -57,10 +58,11 @@ class PKSampler(Sampler):
     `share` is (i, n): of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
     `numbered`: batches hold (row, draw), where the row comes for the draw-th time (from 0) in this
     epoch of all processes; `HandDataset` augments each draw in its own way.
+    `cameras`: one name per row; the K images of an identity then come from as many cameras as it has.
     Raises `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
 
     def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1),
-                 numbered=False):
+                 numbered=False, cameras=None):
         self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
         if not 1 <= p <= len(self.groups):
             raise PromptSGError(f"a batch of {p} identities cannot be drawn from the {len(self.groups)} that are trained on; set batch_size to at most "
@@ -71,6 +73,7 @@ class PKSampler(Sampler):
                                 f"instances x {share[1]}")
         self.p, self.k, self.seed, self.epoch, self.share = p, k, seed, 0, share
         self.numbered = numbered
+        self.cameras = None if cameras is None else pd.factorize(pd.Series(list(cameras)))[0]
         self.batches = batches or max(1, sum(map(len, self.groups)) // (p * k))
 
     def set_epoch(self, epoch):
@@ -79,6 +82,15 @@ class PKSampler(Sampler):
 
     def __len__(self):
         return self.batches
+
+    def _draw(self, rows, rng):
+        "K of an identity's rows."
+        if self.cameras is None:
+            return rng.choice(rows, self.k, replace=len(rows) < self.k).tolist()
+        order = rng.permutation(rows)
+        turn = pd.Series(order).groupby(self.cameras[order]).cumcount()  # the n-th of its camera
+        spread = order[np.argsort(turn.to_numpy(), kind="stable")]
+        return np.resize(spread, self.k).tolist()  # fewer than K: again from the first
 
     def _deal(self, rng):
         "Endless lists of P different identities."
@@ -91,8 +103,7 @@ class PKSampler(Sampler):
         own = self.p // self.share[1] * self.k
         for chosen in islice(self._deal(rng), self.batches):
             groups = [self.groups[g] for g in chosen]
-            draw = lambda rows: rng.choice(rows, self.k, replace=len(rows) < self.k).tolist()
-            rows = [row for group in groups for row in draw(group)]
+            rows = [row for group in groups for row in self._draw(group, rng)]
             if self.numbered:  # before the batch is dealt out, so all processes count the same
                 rows = [(row, next(draws[row])) for row in rows]
             yield rows[self.share[0] * own:][:own]
@@ -126,31 +137,37 @@ class _Normalise:
 
 @dataclass(frozen=True)
 class _RandomShift:
-    "A random crop of the image (C, H, W) padded by `pad` pixels of its own edge, back to its size; draws as `v2.RandomCrop` does."
+    "A random crop of the image (C, H, W) padded by `pad` pixels of its own edge or of black, back to its size; draws as `v2.RandomCrop` does."
     pad: int
+    fill: str = "edge"
 
     def __call__(self, image):
         down, right = (self.pad - int(torch.randint(0, 2 * self.pad + 1, (1,))) for _ in range(2))
-        moved = _moved(image.numpy().swapaxes(1, 2), right).swapaxes(1, 2)
-        return torch.from_numpy(_moved(moved, down))
+        moved = _moved(image.numpy().swapaxes(1, 2), right, self.fill).swapaxes(1, 2)
+        return torch.from_numpy(_moved(moved, down, self.fill))
 
 
-def _moved(image, by):
-    "The image (C, N, ...) moved by `by` rows; its edge fills what is left free."
+def _moved(image, by, fill="edge"):
+    "The image (C, N, ...) moved by `by` rows; its edge, or black, fills what is left free."
     kept = max(image.shape[1] - abs(by), 0)
     edge = np.repeat(image[:, :1] if by > 0 else image[:, -1:], image.shape[1] - kept, axis=1)
+    edge = edge if fill == "edge" else np.zeros_like(edge)
     return np.concatenate([edge, image[:, :kept]] if by > 0 else [image[:, image.shape[1] - kept:], edge], axis=1)
 
 
 @dataclass(frozen=True)
 class _RandomErasing:
-    "With probability `p`, 0 in a rectangle of a normalised image (C, H, W), in place (Zhong et al. 2020); draws as `v2.RandomErasing` does."
+    """With probability `p`, 0 or normal noise in a rectangle of a normalised image (C, H, W), in place
+    (Zhong et al. 2020); draws the rectangle as `v2.RandomErasing` does."""
     p: float
+    fill: str = "mean"
 
     def __call__(self, image):
         if torch.rand(1) < self.p:
             top, left, height, width = self._rectangle(*image.shape[1:])
-            image.numpy()[:, top:top + height, left:left + width] = 0
+            whole = (len(image), height, width)
+            new = torch.randn(whole).numpy() if self.fill == "noise" else 0
+            image.numpy()[:, top:top + height, left:left + width] = new
         return image
 
     def _rectangle(self, height, width):
@@ -181,24 +198,25 @@ def eval_transform(size, mean=CLIP_MEAN, std=CLIP_STD, mirrored=False):
 
 
 def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=0.5, jitter=0.0,
-                    crop_from=None):
+                    crop_from=None, crop_fill="edge", erase_fill="mean"):
     """PIL image, or uint8 tensor of that size -> normalised float tensor (3, height, width), with the re-ID baseline's augmentation.
 
     `flip`: probability of a mirror image, 0 for hands. `pad`: pixels added on each side before a random crop back to
     `size`. `crop_from` (height, width): the image is stretched to that (a tensor has it already), and `size` is cut
     out of it anywhere. `jitter`: the largest relative change of brightness, contrast and saturation. `erase`: probability that a
-    rectangle is erased (it becomes the mean colour). The random numbers are
+    rectangle is erased. `crop_fill`: padding repeats the `edge`, or is `black`; `erase_fill`: what is
+    erased becomes the `mean` colour, or `noise`, each pixel anew. The random numbers are
     torch's, from its generator of the process; `HandDataset` seeds it for each image."""
     steps = _pixels(crop_from or size)
     if crop_from:
         steps.append(v2.RandomCrop(tuple(size)))
     if pad:
-        steps.append(_RandomShift(pad))
+        steps.append(_RandomShift(pad, crop_fill))
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if jitter:
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-    return v2.Compose([*steps, _Normalise(mean, std), *([_RandomErasing(erase)] if erase else [])])
+    return v2.Compose([*steps, _Normalise(mean, std), *([_RandomErasing(erase, erase_fill)] if erase else [])])
 
 # %% ../nbs/01_data.ipynb #cell025
 DECODING = f"pictures as read by way {READING} and Pillow {PIL.__version__}"  # caches hold to it
@@ -338,6 +356,13 @@ def aspect_numbers(frame):
     return [aspect_number(aspect) for aspect in known]
 
 
+def camera_numbers(frame, names):
+    "Each row's camera as its place among `names`; -1 for another, or where nothing is said."
+    place = {name: number for number, name in enumerate(names)}
+    seen = frame.camera if "camera" in frame else [""] * len(frame)
+    return [place.get(name, -1) for name in seen]
+
+
 @dataclass
 class HandDataset(Dataset):
     """The images of a DataFrame: item i is `dict(image (3, H, W), label, index, aspect)`, the last two
@@ -354,6 +379,7 @@ class HandDataset(Dataset):
     pixels: PixelCache | None = None # take images from this cache, which is filled at once
     seed: int = 0                    # of the transform's random numbers
     epoch: int = 0
+    cameras: tuple = ()              # names; an item then has `camera`, its number among them or -1
 
     def __post_init__(self):
         unknown = set(self.frame.identity) - set(self.labels) if self.labels is not None else ()
@@ -362,6 +388,7 @@ class HandDataset(Dataset):
         self.paths = list(self.frame.path)
         self.numbers = [-1 if self.labels is None else self.labels[identity] for identity in self.frame.identity]
         self.aspects = aspect_numbers(self.frame)
+        self.seen_by = camera_numbers(self.frame, self.cameras)
         self.load = load_image if self.pixels is None else self.pixels.load
         if self.pixels is not None:
             self.pixels.add(self.paths)
@@ -378,7 +405,8 @@ class HandDataset(Dataset):
         row = range(len(self))[row]
         with seeded(self.seed, self.epoch, row, draw):
             image = self.transform(self.load(self.paths[row]))
-        return dict(image=image, label=self.numbers[row], index=row, aspect=self.aspects[row])
+        item = dict(image=image, label=self.numbers[row], index=row, aspect=self.aspects[row])
+        return item | ({"camera": self.seen_by[row]} if self.cameras else {})
 
 # %% ../nbs/01_data.ipynb #cell028
 def batches(loader):

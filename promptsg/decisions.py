@@ -29,14 +29,14 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
     by the others.
 
     `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made
-    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images`), for too
+    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images` or `none`), for too
     few people, and as `promptsg.biometrics.compare_all` does."""
     feed = feed or Feed(model, model.config)
     if not model.config.epochs:
         return _by_folds(model, train_people(splits), feed, folds, seed)
     if model.config.val_type != "identities":
         raise PromptSGError(
-            "everybody on the train side was trained on (val_type is images), so "
+            f"everybody on the train side was trained on (val_type is {model.config.val_type}), so "
             "nobody is left to calibrate on; train with "
             "val_type: identities"
         )
@@ -94,7 +94,7 @@ class Decision:
         file = Path(run) / _FILE
         if not file.is_file():
             raise PromptSGError(f"{run} has no {_FILE}; promptsg decide --run {run} makes one")
-        advice = f"promptsg decide --run {run} makes it again"
+        advice = f"promptsg decide --run {run} --data DATA makes it again"
         stored = read_json(file, advice)
         try:
             knots = stored.pop("calibration")
@@ -115,9 +115,11 @@ class Decision:
         own = embedding_settings(model)
         other = sorted(name for name in {*own, *settings} if own.get(name) != settings.get(name))
         if other:
+            name, old, new = other[0], settings.get(other[0]), own.get(other[0])
             raise PromptSGError(
-                f"{file} was made with another {other[0]} ({shown(settings.get(other[0]))}, not "
-                f"{shown(own.get(other[0]))}); {advice} with the settings that are used"
+                f"{file} was made with {name}={shown(old)}, and now it is {shown(new)}; leave "
+                f"--set {name} out, or make it again with promptsg decide --run {run} --data DATA "
+                f"--set {name}={shown(new)}"
             )
         return found
 
@@ -203,9 +205,9 @@ def attribute_labels(frame):
 def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1000, ratio=1):
     """The `ErrorRates` of a model on the test people of its splits.
 
-    `decision`: what it may say, from the train side, or None. `per_query`: of a `Result`, for Rank-1
-    and mAP of the groups. `ratio`: the likelihood ratio whose threshold the groups are judged at.
-    `PromptSGError` where no two images show one person, or there is one person alone."""
+    `decision`: what it may say, from the train side, or None. `per_query`: of a `Result`, for
+    Rank-1 and mAP of the groups. `ratio`: the likelihood ratio whose threshold the groups are
+    judged at. `PromptSGError` where no two images show one person, or there is one person alone."""
     feed, test = feed or Feed(model, model.config), splits.test
     ranked = pd.concat([test, *splits.galleries]).drop_duplicates("path", ignore_index=True)
     embeddings = feed.embed(ranked)
@@ -214,20 +216,38 @@ def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1
     said = pd.DataFrame() if decision is None else decision_table(decision, tested, draws=draws)
     threshold = decision.calibration.threshold(ratio) if decision else verified.threshold[0]
     opened = open_set_draws(embeddings, splits.queries, splits.galleries, _FPIR)
-    groups = {name: group_rates(embeddings, test, labels, threshold, per_query, draws)
-              for name, labels in attribute_labels(test).items()}
+    groups = {
+        name: group_rates(embeddings, test, labels, threshold, per_query, draws)
+        for name, labels in attribute_labels(test).items()
+    }
     return ErrorRates(decision, tested, verified, said, opened, groups, float(threshold))
 
 
-DECIDED = ("people", "eer", "eer_low", "eer_high", "fnmr", "fnmr_low", "fnmr_high", "d_prime", "cllr",
-           "least_cllr", "wrong", "wrong_low", "wrong_high", "missed", "calibrated_on", "note")
+DECIDED = (
+    "people",
+    "eer",
+    "eer_low",
+    "eer_high",
+    "fnmr",
+    "fnmr_low",
+    "fnmr_high",
+    "d_prime",
+    "cllr",
+    "least_cllr",
+    "wrong",
+    "wrong_low",
+    "wrong_high",
+    "missed",
+    "calibrated_on",
+    "note",
+)
 
 
 def decided_row(model, splits, feed=None, draws=200):
-    """The error rates of a model in one row, a dict of `DECIDED`: EER, `fnmr` at FMR 1 %, d', Cllr and
-    the least there is, and of "likelihood ratio at least 100" how often it is said of two people
-    (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not claimed, or
-    nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
+    """The error rates of a model in one row, a dict of `DECIDED`: EER, `fnmr` at FMR 1 %, d', Cllr
+    and the least there is, and of "likelihood ratio at least 100" how often it is said of two
+    people (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not
+    claimed, or nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
     feed, reason = feed or Feed(model, model.config), ""
     test = splits.test
     tested = compare_all(feed.embed(test).of(test), test.identity)
@@ -240,10 +260,19 @@ def decided_row(model, splits, feed=None, draws=200):
         decision = fit_decision(model, splits, feed=feed)
     except PromptSGError as error:
         return row | dict(note=str(error).split(";")[0])
-    said, (scores, genuine) = decision_table(decision, tested, (100,), draws).iloc[0], tested.scores()
-    row |= dict(cllr=cllr(decision.calibration(scores), genuine), least_cllr=min_cllr(scores, genuine),
-                wrong=said.FMR, wrong_low=said.FMR_low, wrong_high=said.FMR_high, missed=said.FNMR,
-                calibrated_on=decision.people)
+    said, (scores, genuine) = (
+        decision_table(decision, tested, (100,), draws).iloc[0],
+        tested.scores(),
+    )
+    row |= dict(
+        cllr=cllr(decision.calibration(scores), genuine),
+        least_cllr=min_cllr(scores, genuine),
+        wrong=said.FMR,
+        wrong_low=said.FMR_low,
+        wrong_high=said.FMR_high,
+        missed=said.FNMR,
+        calibrated_on=decision.people,
+    )
     return row | dict(note="")
 
 # %% ../nbs/23_decisions.ipynb #who
@@ -291,18 +320,22 @@ def in_a_sentence(log_ratio, nobody, name=""):
 
 def what_to_say(decision, similarity, identities, run):
     """What a run says of a search: a list of sentences, of the first place and of how often such is
-    wrong. `similarity` (G,) of gallery images, `identities` (G,); a person's ratio is the highest."""
+    wrong. `similarity` (G,) of gallery images, `identities` (G,); a person's ratio is the
+    highest."""
     ratios = decision.calibration(np.asarray(similarity, float))
     people = pd.Series(ratios).groupby(np.asarray(identities)).max().sort_values(ascending=False)
     _, nobody = who_is_it(people.to_numpy()[None])
     first = in_a_sentence(people.iloc[0], nobody[0], people.index[0])
-    wrong = "" if nobody[0] > 0.5 else how_often_wrong(run, people.iloc[0])
-    return [first] + [f"how often that is wrong: {wrong}"] * bool(wrong)
+    among = (f"among {len(people):,} identities, at even odds that one of them is right, with ratios "
+             "of images of one aspect, like those of the run's data")
+    wrong = "" if nobody[0] > 0.5 else how_often_wrong(run, people.iloc[0], len(people))
+    return [first, among] + [f"how often that is wrong: {wrong}"] * bool(wrong)
 
 
-def how_often_wrong(run, log_ratio):
-    """How often a run says so much of two people, in a sentence, from the table that promptsg decide
-    left beside the decision; empty where there is none, or for a ratio below 1."""
+def how_often_wrong(run, log_ratio, identities):
+    """How often a run says so much of two people, and at most in a search among so many identities,
+    in a sentence, from the table that promptsg decide left beside the decision; empty where there
+    is none, or for a ratio below 1."""
     file = Path(run) / "decision" / "said.csv"
     if log_ratio < 0 or not file.is_file():
         return ""
@@ -311,5 +344,6 @@ def how_often_wrong(run, log_ratio):
         row = table[np.log(table.ratio) <= log_ratio + 1e-9].iloc[-1]
         return (f"a likelihood ratio of {row.ratio:,.0f} or more was said of two people in "
                 f"{100 * row.FMR:.2g} % [{100 * row.FMR_low:.2g}, {100 * row.FMR_high:.2g}] of the "
-                "comparisons of test people")
+                "comparisons of test people, so of a stranger in up to "
+                f"{min(100, 100 * identities * row.FMR):.2g} % of searches among {identities:,}")
     return ""

@@ -18,7 +18,7 @@ from .plots import (BLUE, DARK, GREY, RED, add_legend, new_figure, styled,
                             styles_of)
 
 # %% ../nbs/14a_error_plots.ipynb #det
-_TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6])
+_TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 
 
 def _deviate_axis(axis, low, high):
@@ -60,7 +60,8 @@ def plot_det(curves: dict, # name -> `promptsg.biometrics.Comparisons`
     `PromptSGError` without comparisons, and where there are too few people for any rate."""
     _check_named(curves, Comparisons, "Comparisons of promptsg.biometrics")
     tables = {name: det_table(found, draws=draws) for name, found in curves.items()}
-    labels = {name: f"{name}: EER {100 * table.attrs['eer']:.1f} %" for name, table in tables.items()}
+    labels = {name: f"{name}: EER {100 * table.attrs['eer']:.1f} "
+                    f"%" for name, table in tables.items()}
     figure, ax = _error_curves(tables, labels, "fmr", "fnmr")
     ax.set(xlabel="impostors that match (FMR, %)", ylabel="genuine that do not match (FNMR, %)")
     return figure
@@ -75,19 +76,25 @@ def _check_named(curves, kind, word):
 
 # %% ../nbs/14a_error_plots.ipynb #open
 @styled
-def plot_open_set(tables: dict # name -> table of `promptsg.biometrics.open_set_draws`, several rates
-                 ) -> Figure:
-    """FNIR against FPIR on axes of normal deviates, mean over draws and splits, with the middle 95 %
-    of these. `PromptSGError` where no table has two rates that its people support."""
+def plot_open_set(
+    tables: dict,  # name -> table of `promptsg.biometrics.open_set_draws`, several rates
+) -> Figure:
+    """FNIR against FPIR on axes of normal deviates, mean over draws and splits, with the middle 95
+    % of these. `PromptSGError` where a table has fewer than three rates that its people support."""
     _check_named(tables, pd.DataFrame, "tables of open_set_draws")
     curves = {name: open_set_rates(table).dropna(subset="fnir") for name, table in tables.items()}
-    if min(map(len, curves.values())) < 2:
-        raise PromptSGError("too few people without a mate for two rates of FPIR; give open_set_draws "
-                            "several rates from 3 / people up, or enrol fewer")
+    if min(map(len, curves.values())) < 3:
+        raise PromptSGError(
+            "too few people without a mate for three rates of FPIR; give "
+            "open_set_draws "
+            "several rates from 3 / people up, or enrol fewer"
+        )
     labels = {name: f"{name}, {table.enrolled.iloc[0]} enrolled" for name, table in tables.items()}
     figure, ax = _error_curves(curves, labels, "fpir", "fnir")
-    ax.set(xlabel="strangers who get a name (FPIR, %)",
-           ylabel="enrolled who do not get theirs (FNIR, %)")
+    ax.set(
+        xlabel="strangers who get a name (FPIR, %)",
+        ylabel="enrolled who do not get theirs (FNIR, %)",
+    )
     return figure
 
 # %% ../nbs/14a_error_plots.ipynb #rel
@@ -159,50 +166,98 @@ def _draw_groups(ax, rows, places, name, of_all):
 
 # %% ../nbs/14a_error_plots.ipynb #roc
 def _thin(far, tar, points=400):
-    "At most about `points` of a curve, evenly on the logarithmic axis, ends kept: more cannot be seen."
+    """At most about `points` of a curve, evenly on the logarithmic axis, ends kept: more cannot be
+    seen."""
     if len(far) <= points:
         return far, tar
     at = np.geomspace(far[far > 0].min(), 1, points)
     keep = np.unique(np.searchsorted(far, at, side="right") - 1)
     return far[keep], tar[keep]
 
+
 @styled
-def plot_roc(pairs: dict # name -> (scores (N,), higher more alike; genuine (N,) bool), as `promptsg.metrics.pairs` gives them
-            ) -> Figure:
-    "ROC of several versions in percent, EER in the legend. Raises `PromptSGError` without pairs of both kinds, or for NaN."
+def plot_roc(
+    pairs: dict,  # name -> (scores (N,), higher more alike; genuine (N,) bool), as `promptsg.metrics.pairs` gives them
+) -> Figure:
+    """ROC of several versions in percent, EER in the legend. Raises `PromptSGError` without pairs
+    of both kinds, or for NaN."""
     if not pairs:
-        raise PromptSGError("there is no ROC to draw; give at least one name with its scores and genuine flags.")
-    figure, ((ax,),) = new_figure(figsize=(5, 3.4) if len(pairs) <= 4 else (7, max(3.4, 0.5 + 0.17 * len(pairs))))
+        raise PromptSGError(
+            "there is no ROC to draw; give at least one name with its scores and genuine flags."
+        )
+    figure, ((ax,),) = new_figure(
+        figsize=(5, 3.4) if len(pairs) <= 4 else (7, max(3.4, 0.5 + 0.17 * len(pairs)))
+    )
     errors, lowest = {}, 1.0
     for (name, (scores, genuine)), look in zip(pairs.items(), styles_of(pairs)):
         far, tar, _ = roc(scores, genuine)
         errors[name], lowest = eer(far, tar), min(lowest, 1 / np.sum(~np.asarray(genuine, bool)))
         ax.plot(*(100 * values for values in _thin(far, tar)), **{**look, "marker": "none"})
-        ax.plot(100 * errors[name], 100 - 100 * errors[name], **{**look, "linestyle": "none"}, markersize=6, zorder=3)
+        ax.plot(
+            100 * errors[name],
+            100 - 100 * errors[name],
+            **{**look, "linestyle": "none"},
+            markersize=6,
+            zorder=3,
+        )
         ax.plot([], [], **look, label=f"{name}: EER {100 * errors[name]:.1f} %")
     even = np.geomspace(lowest, 1, 200)
     ax.plot(100 * even, 100 - 100 * even, color=GREY, linestyle=":", linewidth=1, zorder=0)
-    ax.set(xscale="log", xlim=(100 * lowest, 100), ylim=(None, 101), xlabel="impostor pairs accepted (FAR, %)", ylabel="genuine pairs accepted (TAR, %)")
+    ax.set(
+        xscale="log",
+        xlim=(100 * lowest, 100),
+        ylim=(None, 101),
+        xlabel="impostor pairs accepted (FAR, %)",
+        ylabel="genuine pairs accepted (TAR, %)",
+    )
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     handles = [line for line in ax.lines if not line.get_label().startswith("_")]
-    add_legend(figure, ax, len(pairs), sorted(handles, key=lambda line: errors[line.get_label().rsplit(":", 1)[0]]), loc="lower right")
+    add_legend(
+        figure,
+        ax,
+        len(pairs),
+        sorted(handles, key=lambda line: errors[line.get_label().rsplit(":", 1)[0]]),
+        loc="lower right",
+    )
     return figure
 
+
 @styled
-def plot_scores(scores, # (N,) similarities, higher is more alike
-                genuine # (N,) bool
-               ) -> Figure:
-    """Histograms of the scores of genuine and impostor pairs, each in percent of its own kind, and the threshold where both errors
-    are equally frequent. Raises `PromptSGError` without pairs of both kinds, or for NaN."""
+def plot_scores(
+    scores,  # (N,) similarities, higher is more alike
+    genuine,  # (N,) bool
+) -> Figure:
+    """Histograms of the scores of genuine and impostor pairs, each in percent of its own kind, and
+    the threshold where both errors are equally frequent. Raises `PromptSGError` without pairs of
+    both kinds, or for NaN."""
     far, tar, thresholds = roc(scores, genuine)
     scores, genuine = np.asarray(scores, float), np.asarray(genuine, bool)
     figure, ((ax,),) = new_figure(figsize=(6.4, 3))
-    bins = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1e-6, 51)
-    for kind, colour, hatch, label in ((genuine, BLUE, "", "genuine"), (~genuine, RED, "////", "impostor")):
-        ax.hist(scores[kind], bins, weights=np.full(kind.sum(), 100 / kind.sum()), histtype="stepfilled", facecolor=colour + "55", edgecolor=colour,
-                hatch=hatch, label=f"{label} ({kind.sum():,} pairs)")
+    bins = np.linspace(
+        scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1e-6, 51
+    )
+    for kind, colour, hatch, label in (
+        (genuine, BLUE, "", "genuine"),
+        (~genuine, RED, "////", "impostor"),
+    ):
+        ax.hist(
+            scores[kind],
+            bins,
+            weights=np.full(kind.sum(), 100 / kind.sum()),
+            histtype="stepfilled",
+            facecolor=colour + "55",
+            edgecolor=colour,
+            hatch=hatch,
+            label=f"{label} ({kind.sum():,} pairs)",
+        )
     threshold = thresholds[int(np.argmax(far >= 1 - tar))]
-    ax.axvline(threshold, color=DARK, linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}: EER {100 * eer(far, tar):.1f} %")
+    ax.axvline(
+        threshold,
+        color=DARK,
+        linestyle="--",
+        linewidth=1,
+        label=f"threshold {threshold:.2f}: EER {100 * eer(far, tar):.1f} %",
+    )
     ax.set(xlabel="similarity", ylabel="pairs of the kind (% per bin)")
     ax.margins(y=0.05)
     figure.legend(loc="outside upper center", ncols=3)

@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOLS', 'MEASURES', 'MEASUREMENT', 'ATTRIBUTES', 'Protocol', 'find_protocol', 'embed_frame', 'Embeddings',
            'embed_images', 'ranked_images', 'batch_dependence', 'Result', 'processor', 'evaluate', 'minp_note',
            'conditions', 'notes', 'Difference', 'effective_number', 'difference_of', 'difference_from',
-           'paired_difference', 'holm', 'Interval', 'interval_of', 'combine', 'rank_gallery']
+           'paired_difference', 'holm', 'interval_of', 'combine', 'rank_gallery', 'rankable', 'shown_gallery']
 
 # %% ../nbs/11_evaluation.ipynb #cell002
 import json
@@ -44,7 +44,9 @@ class Protocol:
 
 
 PROTOCOLS = {"clipfh": Protocol("clipfh", gallery="galleries", ap="mean"),
-             "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid")}
+             "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid"),
+             # persons, vehicles: the set's own queries and gallery, distractors in it
+             "official": Protocol("official", gallery="galleries_all", ap="mean")}
 
 
 def find_protocol(name):
@@ -158,6 +160,11 @@ class Result:
         values = 100 * self.per_split[MEASURES]
         table = pd.DataFrame({"mean": values.mean(), "std": values.std().fillna(0.0)})
         return table.rename_axis("measure")
+
+    def interval(self, measure="mAP"):
+        """A `Difference` from 0, in percent: the value, its 95 % interval over people, and how many these
+        are. `measure`: mAP, rank1, rank5 or rank10."""
+        return interval_of(self, measure)
 
     def save(self, folder):
         """Write result.json, per_split.csv, summary.csv and per_query.csv.
@@ -299,7 +306,7 @@ def _same_galleries(splits, protocol):
     "The name of a protocol before this one in `PROTOCOLS` that ranks the same galleries, or None."
     images = lambda name: [set(gallery.image) for gallery in getattr(splits, name)]
     for other in PROTOCOLS.values():
-        if other.name == protocol.name:
+        if other.name == protocol.name or protocol.name == "official":
             return None
         if images(other.gallery) == images(protocol.gallery):
             return other.name
@@ -323,10 +330,14 @@ def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device
     embeddings were made: `device`, `precision`, `weights` (a word or hash for them); `left_out`,
     {reason: images} beyond what the splits count. Raises `PromptSGError` for an unknown protocol or
     rule, for images that `embeddings` does not have, for people that the model was trained on, and for
-    a split whose queries all have no match."""
+    a split whose queries all have no match. `official` needs data with roles."""
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
+    if protocol.name == "official" and "role" not in splits.queries[0]:
+        raise PromptSGError("protocol official ranks a data set's own queries and gallery, and this data "
+                            "names none; use clipfh or mba, or give a CSV with the columns path, "
+                            "identity, camera and role")
     if embeddings.trained_on is not None:
         embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
@@ -386,7 +397,17 @@ def conditions(results):
 
 def notes(results):
     "The lines for below a table of `{name: Result}`: `minp_note` and `conditions`."
-    return [minp_note(results), *conditions(results)]
+    return [minp_note(results), *conditions(results), *_intervals(results)]
+
+
+def _intervals(results):
+    "Lines on results of one split, whose deviation over splits says nothing."
+    for name, result in results.items():
+        if len(result.per_split) == 1:
+            said = ", ".join(f"{word} {found.difference:.1f} [{found.low:.1f}, {found.high:.1f}]"
+                             for word, found in (("Rank-1", result.interval("rank1")),
+                                                 ("mAP", result.interval("mAP"))))
+            yield f"{name}: one split; 95 % intervals over {result.interval().units} people: {said}"
 
 # %% ../nbs/11_evaluation.ipynb #cell011
 class Difference(NamedTuple):
@@ -539,16 +560,9 @@ def holm(p):
     return adjusted
 
 
-class Interval(NamedTuple):
-    "A value with its 95 % interval, in percent."
-    value: float
-    low: float
-    high: float
-
-
 def interval_of(results, measure="mAP", by="identity"):
-    """A measure's mean over splits and trainings with its 95 % interval over people and trainings: an
-    `Interval`, by Eqs. (1) to (3) as a difference to nothing.
+    """A measure's mean over splits and trainings with its 95 % interval over people and trainings, in
+    percent: the `Difference` to nothing, by Eqs. (1) to (3).
 
     `results`: a `Result` or a list of them, one a training. `PromptSGError` as `paired_difference`."""
     _check_asked(measure, by)
@@ -556,7 +570,7 @@ def interval_of(results, measure="mAP", by="identity"):
     _check_same(results)
     sums, counts = _unit_sums(results, measure, by)
     found = difference_of(np.zeros_like(sums), sums, counts)
-    return Interval(found.difference, max(found.low, 0.0), found.high)
+    return found._replace(low=max(found.low, 0.0))
 
 # %% ../nbs/11_evaluation.ipynb #cell012
 def combine(results):
@@ -577,6 +591,20 @@ def rank_gallery(embeddings, queries, gallery, k=10):
     Equal similarities keep the gallery's order; k is at most the gallery's size. Raises `PromptSGError` for k below 1 and for
     images that were not embedded."""
     return top_k(embeddings.of(queries), embeddings.of(gallery), k)
+
+
+def rankable(query, gallery):
+    """The rows of a gallery that may be ranked for one query (a row of a frame): of data with roles,
+    without what the query's own camera shows of the same identity."""
+    if "role" not in gallery:
+        return gallery
+    own = (gallery.identity == query.identity) & (gallery.camera == query.camera)
+    return gallery[~own].reset_index(drop=True)
+
+
+def shown_gallery(splits):
+    "The gallery of the first split from which ranked lists are shown: with its distractors, if any."
+    return (splits.galleries_all if "role" in splits.queries[0] else splits.galleries)[0]
 
 # %% ../nbs/11_evaluation.ipynb #hiding
 from .looking import areas_under, curve_table, hiding_curves, lost_by_hiding  # also from here

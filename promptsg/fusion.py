@@ -158,18 +158,20 @@ class WordPooling(nn.Module):
 
     `forward(directions (T, D) or (B, T, D), patches (B, M, D), embedding (B, D), tokens (B, M, D))
     -> Fused`; `tokens` are what the words look at and pool, dense ones or the patches again. `cells`
-    (G, M) are `cell_weights`; one cell, the mean of all patches, for None."""
+    (G, M) are `cell_weights`; one cell, the mean of all patches, for None. Not `beside`: what the words
+    pool, without class token and patches."""
 
-    def __init__(self, dim, words=1, temperature=50.0, cells=None):
+    def __init__(self, dim, words=1, temperature=50.0, cells=None, beside=True):
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.beside = temperature, beside
         self.register_buffer("cells", cells, persistent=False)  # made from the config, not learnt
-        self.out_dim = (1 + (1 if cells is None else len(cells)) + words) * dim
+        others = 1 + (1 if cells is None else len(cells)) if beside else 0
+        self.out_dim = (others + words) * dim
 
     @classmethod
     def from_config(cls, config, dim, grid):
         return cls(dim, len(config.words) or 1, config.word_temperature,
-                   cell_weights(grid, config.patch_grid))
+                   cell_weights(grid, config.patch_grid), config.pool_beside)
 
     def forward(self, directions, patches, embedding, tokens):
         with torch.autocast(tokens.device.type, enabled=False):
@@ -177,9 +179,10 @@ class WordPooling(nn.Module):
             tokens = unit(tokens)
             cosines = directions.float() @ tokens.mT                         # (B, T, M)
             attention = (self.temperature * cosines).softmax(-1)
-            parts = [self.means(unit(patches)), attention @ tokens]          # (B, G, D), (B, T, D)
-            pooled = [unit(part).flatten(1) for part in parts]
-            return Fused(torch.cat([unit(embedding), *pooled], 1), attention)
+            parts = [attention @ tokens]                                     # (B, T, D)
+            if self.beside:
+                parts = [embedding[:, None], self.means(unit(patches)), *parts]  # (B, 1, D), (B, G, D)
+            return Fused(torch.cat([unit(part.float()).flatten(1) for part in parts], 1), attention)
 
     def means(self, patches):
         "Those of each cell (B, G, D), from patches (B, M, D)."

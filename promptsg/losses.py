@@ -56,11 +56,12 @@ def supcon(image: Tensor,              # v (B, D)
            text: Tensor,               # l (B, D); row i is the sentence composed for image i
            labels: Tensor,             # (B,) integers; equal means the same identity
            temperature: float = 0.07,  # tau > 0
-           unit: bool = True           # of vectors of length 1; False: as long as they come
+           unit: bool = True,          # of vectors of length 1; False: as long as they come
+           direction: str = "both"     # both, or "image_to_text", Eq. (4), or "text_to_image", Eq. (5), alone
           ) -> Tensor:                 # scalar >= 0
     """PromptSG's symmetric supervised contrastive loss, Eqs. (4)-(6). With K images of each identity it cannot fall below
     2 ln K: K positives share one softmax. Without `unit` the dot products take the cosines' place (CLIP-ReID's). Raises
-    `PromptSGError` for shapes that differ, bad labels or temperature."""
+    `PromptSGError` for shapes that differ, bad labels, temperature or direction."""
     if image.shape != text.shape:
         raise PromptSGError(f"images are {tuple(image.shape)} and texts {tuple(text.shape)}; give one text per image, equally long.")
     if not temperature > 0:
@@ -69,7 +70,10 @@ def supcon(image: Tensor,              # v (B, D)
     v, l = (F.normalize(x.float()) if unit else x.float() for x in (image, text))
     logits = v @ l.T / temperature  # (B, B)
     positive = labels[:, None] == labels
-    return _one_way(logits, positive) + _one_way(logits.T, positive)
+    ways = {"image_to_text": (logits,), "text_to_image": (logits.T,), "both": (logits, logits.T)}
+    if direction not in ways:
+        raise PromptSGError(f"the direction is {direction!r}; choose one of {', '.join(ways)}.")
+    return sum(_one_way(one, positive) for one in ways[direction])
 
 # %% ../nbs/08_losses.ipynb #cell019
 def centre_loss(embedding: Tensor, # (B, D)

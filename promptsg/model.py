@@ -66,7 +66,7 @@ class PromptSG(nn.Module, ModelHubMixin):
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
         towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
-                                       config.text_pretrained, config.seed,
+                                       config.text_pretrained, config.seed, config.patch_stride,
                                        config.part_options.get("backbone"))
         own = config.pixel_norm == "tower"
         self.mean, self.std = (towers.mean, towers.std) if own else (IMAGENET_MEAN, IMAGENET_STD)
@@ -74,6 +74,9 @@ class PromptSG(nn.Module, ModelHubMixin):
         self.trained_on = None
         self.backbone = towers.backbone
         self.backbone.unfreeze(config.unfreeze_blocks)
+        if config.camera_embedding:
+            _check_cameras(config)
+            self.backbone.set_cameras(len(config.cameras), config.camera_embedding)
         width = towers.dim
         if config.language:
             self.backbone.tokens = tokens_of(config)
@@ -92,13 +95,18 @@ class PromptSG(nn.Module, ModelHubMixin):
         centres = torch.zeros(num_classes, both + width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
-    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None):
+    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None,
+                cameras=None):
         """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
 
         `prompt` is "composed" or "simplified"; None follows the config (`use_composed_prompt` in training, `eval_prompt` otherwise).
         `labels` (B,) are for heads with a margin in training; `aspects` (B,) the numbers of the
-        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`."""
-        features = self.backbone.features_after(self.backbone.features_before(images) if frozen is None else frozen)
+        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`; `cameras` (B,)
+        the places of theirs among `config.cameras` (-1: another), for `camera_embedding`."""
+        if frozen is None:
+            seen = () if cameras is None else (cameras,)
+            frozen = self.backbone.features_before(images, *seen)
+        features = self.backbone.features_after(frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
         fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense,
@@ -210,30 +218,31 @@ class PromptSG(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True,
-              mirror=None):
+              mirror=None, cameras=None):
         """Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the
         model's mode is. Arguments as in `forward`; without `whitened`, what the whitening is given.
 
         `mirror`: the sum of each image's row and its mirror image's; None: as the config says.
         `PromptSGError` where there is no image to mirror."""
         if self.config.mirror if mirror is None else mirror:
-            return self._mirror_sums(images, prompt, aspects, whitened)
+            return self._mirror_sums(images, prompt, aspects, whitened, cameras)
         was = self.training
         self.eval()
         try:
-            output = self(images, prompt, frozen=frozen, aspects=aspects)
+            seen = {} if cameras is None else {"cameras": cameras}
+            output = self(images, prompt, frozen=frozen, aspects=aspects, **seen)
             ranks = output.retrieval if whitened else self.head(output.embedding).embedding
             return F.normalize(ranks.float(), dim=1)
         finally:
             self.train(was)
 
-    def _mirror_sums(self, images, prompt, aspects, whitened):
+    def _mirror_sums(self, images, prompt, aspects, whitened, cameras):
         "`embed` with `mirror`: an image and its mirror image, which shows the other hand."
         if images is None or not whitened:
             raise PromptSGError("the sum with the mirror image needs the images, and rows that are "
                                 "whitened; give images, or mirror=False")
         turned = None if aspects is None else _OTHER_HAND.to(aspects.device)[aspects]
-        rows = [self.embed(x, prompt, aspects=of, mirror=False)
+        rows = [self.embed(x, prompt, aspects=of, mirror=False, cameras=cameras)
                 for x, of in ((images, aspects), (images.flip(-1), turned))]
         return F.normalize(sum(rows), dim=1)
 
@@ -247,6 +256,8 @@ class PromptSG(nn.Module, ModelHubMixin):
         if self.out_dim != self.fusion.out_dim:
             return ()
         said = self.prompt.words or (self.prompt.sentence.template,)
+        if not self.config.pool_beside:
+            return (*map(fill_aspect, said),)
         rows, columns = self.config.patch_grid
         cells = [f"patches {row}-{column}" for row in range(1, rows + 1)
                  for column in range(1, columns + 1)]
@@ -315,7 +326,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         "A model from a local folder and its record."
         fields, file = Config(**config["config"]).replace(**changes), Path(model_id) / WEIGHT_FILE
         tensors = read_state_dict(file)
-        towers = _bare_towers(config, fields.image_size, tensors, Path(model_id) / RECORD_FILE)
+        towers = _bare_towers(config, fields, tensors, Path(model_id) / RECORD_FILE)
         model = cls(fields, config["identities"], towers)
         _fill(model, tensors, file)
         tell_other_code(config["parts"], fields, model_id)
@@ -367,6 +378,12 @@ def _banked(config, towers, words):
                             "composed of them; set use_composed_prompt: false and eval_prompt: "
                             "simplified, or text_pretrained to a text tower")
     return BankPrompt(towers.text, *words)
+
+
+def _check_cameras(config):
+    if not config.cameras:
+        raise PromptSGError("camera_embedding learns a vector for each camera, and none is named; train on "
+                            "data that says which camera took each image, or set cameras")
 
 
 def tokens_of(config):
@@ -495,11 +512,12 @@ def _train_side(images):
     return None if images is None else TrainSide(frozenset(), frozenset(images))
 
 
-def _bare_towers(record, image_size, tensors, where):
+def _bare_towers(record, fields, tensors, where):
     "Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of another."
-    options = record["config"].get("part_options", {}).get("backbone")
     _check_size(record, tensors, where)
-    towers = load_towers(record["tower"], "random", image_size, options=options)
+    towers = load_towers(record["tower"], "random", fields.image_size,
+                         patch_stride=fields.patch_stride,
+                         options=fields.part_options.get("backbone"))
     if record["text_cfg"]:
         prefix = "prompt.text."
         own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

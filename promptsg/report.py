@@ -41,9 +41,10 @@ from .looking import LOOKING, looking_table
 from .model import untrained, zero_shot_config
 from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms,
                             plot_published, plot_versions, save_figure)
+from .readers import subject_of
 from .synth import demo_hands
 from .training import Feed, Trainer, load_run, measure, splits_of
-from .versions import CHAIN, HANDID, OURS, VERSIONS, remark, version
+from .versions import (CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of)
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
@@ -72,6 +73,7 @@ LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
 ORDER = [*BASELINES, "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
          *HANDID, "simplified", "paper", "paper_whitened", "training_free", "best"]
+ORDER = [*dict.fromkeys([*ORDER, *PERSONS])]
 
 
 def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), controls=True):
@@ -79,19 +81,20 @@ def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), c
     `zero-shot, whitened`; the first seed of everything before the second.
 
     `versions`: names of versions, or all, chain, logged. `PromptSGError` for a version or backbone that is not known, and for nothing to do."""
-    names = {"image_only", *(name for given in versions for name in GROUPS.get(given, [given]))}
-    names -= {*BASELINES}
+    def names_on(backbone):
+        known = {**GROUPS, "all": versions_of(backbone)}
+        wanted = {"image_only", *(name for given in versions for name in known.get(given, [given]))}
+        return wanted - {*BASELINES}
     for backbone in backbones:
-        for name in sorted(names):
+        for name in sorted(names_on(backbone)):
             version(name, backbone)
     if not (backbones and seeds and aspects and min(seeds) >= 0):
         raise PromptSGError("a report needs at least one backbone, one aspect and one seed, and seeds from 0 up")
     places = [(backbone, aspect) for backbone in dict.fromkeys(backbones) for aspect in dict.fromkeys(aspects)]
-    trained = [name for name in ORDER if name in names]
     untrained = BASELINES if controls else BASELINES[:1]
     return [*(Run(*place, name, None) for place in places for name in untrained),
             *(Run(*place, name, seed) for seed in dict.fromkeys(seeds) for place in places
-              for name in trained)]
+              for name in ORDER if name in names_on(place[0]))]
 
 # %% ../nbs/18_report.ipynb #cell006
 _OPTIONS = {"aspect": "--aspect", "variant": "--versions", "model": "--backbone", "clip_model": "--backbone"}
@@ -1038,9 +1041,16 @@ def report_figures(report, gains, published=None):
         metrics = {version: list(seeds.values()) for version, seeds in report.metrics(backbone, aspect).items()
                    if all("loss" in table for table in seeds.values())}
         if metrics:
-            yield f"{backbone}-{aspect}-curves", plot_curves(metrics)
+            yield f"{backbone}-{aspect}-curves", plot_curves(metrics, _with_values(metrics))
             yield f"{backbone}-{aspect}-losses", plot_loss_terms(metrics)
     yield from _published_figures(report, published)
+
+
+def _with_values(metrics):
+    "The columns of the curves' panels: validation's only where somebody was held out."
+    tables = [one for some in metrics.values() for one in (some if isinstance(some, list) else [some])]
+    held = any("val_mAP" in one and one.val_mAP.notna().any() for one in tables)
+    return ("loss", "val_mAP") if held else ("loss",)
 
 
 def _published_figures(report, published):
@@ -1124,8 +1134,8 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)
-        if set(frame.aspect) == {"hand"}:  # data that does not tell aspects apart
-            runs = plan_runs(backbones, versions, seeds, ("hand",), controls)
+        if subject := subject_of(frame):  # data that does not tell aspects apart
+            runs = plan_runs(backbones, versions, seeds, (subject,), controls)
         jobs = make_jobs(out, runs, frame, protocols, changes, controls, looking, after, decisions)
         _prepare(out, jobs, frame, command, progress)
         do_jobs(jobs, progress)

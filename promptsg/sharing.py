@@ -119,7 +119,8 @@ def _said(config):
     "What the text says, in a sentence."
     if config.language and config.fusion == "pool":
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
-        return ("Beside class token and patches, patch tokens are pooled where these words look: "
+        beside = "Beside class token and patches, patch" if config.pool_beside else "Patch"
+        return (f"{beside} tokens are pooled where these words look: "
                 f"{words}.")
     if config.language and not config.looks:
         said = config.prompt_template if config.use_composed_prompt else config.simplified_prompt
@@ -133,11 +134,12 @@ def _trained(record):
     config, state, splits = record["config"], record["state"], record["splits"]
     best = record["epochs"].loc[state["best_epoch"]]
     rows = {"identities trained on": len(state["classes"]), "images trained on": len(splits["train"]),
-            "images held out for validation": len(splits["val"]), "data set": _text(splits.get("source") or _LAYOUTS[config.dataset]),
+            "images held out for validation": len(splits["val"]), "data set": _text(splits.get("source") or _LAYOUTS.get(config.dataset, config.dataset)),
             "aspect": ", ".join(dict.fromkeys([config.aspect, *config.train_aspects])), "seed": config.seed,
             "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
             "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
-            "mAP and Rank-1 on the held-out images at that epoch": f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"}
+            "mAP and Rank-1 on the held-out images at that epoch": (
+                "nobody was held out" if best.isna().val_mAP else f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %")}
     needed = ", ".join(f"{name} ({_code(one['class'])}, SHA-256 `{one['source']}`)"
                        for name, one in code_in(config).items())
     if needed:

@@ -65,43 +65,79 @@ def _identification(results):
     rows = []
     for name, result in results.items():
         means, record = result.summary["mean"], result.record
-        cell = lambda measure: "{0.value:.1f} [{0.low:.1f}, {0.high:.1f}]".format(
-            interval_of(result, measure))
-        rows.append({"protocol": name, "splits": str(record["splits"]),
-                     "queries × gallery": f"{record['queries']} × {record['gallery']}",
-                     "Rank-1 (%)": cell("rank1"), "Rank-5": f"{means.rank5:.1f}",
-                     "Rank-10": f"{means.rank10:.1f}", "mAP (%)": cell("mAP"),
-                     "mINP": f"{means.mINP:.1f}"})
+        cell = lambda measure: "{0.difference:.1f} [{0.low:.1f}, {0.high:.1f}]".format(
+            interval_of(result, measure)
+        )
+        rows.append(
+            {
+                "protocol": name,
+                "splits": str(record["splits"]),
+                "queries × gallery": f"{record['queries']} × {record['gallery']}",
+                "Rank-1 (%)": cell("rank1"),
+                "Rank-5": f"{means.rank5:.1f}",
+                "Rank-10": f"{means.rank10:.1f}",
+                "mAP (%)": cell("mAP"),
+                "mINP": f"{means.mINP:.1f}",
+            }
+        )
     small = [name for name, result in results.items() if result.record["gallery"] <= 10]
-    text = "Mean over the splits, with the 95 % interval over people. Test people were not trained on."
+    text = (
+        "Mean over the splits, with the 95 % interval over people. Test people were not trained on."
+    )
     text += "".join(f" {line}." for line in conditions(results))
-    text += f" With at most 10 gallery images ({', '.join(small)}) Rank-10 is 100 by definition." * bool(small)
+    if len({result.record["protocol"]["ap"] for result in results.values()}) > 1:
+        text += (" The protocols take average precision by different rules (mean of precisions, "
+                 "trapezoid), so their mAP columns do not compare.")
+    text += (
+        f" With at most 10 gallery images ({', '.join(small)}) Rank-10 is 100 by definition."
+        * bool(small)
+    )
     return Section("Identification: who is it?", text, pd.DataFrame(rows))
 
 
 def _verification(results, errors, name):
-    "How often is \"the same person\" wrong? With the curves of identification beside."
+    'How often is "the same person" wrong? With the curves of identification beside.'
     tested, rows = errors.tested, []
     for row in errors.verification.to_dict("records"):
         distance = row["measure"] == "d'"
-        rows.append({"measure": row["measure"],
-                     "value": ("" if pd.isna(row["value"]) else f"{row['value']:.2f}") if distance
-                     else _with_interval(dict(rate=row["value"], rate_low=row["low"],
-                                              rate_high=row["high"]), "rate", 2) or "not claimed",
-                     "cosine above": "" if pd.isna(row["threshold"]) else f"{row['threshold']:.3f}",
-                     "note": row["note"]})
-    text = (f"{len(tested.genuine):,} genuine and {tested.impostors:,} impostor comparisons of "
-            f"{tested.people} test people, each pair of their images once. EER, FNMR: percent, with "
-            "the 95 % interval over people; d' in standard deviations.")
+        rows.append(
+            {
+                "measure": row["measure"],
+                "value": ("" if pd.isna(row["value"]) else f"{row['value']:.2f}")
+                if distance
+                else _with_interval(
+                    dict(rate=row["value"], rate_low=row["low"], rate_high=row["high"]), "rate", 2
+                )
+                or "not claimed",
+                "cosine above": "" if pd.isna(row["threshold"]) else f"{row['threshold']:.3f}",
+                "note": row["note"],
+            }
+        )
+    text = (
+        f"{len(tested.genuine):,} genuine and {tested.impostors:,} impostor comparisons of "
+        f"{tested.people} test people, each pair of their images once. EER, FNMR: percent, with "
+        "the 95 % interval over people; d' in standard deviations."
+    )
     curves = plot_cmc({f"{name}, {one}": result.cmc for one, result in results.items()})
-    return Section("Verification: the same person?", text, pd.DataFrame(rows), (
-        ("cmc", "Identification: CMC curves, mean over the splits", curves),
-        *_drawn("det", "Verification: DET curve with the 95 % interval over people", plot_det,
-                {name: tested})))
+    return Section(
+        "Verification: the same person?",
+        text,
+        pd.DataFrame(rows),
+        (
+            ("cmc", "Identification: CMC curves, mean over the splits", curves),
+            *_drawn(
+                "det",
+                "Verification: DET curve with the 95 % interval over people",
+                plot_det,
+                {name: tested},
+            ),
+        ),
+    )
 
 
 def _drawn(name, words, plot, curves):
-    "A figure in a tuple; none where there are too few people for a curve, which the table says too."
+    """A figure in a tuple; none where there are too few people for a curve, which the table says
+    too."""
     try:
         return ((name, words, plot(curves)),)
     except PromptSGError:
@@ -114,17 +150,24 @@ def _evidence(errors, reason):
     if errors.decision is None:
         return Section(title, f"Nothing is said: {reason}.")
     found = errors.decision
-    rows = [{"the same person, likelihood ratio at least": f"{row['ratio']:,}",
-             "cosine from": f"{row['threshold']:.3f}" if row["threshold"] <= 1 else "never",
-             "said of two people (FMR, %)": _with_interval(row, "FMR", 2),
-             "not said of one person (FNMR, %)": _with_interval(row, "FNMR")}
-            for row in errors.said.to_dict("records")]
+    rows = [
+        {
+            "the same person, likelihood ratio at least": f"{row['ratio']:,}",
+            "cosine from": f"{row['threshold']:.3f}" if row["threshold"] <= 1 else "never",
+            "said of two people (FMR, %)": _with_interval(row, "FMR", 2),
+            "not said of one person (FNMR, %)": _with_interval(row, "FNMR"),
+        }
+        for row in errors.said.to_dict("records")
+    ]
     cost = errors.evidence
-    text = (f"Thresholds and likelihood ratios were fixed on {found.people} train-side people the model was not "
-            f"fitted to ({found.genuine:,} genuine, {found.impostors:,} impostor comparisons; "
-            f"{found.calibration.kind}), and measured on the test people. "
-            f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['least']:.3f}; a model "
-            "that says nothing 1.")
+    text = (
+        f"Thresholds and likelihood ratios were fixed on {found.people} train-side people the "
+        f"model was not "
+        f"fitted to ({found.genuine:,} genuine, {found.impostors:,} impostor comparisons; "
+        f"{found.calibration.kind}), and measured on the test people. "
+        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['least']:.3f}; a model "
+        "that says nothing 1."
+    )
     return Section(title, text, pd.DataFrame(rows))
 
 
@@ -133,38 +176,78 @@ def _open_set(errors, name):
     table, rows = errors.open_set, []
     for rate in ("FNIR at FPIR 1 %", "FNIR at FPIR 10 %"):
         known, need = table[rate].dropna(), needed_comparisons(float(rate.split()[3]) / 100)
-        rows.append({"measure": rate,
-                     "value (%)": f"{_percent(known.mean())} ± {_percent(known.std())}" if len(known)
-                     else "not claimed",
-                     "note": "" if len(known) else f"needs {need} people who are not enrolled (rule of 3)"})
+        rows.append(
+            {
+                "measure": rate,
+                "value (%)": f"{_percent(known.mean())} ± {_percent(known.std())}"
+                if len(known)
+                else "not claimed",
+                "note": ""
+                if len(known)
+                else f"needs {need} people who are not enrolled (rule of 3)",
+            }
+        )
     out = errors.tested.people - int(table.enrolled[0])
-    text = (f"{int(table.enrolled[0])} people enrolled with one image each, {out} not; who, was drawn "
-            f"{len(table)} times (splits and draws): mean ± standard deviation. FPIR: a stranger gets a "
-            "name. FNIR: an enrolled person does not get the own one at rank 1.")
-    told = () if errors.decision is None else _drawn(
-        "reliability", "Decision: what likelihood ratios say against what is", plot_reliability,
-        {name: errors.reliability})
-    return Section("Open set: is it anybody here?", text, pd.DataFrame(rows), (*told, *_drawn(
-        "open_set", "Open set: FNIR against FPIR", plot_open_set, {name: table})))
+    text = (
+        f"{int(table.enrolled[0])} people enrolled with one image each, {out} not; who, was "
+        f"drawn "
+        f"{len(table)} times (splits and draws): mean ± standard deviation. FPIR: a stranger gets "
+        "a "
+        "name. FNIR: an enrolled person does not get their own name at rank 1."
+    )
+    told = (
+        ()
+        if errors.decision is None
+        else _drawn(
+            "reliability",
+            "Decision: what likelihood ratios say against what is",
+            plot_reliability,
+            {name: errors.reliability},
+        )
+    )
+    return Section(
+        "Open set: is it anybody here?",
+        text,
+        pd.DataFrame(rows),
+        (*told, *_drawn("open_set", "Open set: FNIR against FPIR", plot_open_set, {name: table})),
+    )
 
 
 def _groups(errors):
     "Is it as good for everybody?"
     title = "Groups: is it as good for everybody?"
     if not errors.groups:
-        return Section(title, "The data says nothing of its people that differs among the test images.")
+        return Section(
+            title, "The data says nothing of its people that differs among the test images."
+        )
     ratio = lambda value: "" if pd.isna(value) else f"{value:.2g}"
     rows = []
     for name, table in errors.groups.items():
         for row in table.to_dict("records")[1:]:
-            rows.append({"attribute": name, "group": row["group"], "people": f"{row['people']}",
-                         "FMR (%)": _with_interval(row, "FMR", 2), "× all": ratio(row["FMR_ratio"]),
-                         "FNMR (%)": _with_interval(row, "FNMR"), "× all ": ratio(row["FNMR_ratio"]),
-                         "Rank-1 (%)": _with_interval(row, "rank1"), "note": row["note"]})
-    how = "at which a likelihood ratio of 1 is said" if errors.decision else (
-        "of equal errors on these test people: fit to compare groups, not for use")
-    text = (f"All at one threshold, the cosine {errors.threshold:.3f} {how}. A comparison belongs to a group if both images do. "
-            "× all: the rate over that of all test people. A group of fewer than five people is named and not judged.")
+            rows.append(
+                {
+                    "attribute": name,
+                    "group": row["group"],
+                    "people": f"{row['people']}",
+                    "FMR (%)": _with_interval(row, "FMR", 2),
+                    "× mean": ratio(row["FMR_ratio"]),
+                    "FNMR (%)": _with_interval(row, "FNMR"),
+                    "× mean ": ratio(row["FNMR_ratio"]),
+                    "Rank-1 (%)": _with_interval(row, "rank1"),
+                    "note": row["note"],
+                }
+            )
+    how = (
+        "at which a likelihood ratio of 1 is said"
+        if errors.decision
+        else ("of equal errors on these test people: fit to compare groups, not for use")
+    )
+    text = (
+        f"All at one threshold, the cosine {errors.threshold:.3f} {how}. A comparison belongs "
+        f"to a group if both images do. "
+        "× mean: the rate over the mean of the attribute's judged groups. Fewer than five people are "
+        "named and not judged; of FNMR those with two images count."
+    )
     figure = ("groups", "Error rates of each group beside those of all", plot_groups(errors.groups))
     return Section(title, text, pd.DataFrame(rows), (figure,))
 
@@ -172,14 +255,31 @@ def _groups(errors):
 def _doubt(errors, trained):
     "How far may these numbers be off?"
     pairs = errors.tested.people_pairs
-    lines = [f"The test has {errors.tested.people} people, who make {pairs:,} pairs of two. By the rule of 3 no "
-             f"false match rate below {300 / pairs:.2g} % can be claimed from them.",
-             "Intervals are over people: other people of the same kind, photographed the same way. Other cameras, "
-             "grounds or ages of the pictures are not in them."]
+    lines = [
+        f"The test has {errors.tested.people} people, who make {pairs:,} pairs of two. By "
+        f"the rule of 3 no "
+        f"false match rate below {300 / pairs:.2g} % can be claimed from them.",
+        "Intervals are over people: other people of the same kind, photographed the same way. Other "
+        "cameras, "
+        "grounds or ages of the pictures are not in them.",
+    ]
     if trained:
-        lines.append("One training was measured. Another seed gives another model; how much that changes, "
-                     "promptsg report with several --seeds says.")
+        lines.append(
+            "One training was measured. Another seed gives another model; how much that "
+            "changes, "
+            "promptsg report with several --seeds says."
+        )
     return Section("Doubt", " ".join(lines))
+
+
+_TERMS = """Rank-1 (5, 10): queries whose nearest (5, 10 nearest) gallery images hold the right one. mAP: mean
+average precision, how high all right images stand. mINP: right images over the place of the last one.
+clipfh, mba: galleries of the query's own aspect, of all four. Identity: a hand in one aspect. FMR: two
+people taken for one; FNMR: one for two; EER: the rate at the threshold where both are equal; DET: one
+against the other over all thresholds. d': the distance of genuine and impostor scores in standard
+deviations. Cllr: what wrong likelihood ratios cost, in bits. FPIR, FNIR: FMR and FNMR of searches. Rule
+of 3: without an error in n independent trials the rate may still be 3/n at 95 % confidence; pairs of
+people are not quite independent, so for them it is the least doubt there is."""
 
 # %% ../nbs/24_sheet.ipynb #sheet
 def result_sheet(results, errors, train_people, command="", reason="", made=None):
@@ -193,14 +293,29 @@ def result_sheet(results, errors, train_people, command="", reason="", made=None
     config = record["config"] or {}
     short = config.get("variant", "model")
     name = f"{short}@{config.get('clip_model') or config.get('model', '')}"
-    sections = [_identification(results), _verification(results, errors, short),
-                _evidence(errors, reason), _open_set(errors, short), _groups(errors), _doubt(errors, config.get("epochs", 0) > 0)]
-    tables = {"verification": errors.verification, "said": errors.said, "open_set": errors.open_set,
-              **{f"groups-{one.replace(' ', '_')}": table for one, table in errors.groups.items()},
-              **{f"evaluation-{one}": 100 * found.summary for one, found in results.items()}}
+    sections = [
+        _identification(results),
+        _verification(results, errors, short),
+        _evidence(errors, reason),
+        _open_set(errors, short),
+        _groups(errors),
+        _doubt(errors, config.get("epochs", 0) > 0),
+    ]
+    sections.append(Section("Terms", " ".join(_TERMS.split())))
+    tables = {
+        "verification": errors.verification,
+        "said": errors.said,
+        "open_set": errors.open_set,
+        **{f"groups-{one.replace(' ', '_')}": table for one, table in errors.groups.items()},
+        **{f"evaluation-{one}": 100 * found.summary for one, found in results.items()},
+    }
     tables = {key: table for key, table in tables.items() if not table.empty}
-    return Sheet(f"Result sheet: {name}, {ASPECTS.get(record['aspect'], record['aspect'])}",
-                 _facts(results, errors, train_people, command, made or date.today()), sections, tables)
+    return Sheet(
+        f"Result sheet: {name}, {ASPECTS.get(record['aspect'], record['aspect'])}",
+        _facts(results, errors, train_people, command, made or date.today()),
+        sections,
+        tables,
+    )
 
 
 def _facts(results, errors, train_people, command, made):
@@ -208,15 +323,22 @@ def _facts(results, errors, train_people, command, made):
     first, config = records[0], records[0]["config"] or {}
     words = lambda entries: ", ".join(f"{key} {value}" for key, value in entries.items())
     left = ", ".join(f"{count} ({reason})" for reason, count in first["left_out"].items() if count)
-    hashes = "; ".join(f"{record['data_hash']} ({record['protocol']['name']})" for record in records)
-    return {"model": f"{config.get('variant', 'not recorded')}, seed {config.get('seed', '?')}, config {first['config_hash']}, "
-                     f"weights {first['weights']}, {first['precision']}",
-            "began from": weights_in_words(first["config"]),
-            "data": f"{first['source'] or 'not named'}; hash {hashes}" + (f"; left out: {left}" if left else "")
-                    + ("; another data set than the run's" if first["cross"] else ""),
-            "people": f"{train_people} on the train side, {errors.tested.people} test people",
-            "machine": words(first["machine"]), "packages": words(first["versions"]),
-            "made": f"{made.isoformat()}" + (f" by {command}" if command else "")}
+    hashes = "; ".join(
+        f"{record['data_hash']} ({record['protocol']['name']})" for record in records
+    )
+    return {
+        "model": f"{config.get('variant', 'not recorded')}, seed {config.get('seed', '?')}, "
+        f"config {first['config_hash']}, "
+        f"weights {first['weights']}, {first['precision']}",
+        "started from": weights_in_words(first["config"]),
+        "data": f"{first['source'] or 'not named'}; hash {hashes}"
+        + (f"; left out: {left}" if left else "")
+        + ("; another data set than the run's" if first["cross"] else ""),
+        "people": f"{train_people} on the train side, {errors.tested.people} test people",
+        "machine": words(first["machine"]),
+        "packages": words(first["versions"]),
+        "made": f"{made.isoformat()}" + (f" by {command}" if command else ""),
+    }
 
 # %% ../nbs/24_sheet.ipynb #html
 _CSS = """body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -242,8 +364,10 @@ def _png(figure, dpi):
 def _html_figure(words, figure):
     code = base64.b64encode(_png(figure, 130)).decode()
     width = round(96 * figure.get_figwidth())
-    return (f'<figure><img width="{width}" alt="{html.escape(words)}" src="data:image/png;base64,{code}">'
-            f"<figcaption>{html.escape(words)}</figcaption></figure>")
+    return (
+        f'<figure><img width="{width}" alt="{html.escape(words)}" src="data:image/png;base64,{code}">'
+        f"<figcaption>{html.escape(words)}</figcaption></figure>"
+    )
 
 
 def sheet_html(sheet):
@@ -255,10 +379,12 @@ def sheet_html(sheet):
         if section.table is not None:
             parts.append(_html_table(section.table))
         parts += [_html_figure(words, figure) for _, words, figure in section.figures]
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(sheet.title)}</title><style>{_CSS}</style></head>"
-            f"<body>{''.join(parts)}</body></html>")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(sheet.title)}</title><style>{_CSS}</style></head>"
+        f"<body>{''.join(parts)}</body></html>"
+    )
 
 # %% ../nbs/24_sheet.ipynb #pdf
 _WIDTH = 182  # millimetres between the margins of A4
@@ -274,6 +400,8 @@ class _Pages(FPDF):
         self.add_font("sans", "B", fonts / "DejaVuSans-Bold.ttf")
         self.heading = title
         self.set_title(title)
+        self.set_creator("promptsg")
+        self.set_author("promptsg, https://github.com/promptsg/promptsg")
         self.set_margins(14, 12)
         self.set_auto_page_break(True, 14)
         self.add_page()
@@ -294,25 +422,41 @@ class _Pages(FPDF):
         "A table of texts under its column names."
         self.set_font("sans", size=6.8)
         bold = FontFace(emphasis="BOLD")
-        with self.table(col_widths=widths, width=_WIDTH, text_align="LEFT", line_height=3.4,
-                        borders_layout="HORIZONTAL_LINES", headings_style=bold, padding=0.5,
-                        first_row_as_headings=any(map(str.strip, table.columns))) as out:
-            for cells in [list(table.columns)] * any(map(str.strip, table.columns)) + table.values.tolist():
+        with self.table(
+            col_widths=widths,
+            width=_WIDTH,
+            text_align="LEFT",
+            line_height=3.4,
+            borders_layout="HORIZONTAL_LINES",
+            headings_style=bold,
+            padding=0.5,
+            first_row_as_headings=any(map(str.strip, table.columns)),
+        ) as out:
+            for cells in [list(table.columns)] * any(
+                map(str.strip, table.columns)
+            ) + table.values.tolist():
                 out.row([str(cell) for cell in cells])
         self.ln(1.5)
 
-    def pictures(self, figures):
+    def pictures(self, named):
         "Figures side by side, as wide as they are drawn or as the page."
+        figures = [figure for *_, figure in named]
         wide = [25.4 * figure.get_figwidth() * 0.66 for figure in figures]
         wide = [one * min(1, (_WIDTH - 3 * len(wide)) / sum(wide)) for one in wide]
-        tall = [one * figure.get_figheight() / figure.get_figwidth() for one, figure in zip(wide, figures)]
-        if self.get_y() + max(tall) > self.h - 16:
+        tall = [
+            one * figure.get_figheight() / figure.get_figwidth()
+            for one, figure in zip(wide, figures)
+        ]
+        if self.get_y() + max(tall) > self.h - 22:
             self.add_page()
         x, y = self.l_margin, self.get_y()
-        for figure, width in zip(figures, wide):
+        self.set_font("sans", size=6.5)
+        for (_, words, figure), width, height in zip(named, wide, tall):
             self.image(io.BytesIO(_png(figure, 200)), x=x, y=y, w=width)
+            self.set_xy(x, y + height)
+            self.multi_cell(width, 3, words, align="L")
             x += width + 3
-        self.set_y(y + max(tall) + 2)
+        self.set_y(y + max(tall) + 8)
 
 
 def _widths(table):
@@ -334,17 +478,18 @@ def sheet_pdf(sheet):
         if section.table is not None:
             pages.rows(section.table, _widths(section.table))
         if section.figures:
-            pages.pictures([figure for *_, figure in section.figures])
+            pages.pictures(section.figures)
     return bytes(pages.output())
 
 # %% ../nbs/24_sheet.ipynb #write
 def write_sheet(sheet, folder):
-    """sheet.html, sheet.pdf, sheet.json (the facts), each table as CSV and each figure as PNG, into a
-    folder. `PromptSGError` where the disk refuses; what is there already is replaced file by file."""
+    """sheet.html, sheet.pdf, sheet.json (the facts), each table as CSV and each figure as PNG, into
+    a folder. `PromptSGError` where the disk refuses; what is there already is replaced file by
+    file."""
     folder = Path(folder)
     with held(folder):
         for name, table in sheet.tables.items():
-            write_text(folder / f"{name}.csv", csv_text(table))
+            write_text(folder / f"{name}.csv", csv_text(table.replace("", np.nan)))
         for section in sheet.sections:
             for name, _, figure in section.figures:
                 save_figure(figure, folder / f"{name}.png")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SINGLE', 'Splits', 'stored_splits', 'read_stored', 'check_unchanged', 'TrainSide', 'train_side', 'run_splits',
-           'check_table', 'make_splits', 'cross_splits']
+           'check_table', 'make_splits', 'official_splits', 'cross_splits']
 
 # %% ../nbs/01c_splits.ipynb #cell002
 import json
@@ -17,6 +17,7 @@ import pandas as pd
 
 from .config import PromptSGError
 from .files import content_hash, counted, read_json, write_text
+from .readers import subject_of
 
 # %% ../nbs/01c_splits.ipynb #cell013
 _FRAMES = ("train", "val", "val_query", "val_gallery", "test")
@@ -390,7 +391,8 @@ def _check_people(rows, aspect):
     for side in ("train", "test"):
         if not (rows.side == side).any():
             raise PromptSGError(
-                f"{aspect} has no {side} person; give data with people on both sides (at least two)"
+                f"{aspect} has no {side} person, of {rows.pid.nunique()} in all; some people are trained on "
+                "and others tested, so give more people (four at least), on both sides"
             )
     if not rows.identity[rows.side == "test"].duplicated().any():
         raise PromptSGError(
@@ -440,7 +442,12 @@ def _hold_images(train, rng, given=None):
     return pd.concat([rest, train[~several]], ignore_index=True), val, val, gallery
 
 
-_HOLD_OUT = {"identities": _hold_identities, "images": _hold_images}
+def _hold_nobody(train, rng, given=None):
+    "Everybody is trained on."
+    return train, train.iloc[:0], train.iloc[:0], train.iloc[:0]
+
+
+_HOLD_OUT = {"identities": _hold_identities, "images": _hold_images, "none": _hold_nobody}
 
 
 def _more_training(frame, aspects, banned):
@@ -497,15 +504,17 @@ def make_splits(frame, aspect, n_splits=10, seed=0, val="identities", train_aspe
     """Training, validation and `n_splits` query/gallery splits of one aspect: a `Splits`.
 
     Depends on the seed and the set of rows, not on their order. `val` is "identities" (a tenth
-    of the train identities, at least two, held out; one of three) or "images" (MBA-Net: one
-    image per train identity). `train_aspects` adds train-side images of other aspects, but
+    of the train identities, at least two, held out; one of three), "images" (MBA-Net: one
+    image per train identity) or "none" (nobody is held out). `train_aspects` adds train-side images of other aspects, but
     never of a person who is tested or, with val="identities", validated on. A test identity
     with a single image stays in the gallery, as in MBA-Net, has no query, and is counted in
     `.excluded`. Where the data set comes with queries and galleries of its own
     (`frame.attrs["pairs"]`), they are taken in place of a draw. Raises `PromptSGError` for an
     unknown aspect, a person on both sides, an image listed twice, or too few people or images."""
     if val not in _HOLD_OUT:
-        raise PromptSGError(f"val={val!r} is not possible; val is 'identities' or 'images'")
+        raise PromptSGError(
+            f"val={val!r} is not possible; val is one of {', '.join(map(repr, _HOLD_OUT))}"
+        )
     _checked(frame, aspect, n_splits)
     about, frame = (
         _about(frame),
@@ -540,7 +549,8 @@ def _about(frame):
 def _tested(frame, test, aspect, n_splits, seed, about):
     "The fields of `Splits` that have to do with the test side."
     pairs = _pairs(test, n_splits, seed, about["pairs"].get(aspect))
-    single = int((~test.identity.duplicated(keep=False)).sum())
+    single = ~test.identity.duplicated(keep=False)
+    single = 0 if "role" in test else int(single.sum())  # a role says who is asked for
     return dict(
         test=test,
         queries=[query for query, _ in pairs],
@@ -551,17 +561,35 @@ def _tested(frame, test, aspect, n_splits, seed, about):
         people=frozenset(frame.pid),
     )
 
+# %% ../nbs/01c_splits.ipynb #official
+def official_splits(frame, val="none", seed=0):
+    """The one split of a data set with roles (`promptsg.readers.read_official`, or a CSV with the
+    column role): a `Splits`.
+
+    `val` and `seed` as in `make_splits`. `PromptSGError` for a frame without roles, and where a
+    person is on both sides."""
+    if "role" not in frame:
+        raise PromptSGError(
+            "the data says of no image whether it is a query or gallery, so it has no official "
+            "split; read it with dataset market1501 or the like, or give a CSV with the columns "
+            "path, identity, camera and role"
+        )
+    return make_splits(frame, frame.aspect.iloc[0], 1, seed, val)
+
 # %% ../nbs/01c_splits.ipynb #cross
 def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None, train_aspects=None):
     """`Splits` of a data set on which nothing was trained: everybody in it is a test person (HD's
     extra people join galleries).
 
-    `aspect`: the one to measure; `hand` where the data does not tell aspects apart.
+    `aspect`: the one to measure; the data's own word where it does not tell aspects apart. Of data
+    with roles, the official split.
     `trained_on`: the model's `TrainSide`. `train_aspects`, perhaps empty: the data's train people
     are not tested but, with their images of `aspect` and these, are `train`, for a whitening to be
     fitted to; where the data names no sides a seeded half of the people, as in `make_splits`.
     Raises `PromptSGError` as `make_splits` does, and for images that the model was trained on."""
-    aspect = "hand" if set(frame.aspect) == {"hand"} else aspect
+    aspect = subject_of(frame) or aspect
+    if "role" in frame:  # its own query and gallery, whatever there is to train on
+        frame, n_splits = frame if train_aspects is not None else frame[frame.role != "train"], 1
     _checked(frame, aspect, n_splits)
     about = _about(frame)
     frame = frame.sort_values(["identity", "image"], ignore_index=True)

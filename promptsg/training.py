@@ -6,10 +6,11 @@
 __all__ = ['SPLIT_FIELDS', 'WHITENED', 'parameter_groups', 'learning_rate', 'id_term', 'triplet_term', 'supcon_term',
            'centre_term', 'loss_terms', 'check_finite', 'LossRecord', 'processes', 'first_here', 'all_sum',
            'gather_rows', 'gather_output', 'SharedBatchNorm', 'share_statistics', 'Objective', 'compile_parts',
-           'frozen_hash', 'FrozenFeatures', 'foreign_code', 'embedding_kind', 'embedding_settings', 'aspects_said',
-           'Feed', 'mirror_images', 'fit_whitening', 'WhiteningImages', 'save_checkpoint', 'read_checkpoint',
-           'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped', 'make_accelerator',
-           'left_out', 'splits_of', 'weights_hash', 'measure', 'measure_whitenings', 'gradient_table']
+           'frozen_hash', 'FrozenFeatures', 'foreign_code', 'embedding_kind', 'embedding_settings', 'cameras_seen',
+           'aspects_said', 'Feed', 'mirror_images', 'fit_whitening', 'WhiteningImages', 'save_checkpoint',
+           'read_checkpoint', 'load_weights', 'WeightAverage', 'read_run', 'load_run', 'Trainer', 'Stopped',
+           'make_accelerator', 'left_out', 'splits_of', 'weights_hash', 'measure', 'measure_whitenings',
+           'gradient_table']
 
 # %% ../nbs/12_training.ipynb #cell002
 import atexit
@@ -46,7 +47,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
 from .config import ASPECTS, OTHER_HAND, UNMEASURED, Config, PromptSGError, shown
-from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder, check_images, class_index,
+from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder,
+                           camera_numbers, check_images, class_index,
                            content_hash, content_hashes, eval_transform, load_image, make_splits, mixed_seed,
                            train_transform, write_text)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
@@ -115,7 +117,7 @@ def triplet_term(output, labels, config):
 def supcon_term(output, labels, config):
     "The contrastive loss of the images and their texts."
     return supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature,
-                  config.supcon_unit)
+                  config.supcon_unit, config.supcon_direction)
 
 
 def centre_term(output, labels, config):
@@ -259,7 +261,7 @@ def share_statistics(model):
 
 # %% ../nbs/12_training.ipynb #cell008f
 class Objective(nn.Module):
-    """`forward(labels (B,), images or frozen, progress, aspects) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
+    """`forward(labels (B,), images or frozen, progress, aspects, cameras) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
 
     `progress` is the share of the training that is over, 0..1."""
 
@@ -267,9 +269,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.config, self.losses = model, config, losses
 
-    def forward(self, labels, images=None, frozen=None, progress=1.0, aspects=None):
+    def forward(self, labels, images=None, frozen=None, progress=1.0, aspects=None, cameras=None):
         frozen = None if frozen is None else frozen.float()
-        output = self.model(images, labels=labels, frozen=frozen, aspects=aspects)
+        output = self.model(images, labels=labels, frozen=frozen, aspects=aspects,
+                            **({} if cameras is None else {"cameras": cameras}))
         with torch.autocast(labels.device.type, enabled=False):
             return self.losses(gather_output(output), gather_rows(labels), self.config, progress)
 
@@ -299,8 +302,9 @@ class FrozenFeatures:
     Raises `PromptSGError` for an image that cannot be read and a full disk."""
 
     def __init__(self, model, frame, transform, folder, batch_size=16, progress=True):
+        stride = model.backbone.stride or ""  # a ResNet's is in none of its weights
         own = code_in(model.config).get(f"backbone {model.config.tower}")
-        kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform} {DECODING}"
+        kind = f"{frozen_hash(model.backbone)} {model.backbone.cut} {transform} {DECODING}{stride}"
         kind += f" {own['source']}" if own else ""
         self.packs = Packs(folder, kind, "float16")
         self.folder, paths = self.packs.folder, list(dict.fromkeys(frame.path))
@@ -377,7 +381,8 @@ _NOT_EMBEDDED = UNMEASURED | {
     "use_composed_prompt", "eval_prompt", "prompt_aspect", "dropout", "arcface_scale",
     "arcface_margin", "whiten", "whiten_mirrored", "mirror", "loss_id_weight", "label_smoothing",
     "loss_tri_weight", "triplet_margin", "triplet_unit", "triplet_states", "supcon_loss_weight",
-    "supcon_temperature", "supcon_ramp", "loss_centre_weight", "batch_size", "instances", "epochs",
+    "supcon_temperature", "supcon_direction", "supcon_ramp", "instances_over", "crop_fill",
+    "erasing_fill", "loss_centre_weight", "batch_size", "instances", "epochs",
     "steps_per_epoch", "early_stop_patience", "select", "lr_clip_visual", "lr_modules", "lr_head",
     "weight_decay", "schedule", "warmup_epochs", "eta_min", "step_epochs", "step_gamma",
     "clip_norm", "weight_average", "precision", "flip", "crop_padding", "erasing", "shuffle",
@@ -432,6 +437,13 @@ def embedding_settings(model):
     return {name: whole[name] for name in sorted(names)}
 
 
+def cameras_seen(model, frame):
+    "The camera whose vector goes into each row's embedding; \"\" where none does."
+    if not model.config.camera_embedding:
+        return [""] * len(frame)
+    return [f" {number}" for number in camera_numbers(frame, model.config.cameras)]
+
+
 def aspects_said(model, frame, prompt=None):
     "The aspect that a model's text names for each row of a frame; \"\" where it names none."
     if not model.config.looks:
@@ -465,6 +477,11 @@ class Feed:
         "What embeds: the model, or with `precision: int8` its twin."
         return int8_model(self.model, self.cache) if self.precision == "int8" else self.model
 
+    @property
+    def _cameras(self):
+        "The names of the cameras whose vectors go into the embedding."
+        return self.model.config.cameras if self.model.config.camera_embedding else ()
+
     def keep(self, frame):
         "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
         for cache in self.kept:
@@ -492,7 +509,8 @@ class Feed:
     def _images(self, frame, transform, labels=None, pixels=None):
         ready = pixels is None or set(frame.path) <= pixels.files.keys()
         with nullcontext() if ready else first_here():
-            return HandDataset(frame, transform, labels, pixels, self.config.seed)
+            return HandDataset(frame, transform, labels, pixels, self.config.seed,
+                               cameras=self._cameras)
 
     def evaluation(self, frame, labels=None):
         "The images as they are."
@@ -504,7 +522,8 @@ class Feed:
             return self.evaluation(frame, labels)
         c = self.config
         transform = train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing,
-                                    crop_from=c.crop_from)
+                                    crop_from=c.crop_from, crop_fill=c.crop_fill,
+                                    erase_fill=c.erasing_fill)
         return self._images(frame, transform, labels, self.train_pixels)
 
     def embed(self, frame, prompt=None, batch_size=32, keep=True, mirror=None, whitened=True):
@@ -543,9 +562,9 @@ class Feed:
     def _embed(self, frame, prompt, batch_size, keep, whitened):
         kind = "frozen" if self.config.cache_frozen else "images"
         kept = self._kept(prompt) if keep else None
-        by_name = lambda x, aspects: self.network.embed(
+        by_name = lambda x, aspects, *cameras: self.network.embed(
             prompt=prompt, aspects=aspects, whitened=whitened and kept is None, mirror=False,
-            **{kind: x.float()})
+            **{kind: x.float()}, **({"cameras": cameras[0]} if cameras else {}))
         if kept is None:
             return self._pass(by_name, frame, batch_size)
         rows = self._once(kept, by_name, frame, prompt, batch_size)
@@ -580,7 +599,9 @@ class Feed:
     def _once(self, kept, embed, frame, prompt, batch_size):
         "Rows (N, D) of a frame's distinct images: those that are kept, and those that `embed` makes now."
         said = aspects_said(self.model, frame, prompt)
-        keys = [f"{digest} {aspect}" for digest, aspect in zip(content_hashes(frame.path), said)]
+        seen = cameras_seen(self.model, frame)
+        keys = [f"{digest} {aspect}{camera}"
+                for digest, aspect, camera in zip(content_hashes(frame.path), said, seen)]
         found = self._try(kept.read, keys) or {}
         new = [key for key in dict.fromkeys(keys) if key not in found]
         if len(new) < len(keys) and self.progress:
@@ -609,7 +630,7 @@ class Feed:
         `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says of
         `images` (None where that is cached), and of their aspect numbers (B,)."""
         backbone = self.network.backbone
-        whole = lambda x, aspects: embed(x, backbone.features_before(x), aspects)
+        whole = lambda x, aspects, *cameras: embed(x, backbone.features_before(x, *cameras), aspects)
         rest = lambda x, aspects: embed(None, x.float(), aspects)
         return self._pass(rest if self.config.cache_frozen else whole, frame, batch_size)
 
@@ -619,7 +640,8 @@ class Feed:
                             num_workers=self.config.num_workers,
                             device=next(self.model.parameters()).device, progress=self.progress,
                             dataset=lambda rows, _: self.evaluation(rows), made=made,
-                            key=("frozen" if self.config.cache_frozen else "image", "aspect"))
+                            key=("frozen" if self.config.cache_frozen else "image", "aspect",
+                                 *["camera"] * bool(self._cameras)))
 
 
 def mirror_images(frame):
@@ -923,7 +945,7 @@ class Trainer:
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
         self._save_last(epoch)
         if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log, where no bar is drawn
-            print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, validation mAP {100 * row['val_mAP']:.1f} %",
+            print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, {_said(row)}",
                   file=sys.stderr, flush=True)
 
     def _set_up(self):
@@ -961,7 +983,7 @@ class Trainer:
         c = self.config
         optimizer = _OPTIMIZERS[c.optimizer](parameter_groups(self.model, c), weight_decay=c.weight_decay)
         self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
-                                 numbered=True)
+                                 numbered=True, cameras=self._over_cameras())
         images = self.feed.training(self.splits.train, self.classes)
         loader = DataLoader(images, batch_sampler=self.sampler, num_workers=c.num_workers,
                             pin_memory=c.pin_memory,
@@ -971,6 +993,15 @@ class Trainer:
                                           non_blocking=c.pin_memory)  # the sampler has dealt out the shares
         self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
         self.average = WeightAverage(self.model, c.weight_average) if c.weight_average else None
+
+    def _over_cameras(self):
+        "Each train row's camera, where a person's K images come from many; else None."
+        if self.config.instances_over == "images":
+            return None
+        if "camera" not in self.splits.train:
+            raise PromptSGError("instances_over: cameras needs to know which camera took each image, and the "
+                                "data does not say; set it to images, or give a CSV with the column camera")
+        return self.splits.train.camera
 
     def _averaged(self):
         "The model with the average of its weights, where one is taken."
@@ -991,8 +1022,8 @@ class Trainer:
         self._save_best(-1, whitened=True)
         self._save_last(-1, whitened=True)
         if self.progress:
-            print(f"nothing is trained by gradient; {len(whole)} images were seen, validation mAP "
-                  f"{100 * self.history[0]['val_mAP']:.1f} %", file=sys.stderr, flush=True)
+            print(f"nothing is trained by gradient; {len(whole)} images were seen, "
+                  f"{_said(self.history[0])}", file=sys.stderr, flush=True)
 
     def _fitted(self, images, people):
         "`Embeddings` whitened by what a frame's rows tell; as they are where nothing is whitened."
@@ -1027,7 +1058,7 @@ class Trainer:
     def _step(self, batch, progress):
         "One step of the optimizer; nothing in it waits for a GPU."
         terms = self.prepared(batch["label"], batch.get("image"), batch.get("frozen"), progress,
-                              batch["aspect"])
+                              batch["aspect"], batch.get("camera"))
         self.optimizer.zero_grad()
         self.accelerator.backward(sum(terms.values()))
         if self.config.clip_norm:
@@ -1045,7 +1076,7 @@ class Trainer:
         if state.get("whitened"):
             return
         load_weights(self.model, tensors, state, self.out / "best")
-        whole = self._train_side() if self.config.val_type == "images" else self.splits.train
+        whole = self._train_side() if self.config.val_type != "identities" else self.splits.train
         whole = whole.drop_duplicates("path")
         WhiteningImages(self.feed, whole).fit(self.model.whitening, whole)
         if self.accelerator.is_main_process:
@@ -1055,7 +1086,9 @@ class Trainer:
         """Rank-1 and mAP (0..1) of the train-side people held out, ranked against their gallery
         and one image of each person trained on: a handful of people alone would soon be told
         apart perfectly, and then no epoch is better than another. `found`: their `Embeddings`,
-        where they are there."""
+        where they are there. NaN where nobody is held out (`val_type: none`)."""
+        if not len(self.splits.val_query):
+            return {"val_rank1": math.nan, "val_mAP": math.nan}
         query, known = self.splits.val_query, self.splits.train[self.splits.train.aspect == self.splits.aspect]
         known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
@@ -1161,6 +1194,12 @@ class Trainer:
             save_checkpoint(self.out / "last", self.model, state, optimizer, scaler, self.average)
             self._saved_epoch = epoch + 1
         self._write_metrics()
+
+
+def _said(row):
+    "What validation says of an epoch."
+    held = not math.isnan(row["val_mAP"])
+    return f"validation mAP {100 * row['val_mAP']:.1f} %" if held else "nobody was held out"
 
 
 class Stopped(KeyboardInterrupt):
@@ -1314,7 +1353,8 @@ def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=
     tables = []
     for _, batch in zip(range(steps), batches(trainer.loader)):
         terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"),
-                                 state["epoch"] / config.epochs, batch["aspect"])
+                                 state["epoch"] / config.epochs, batch["aspect"],
+                                 batch.get("camera"))
         tables.append(pd.DataFrame({part: _pull_row(pulls, parts[part]) for part, pulls in _pulls(terms, parts).items()}).T)
     return sum(tables) / len(tables)
 

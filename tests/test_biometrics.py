@@ -322,7 +322,9 @@ def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
     assert rates["FNMR"].value == pytest.approx((scores[genuine] < 0.3).mean())
     assert all(rate.low < rate.value < rate.high for rate in rates.values())
     never = rates_at(found, 0.999, draws=20)
-    assert never["FMR"] == (0, 0, pytest.approx(3 / 435)) and never["FNMR"] == (1, 1, 1)
+    assert never["FMR"] == (0, 0, pytest.approx(3 / 435)) and never["FNMR"] == (1, pytest.approx(0.9), 1)
+    few = rates_at(found, np.sort(scores[~genuine])[-1], draws=50)["FMR"]
+    assert 0 < few.value < few.high and few.high >= 3 / 435  # one error is no surer than none
     with pytest.raises(PromptSGError, match="larger keep"):
         rates_at(compare_all(x, who, keep=50), -0.5)
 
@@ -338,11 +340,15 @@ def test_group_rates_are_those_of_each_groups_own_comparisons():
     for name in ("a", "b"):
         alone = rates_at(compare_all(x[kind == name], who[kind == name]), 0.3, draws=50)
         assert table.FNMR[name] == alone["FNMR"].value and table.FMR_high[name] == alone["FMR"].high
-        assert table.FNMR_ratio[name] == pytest.approx(table.FNMR[name] / table.FNMR["all"])
+        assert table.FNMR_ratio[name] == pytest.approx(table.FNMR[name] / table.FNMR[["a", "b"]].mean())
     assert (table.rank1["a"], table.rank1["b"], table.mAP["b"]) == (1, 0, 0.5)
     assert (table.rank1_low["a"], table.rank1_high["a"], table.mAP_low["b"], table.mAP_high["b"]) == (1, 1, 0.5, 0.5)
     assert 0 < table.rank1_low["all"] < table.rank1["all"] < table.rank1_high["all"] < 1
     assert table.note["c"] == "3 people: too few to judge" and table.loc["c", ["FMR", "FNMR", "rank1", "mAP"]].isna().all()
+    once = frame.groupby("identity").head(1).assign(kind="d")  # twelve of them have one image alone
+    mixed = pd.concat([once[once.identity.astype(int) < 12], frame[frame.identity.astype(int).isin(range(20, 24))].assign(kind="d")])
+    judged = group_rates(found, mixed, "kind", 0.3, draws=5).set_index("group").loc["d"]
+    assert np.isnan(judged.FNMR) and judged.FMR >= 0 and judged.note == "4 people with two images: too few to judge by FNMR"
     ages = group_rates(found, frame, pd.cut(pd.Series(who), [-1, 14, 30]), 0.3, draws=5)
     assert list(ages.people) == [30, 15, 15]
     for wrong, words in (("colour", "no column 'colour'"), ([None] * len(frame), "no image has a label")):

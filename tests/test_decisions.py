@@ -171,21 +171,22 @@ def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path)
     decision = fit_decision(model, splits, feed=feed(model))
     at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
     said = what_to_say(decision, at, ["b", "a", "a"], tmp_path)
-    assert len(said) == 1 and said[0].startswith("b: the same person, likelihood ratio 500")
+    assert len(said) == 2 and said[0].startswith("b: the same person, likelihood ratio 500") and "among 2 identities" in said[1]
     assert what_to_say(decision, at[2:], ["a"], tmp_path)[0].startswith("nobody in this gallery")
     (tmp_path / "decision").mkdir()
     (tmp_path / "decision" / "said.csv").write_text("ratio,FMR,FMR_low,FMR_high\n1,0.1,0.05,0.2\n100,0.01,0.0,0.03\n1000,0,0,0.01\n")
-    assert what_to_say(decision, at, ["b", "a", "a"], tmp_path)[1].endswith(
-        "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons of test people")
-    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(tmp_path, np.log(1.5))
-    assert how_often_wrong(tmp_path, -1) == ""
+    assert what_to_say(decision, at, ["b", "a", "a"], tmp_path)[2].endswith(
+        "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons of test people, so of a "
+        "stranger in up to 2 % of searches among 2")
+    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(tmp_path, np.log(1.5), 3)
+    assert how_often_wrong(tmp_path, -1, 3) == ""
     (tmp_path / "decision" / "said.csv").write_text("ratio\n1\n")
-    assert how_often_wrong(tmp_path, 1.0) == ""
+    assert how_often_wrong(tmp_path, 1.0, 3) == ""
 
 def test_a_decision_is_of_embeddings_made_with_its_settings(free, tmp_path):
     model, splits, run = free
     fit_decision(model, splits, feed=feed(model)).save(tmp_path)
     assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20  # nothing that a score depends on
-    for changes, words in ((dict(mirror=True), "another mirror"), (dict(words=("a dog",)), "another words")):
-        with pytest.raises(PromptSGError, match=f"{words} .*promptsg decide --run"):
+    for changes, words in ((dict(mirror=True), "mirror=False, and now it is True"), (dict(words=("a dog",)), "words=")):
+        with pytest.raises(PromptSGError, match=f"{words}.*promptsg decide --run"):
             Decision.load(tmp_path, load_run(run, **changes))

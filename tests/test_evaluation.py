@@ -15,10 +15,12 @@ from PIL import Image
 
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform, make_splits
-from promptsg.evaluation import (MEASURES, PROTOCOLS, Embeddings, Result, combine, difference_of,
+from promptsg.evaluation import (MEASURES, Embeddings, Result, combine, difference_of,
                                  embed_frame, embed_images, evaluate, holm, interval_of, minp_note, notes,
                                  paired_difference, rank_gallery, ranked_images)
 from promptsg.metrics import evaluate_ranking
+
+HANDS = ("clipfh", "mba")  # protocols of data without queries and a gallery of its own
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +60,10 @@ class Counter:
 
 def test_every_image_is_embedded_once(splits):
     embed = Counter()
-    embeddings = embed_images(embed, ranked_images(splits, PROTOCOLS), eval_transform((4, 4)), batch_size=7, progress=False)
+    embeddings = embed_images(embed, ranked_images(splits, HANDS), eval_transform((4, 4)), batch_size=7, progress=False)
     needed = {path for part in (splits.test, *splits.galleries_all) for path in part.path}
     assert len(embed.seen) == len(set(embed.seen)) == len(needed) == len(embeddings.rows)
-    for protocol in PROTOCOLS:
+    for protocol in HANDS:
         evaluate(embeddings, splits, protocol)
     assert len(embed.seen) == len(needed)
 
@@ -122,7 +124,7 @@ def test_a_result_is_stored_and_read_back(frame, splits, tmp_path):
 
 def test_the_data_hash_names_what_was_measured(frame, splits):
     embeddings = invented(frame, "identity")
-    hashes = {evaluate(embeddings, splits, protocol).record["data_hash"] for protocol in PROTOCOLS}
+    hashes = {evaluate(embeddings, splits, protocol).record["data_hash"] for protocol in HANDS}
     assert len(hashes) == 2
     fewer = make_splits(frame[frame.pid != "11"], "dorsal_r")
     assert evaluate(embeddings, fewer).record["data_hash"] not in hashes
@@ -365,7 +367,7 @@ def test_what_the_caller_says_is_in_the_record(frame, splits):
 def test_minp_is_called_map_only_where_it_is(frame, splits):
     "One right image and the mean of precisions: always equal. Another rule, or two right images: not."
     embeddings = invented(frame, "identity", noise=1.5)
-    results = {name: evaluate(embeddings, splits, name) for name in PROTOCOLS}
+    results = {name: evaluate(embeddings, splits, name) for name in HANDS}
     two = [rows[rows.side == "test"].reset_index(drop=True) for rows in [frame[(frame.aspect == "dorsal_r") & (frame.n > 0)]]] * 10
     results["two"] = evaluate(embeddings, replace(splits, queries=[rows[rows.n == 0] for rows in splits.queries], galleries=two))
     results["by mean"] = evaluate(embeddings, splits, "mba", ap="mean")
@@ -380,7 +382,7 @@ def test_minp_is_called_map_only_where_it_is(frame, splits):
 def test_mba_on_one_aspect_says_that_only_the_rule_differs(frame, splits):
     one = frame[frame.aspect == "dorsal_r"]
     alone, embeddings = make_splits(one, "dorsal_r"), invented(frame, "identity", noise=1.5)
-    results = {name: evaluate(embeddings, alone, name) for name in PROTOCOLS}
+    results = {name: evaluate(embeddings, alone, name) for name in HANDS}
     assert [result.record["same_galleries_as"] for result in results.values()] == [None, "clipfh"]
     assert results["mba"].per_split.rank1.equals(results["clipfh"].per_split.rank1)
     assert [line for line in notes(results) if line.startswith("mba: the galleries are those of clipfh")]
@@ -512,10 +514,10 @@ def test_the_interval_of_a_mean_is_that_of_its_difference_to_nothing(frame, spli
     result = evaluate(invented(frame, "identity", 1.5), splits)
     nothing = replace(result, per_query=result.per_query.assign(ap=0.0))
     found, other = interval_of(result), paired_difference(nothing, result)
-    assert found == pytest.approx((other.difference, max(other.low, 0), other.high))
-    assert found.value == pytest.approx(result.summary["mean"]["mAP"]) and 0 <= found.low < found.value < found.high <= 100
+    assert found[:3] == pytest.approx((other.difference, max(other.low, 0), other.high))
+    assert found.difference == pytest.approx(result.summary["mean"]["mAP"]) and 0 <= found.low < found.difference < found.high <= 100
     several = interval_of([result, result], "rank1")
-    assert several.value == pytest.approx(result.summary["mean"]["rank1"])
+    assert several.difference == pytest.approx(result.summary["mean"]["rank1"])
     for call, word in ((lambda: interval_of(result, "mINP"), "measure='mINP'"), (lambda: interval_of([]), "no result")):
         with pytest.raises(PromptSGError, match=word):
             call()

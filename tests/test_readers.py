@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from promptsg.config import PromptSGError
 from promptsg.readers import (
     DRAWN,
+    OFFICIAL,
     data_hash,
     find_same,
     left_out_lines,
@@ -22,11 +23,12 @@ from promptsg.readers import (
     read_folders,
     read_images,
     read_mbanet,
+    read_official,
     read_picture,
     reading_summary,
     walk,
 )
-from promptsg.splits import make_splits
+from promptsg.splits import make_splits, official_splits
 
 HEAD = "id,age,gender,skinColor,accessories,nailPolish,aspectOfHand,imageName,irregularities"
 GOES = settings(
@@ -745,7 +747,6 @@ def test_the_summary_tells_images_people_aspects_and_reasons(tmp_path):
     assert reading_summary(read_11k(root)).split("\n") == [
         "2 images of 2 people in 1 aspect (11K Hands)",
         "1 left out: accessories worn",
-        "1 left out: description (.csv)",
     ]
     assert left_out_lines({"a": 2, "b": 0}) == ["2 left out: a"] and reading_summary(pd.DataFrame(
         {"pid": ["1"], "aspect": ["hand"]})) == "1 image of 1 person in 1 aspect"
@@ -814,3 +815,130 @@ def test_the_reasons_are_sorted_and_a_count_does_not_depend_on_the_order_of_the_
         __enter__, __exit__ = lambda self: iter(self.found), lambda self, *_: None
     monkeypatch.setattr(os, "scandir", Backwards)
     assert list(walk(root).items()) == list(one.items()) and Counter(one.values())[None] == 2
+
+
+# --- sets with an official division ---------------------------------------------------------------------
+
+BOXES = {
+    "market1501": ("bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg",
+                   "bounding_box_test/0001_c2s1_000301_00.jpg"),
+    "dukemtmc": ("bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg",
+                 "bounding_box_test/0005_c5_f0051781.jpg"),
+    "occluded_duke": ("bounding_box_train/0001_c2_f0046182.jpg", "query/0012_c6_f0000001.jpg",
+                      "bounding_box_test/0012_c7_f0000002.jpg"),
+    "cuhk03np": ("bounding_box_train/0003_c1_21.png", "query/0001_c1_0.png",
+                 "bounding_box_test/0001_c2_5.png"),
+    "veri776": ("image_train/0001_c001_00016450_0.jpg", "image_query/0002_c002_00030600_0.jpg",
+                "image_test/0002_c003_00084280_0.jpg"),
+    "msmt17": ("train/0000/0000_000_01_0303morning_0015_0.jpg",
+               "test/0000/0000_000_03_0303morning_0008_0.jpg",
+               "test/0000/0000_001_14_0303morning_0009_0.jpg"),
+}
+
+
+def msmt_lists(root, train, query, gallery):
+    below = lambda path: path.split("/", 1)[1]
+    for name, path in (("train", train), ("val", None), ("query", query), ("gallery", gallery)):
+        put(root, f"list_{name}.txt", text=f"{below(path)} 0\n" if path else "")
+    put(root, "list_val.txt", text=f"{below(train).replace('0015', '0016')} 0\n")
+    put(root, train.replace("0015", "0016"))
+    return root
+
+
+@pytest.mark.parametrize("dataset", BOXES)
+def test_an_official_set_says_camera_and_role(dataset, tmp_path):
+    put(tmp_path / "set", *BOXES[dataset])
+    if dataset == "msmt17":
+        msmt_lists(tmp_path / "set", *BOXES[dataset])
+    for root in (tmp_path / "set", tmp_path):  # the set's folder, or the one that it lies in
+        frame = read_data(root, dataset)
+        assert set(frame.role) == {"train", "query", "gallery"}
+        assert frame[frame.role == "query"].camera.iloc[0] in ("1", "2", "3", "6")
+        assert set(frame.aspect) == {"vehicle" if dataset == "veri776" else "person"}
+        splits = official_splits(frame)
+        assert not set(splits.train.pid) & set(splits.test.pid)
+        assert len(splits.queries[0]) == 1 and len(splits.galleries_all[0]) == 1
+        assert "a part of it" in frame.attrs["source"]
+
+
+def test_junk_is_left_out_and_a_distractor_is_nobody(tmp_path):
+    put(tmp_path, *BOXES["market1501"], "bounding_box_test/-1_c3s1_000001_01.jpg",
+        "bounding_box_test/0000_c3s1_000002_01.jpg", "bounding_box_test/0000_c4s1_000002_01.jpg",
+        "bounding_box_test/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg")
+    frame = read_data(tmp_path, "market1501")
+    assert frame.attrs["excluded"] == {
+        "hidden": 1, "junk of the data set (-1)": 1,
+        "not in bounding_box_train, query, bounding_box_test": 1}
+    nobody = frame[frame.pid == "nobody"]
+    assert len(nobody) == 2 and set(nobody.side) == {"extra"} and set(nobody.role) == {"gallery"}
+    assert "2 people and 2 distractors" in reading_summary(frame)
+    splits = official_splits(frame)
+    assert len(splits.galleries_all[0]) == 3 and len(splits.galleries[0]) == 1
+
+
+def whole(root, dataset):
+    "Empty files, as many as were published."
+    for role, folder in OFFICIAL[dataset].folders.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(OFFICIAL[dataset].images[role]):
+            person = 1 + number % 3 + 10 * (role == "train")
+            (root / folder / f"{person:04d}_c{1 + number % 2}s1_{number:06d}_00.jpg").touch()
+    return root
+
+
+def test_a_whole_set_has_the_published_counts_and_no_more(tmp_path, monkeypatch):
+    small = OFFICIAL["market1501"]._replace(images=dict(train=7, query=4, gallery=9))
+    monkeypatch.setitem(OFFICIAL, "market1501", small)
+    frame = read_data(whole(tmp_path, "market1501"), "market1501")
+    assert frame.attrs["part"] == "" and frame.attrs["source"] == "Market-1501"
+    os.remove(frame.path[frame.role == "query"].iloc[0])
+    part = read_data(tmp_path, "market1501")
+    assert part.attrs["part"] == "3 of 4 query images"
+    put(tmp_path, "query/0001_c1s1_100000_00.jpg", "query/0002_c1s1_100000_00.jpg")
+    refused("has 5 query images, more than the 4 of Market-1501", read_data, tmp_path, "market1501")
+
+
+def test_published_counts_are_those_of_the_sets():
+    images = {name: sum(one.images.values()) for name, one in OFFICIAL.items()}
+    assert images["msmt17"] == 126_441 and images["dukemtmc"] == 36_411
+    assert OFFICIAL["market1501"].images == dict(train=12_936, query=3_368, gallery=15_913)
+    assert {name: one.cameras for name, one in OFFICIAL.items()}["msmt17"] == 15
+
+
+@pytest.mark.parametrize("names, words", [
+    (BOXES["market1501"][1:], "no train image of Market-1501"),
+    (BOXES["market1501"][:2], "no gallery image of Market-1501"),
+    ((), "no train image"),
+    ((*BOXES["market1501"], "query/holiday.jpg"), "does not begin with a person and a camera"),
+])
+def test_a_wrong_or_half_folder_is_one_sentence(names, words, tmp_path):
+    put(tmp_path, *names)
+    refused(words, read_data, tmp_path, "market1501")
+
+
+def test_msmt17_needs_its_lists(tmp_path):
+    put(tmp_path, *BOXES["msmt17"])
+    refused("list_train.txt cannot be read", read_data, tmp_path, "msmt17")
+    msmt_lists(tmp_path, *BOXES["msmt17"])
+    put(tmp_path, "list_query.txt", text="0000/a.jpg zero\n")
+    refused("where a path and a person's number belong", read_data, tmp_path, "msmt17")
+    put(tmp_path, "list_query.txt", text="0000/a.jpg 0\n")
+    refused("which tells no camera", read_data, tmp_path, "msmt17")
+    refused("is not known", read_official, tmp_path, "market")
+
+
+def test_a_table_with_roles_is_an_official_set(tmp_path):
+    rows = ["a.jpg,7,1,train", "b.jpg,8,1,query", "c.jpg,8,2,gallery", "d.jpg,0,2,gallery", "e.jpg,-1,2,gallery"]
+    put(tmp_path, *"a.jpg b.jpg c.jpg d.jpg e.jpg".split())
+    file = tmp_path / "set.csv"
+    file.write_text("path,identity,camera,role\n" + "\n".join(rows))
+    frame = read_table(file)
+    assert frame.attrs["excluded"]["junk of the data set (-1)"] == 1 and len(frame) == 4
+    assert frame.pid.tolist() == ["7", "8", "8", "nobody"] and set(frame.aspect) == {"person"}
+    splits = official_splits(frame)
+    assert splits.galleries_all[0].image.tolist() == ["c.jpg", "d.jpg"]
+    for head, more, words in (("path,identity,role", [row.rsplit(",", 2)[0] + ",train" for row in rows], "no column 'camera'"),
+                              ("path,identity,camera,role", rows[:2], "no row of the role gallery"),
+                              ("path,identity,camera,role", [*rows[:4], "e.jpg,9,1,probe"], "role of line 6")):
+        file.write_text(head + "\n" + "\n".join(more))
+        refused(words, read_table, file)

@@ -64,7 +64,7 @@ def test_the_sheet_says_what_was_measured(measured):
     assert first["Rank-1 (%)"][0].startswith(f"{results['clipfh'].summary['mean'].rank1:.1f} [")
     verified = sheet.sections[1].table.set_index("measure")
     assert verified.value["FNMR at FMR 1 %"] == "not claimed" and "rule of 3" in verified.note["FNMR at FMR 1 %"]
-    assert "66 pairs of two" in sheet.sections[-1].text and "4.5 %" in sheet.sections[-1].text
+    assert "66 pairs of two" in sheet.sections[-2].text and "4.5 %" in sheet.sections[-2].text and sheet.sections[-1].title == "Terms"
     assert {"verification", "said", "open_set", "groups-gender", "evaluation-mba"} <= set(sheet.tables)
     assert set(sheet.sections[4].table.attribute) == set(errors.groups)
     with pytest.raises(PromptSGError, match="at least one protocol"):
