@@ -506,7 +506,7 @@ def open_set_draws(
 
     `embeddings`: `promptsg.evaluation.Embeddings`; `queries`, `galleries`: frames, one of each a
     split. Who is enrolled is drawn by `seed`, the same people in every split. Columns: split, draw,
-    enrolled (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each rate; missing
+    enrolled, not_enrolled (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each rate; missing
     where the rule of 3 asks for more people without a mate. `PromptSGError` for a share that leaves
     nobody in or out."""
     rng, rows = np.random.default_rng(seed), []
@@ -533,6 +533,7 @@ def open_set_draws(
                     split=split,
                     draw=draw,
                     enrolled=count,
+                    not_enrolled=len(out),
                     mated=int((~unmated).sum()),
                     unmated=int(unmated.sum()),
                     **{f"FNIR at FPIR {100 * one:g} %": rate for one, rate in zip(at, allowed)},

@@ -187,7 +187,7 @@ def _open_set(errors, name):
                 else f"needs {need} people who are not enrolled (rule of 3)",
             }
         )
-    out = errors.tested.people - int(table.enrolled[0])
+    out = int(table.not_enrolled[0])
     text = (
         f"{int(table.enrolled[0])} people enrolled with one image each, {out} not; who, was "
         f"drawn "
