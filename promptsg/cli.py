@@ -324,7 +324,8 @@ def evaluate_command(
     model = ready_model(run, config, sets)
     from promptsg.training import processes
 
-    protocol = protocol or ("official" if "role" in frame else "clipfh")
+    if protocol is None:
+        protocol = "official" if "role" in frame else "clipfh"
     splits, fitted = _what_to_measure(run, model, frame, cross, whiten)
     plain, others, seconds = _measured(model, splits, protocol, fitted, frame, whiten, after)
     if processes()[0] == 0:

@@ -489,7 +489,7 @@ def test_a_full_disk_is_no_fault_of_the_images(pixels, monkeypatch):
 
 class Tower(torch.nn.Module):
     "Stands in for a model whose frozen blocks give (B, 4, 5)."
-    cut = 1
+    cut, stride = 1, None
 
     def __init__(self):
         super().__init__()
