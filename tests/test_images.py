@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from promptsg import images
-from promptsg.config import PromptSGError, one_line
+from promptsg.config import Config, PromptSGError, one_line
 from promptsg.data import HandDataset, PixelCache, PKSampler, eval_transform, mixed_seed, train_transform
 from promptsg.images import (IMAGE_ENDINGS, ImageError, check_images, load_image, progress_bar, survey,
                              why_not_read)
@@ -508,7 +508,7 @@ def frozen(noise, tmp_path):
 
     def make(rows=noise):
         model = torch.nn.Module()
-        model.backbone = Tower()
+        model.backbone, model.config = Tower(), Config()
         features = FrozenFeatures(model, rows, eval_transform((8, 6)), tmp_path / "frozen", 5, progress=False)
         return features, model.backbone.made
     return make
