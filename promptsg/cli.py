@@ -7,7 +7,7 @@ __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets
            'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several',
            'train', 'evaluate_command', 'results_folder', 'plain_name', 'embed', 'record_of', 'search', 'decide',
            'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
-           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce',
+           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
            'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
            'tune_command', 'align_text_command', 'bench', 'main']
 
@@ -1067,8 +1067,8 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
     typer.echo(f"tables, page and figures are in {out}")
 
 # %% ../nbs/16_cli.ipynb #reproduce
-@app.command(cls=Several)
-def reproduce(
+@app.command("reproduce", cls=Several)
+def reproduce_command(
     dataset: Annotated[str, typer.Argument(help="market1501, msmt17, dukemtmc or cuhk03np.")],
     data: Annotated[Optional[Path], typer.Option("--data", help="The data set's folder.")] = None,
     backbone: Annotated[str, typer.Option("--backbone", help="vitb16 or rn50.")] = "vitb16",
