@@ -174,8 +174,9 @@ class _Found:
         block.masked_fill_(torch.from_numpy(out), -2)  # out of the histogram's range
         self.histogram += torch.histc(block, _BINS, -1, 1).numpy().astype(np.int64)
         left = int(out.sum())
-        total = block.sum(dtype=torch.float64).item() + 2 * left
-        squares = torch.linalg.vector_norm(block, dtype=torch.float64).item() ** 2 - 4 * left
+        scores = block.numpy()  # NumPy adds up in float64 without a copy of the block
+        total = np.add.reduce(scores, axis=None, dtype=np.float64) + 2 * left
+        squares = np.einsum("ij,ij->", scores, scores, dtype=np.float64) - 4 * left
         self.sums += [out.size - left, total, squares]
         self._keep(block, rows, columns)
 
