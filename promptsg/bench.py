@@ -324,10 +324,15 @@ def _growth(action):
 
 def ranking_memory(queries, gallery):
     "The growth of ranking random features of that many queries and gallery images."
+    return _growth_of(lambda q, q_id, g, g_id: evaluate_features(q, g, q_id, g_id), queries, gallery)
+
+
+def _growth_of(action, queries, gallery):
+    "`_growth` of `action(features, people, gallery, its people)`, random ones, after a small run."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
-    evaluate_features(q[:64], g[:2048], q_id[:64], g_id[:2048])
-    return _growth(lambda: evaluate_features(q, g, q_id, g_id))
+    action(q[:64], q_id[:64], g[:2048], g_id[:2048])
+    return _growth(lambda: action(q, q_id, g, g_id))
 
 
 def search_memory(queries, gallery):
@@ -339,10 +344,7 @@ def search_memory(queries, gallery):
 
 def comparison_memory(queries, gallery):
     "The growth of comparing random features of that many queries and gallery images, all with all."
-    q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
-    q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
-    compare_all(q[:64], q_id[:64], g[:2048], g_id[:2048])
-    return _growth(lambda: compare_all(q, q_id, g, g_id))
+    return _growth_of(compare_all, queries, gallery)
 
 
 def _apart(function, size):
@@ -395,7 +397,8 @@ def bench_decisions(quick=False):
 
     start = timer()
     decide_at_size(*((100, 1_000) if quick else (1_000, 100_000)))
-    return [_row("decisions", ours=timer() - start, amount=timer() - start)]
+    seconds = timer() - start
+    return [_row("decisions", ours=seconds, amount=seconds)]
 
 
 def bench_search(quick=False):
