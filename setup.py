@@ -1,4 +1,5 @@
 "Everything said here is read from settings.ini, which is also nbdev's configuration."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -22,15 +23,27 @@ setup(
     license=LICENSES[settings["license"]],
     license_files=["LICENSE"],
     keywords=settings["keywords"].split(),
-    classifiers=[f"Development Status :: {STATUSES[int(settings['status']) - 1]}", "Intended Audience :: Science/Research",
-                 "Programming Language :: Python :: 3"],
+    classifiers=[
+        f"Development Status :: {STATUSES[int(settings['status']) - 1]}",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+    ],
     packages=find_packages(include=[settings["lib_path"], f"{settings['lib_path']}.*"]),
     package_data={settings["lib_path"]: ["weights/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": [name for kind in ("dev", "export", "heic") for name in settings[f"{kind}_requirements"].split()],
-                    "export": settings["export_requirements"].split(), "heic": settings["heic_requirements"].split()},
-    entry_points={"console_scripts": settings["console_scripts"].split(),
-                  "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
+    extras_require={
+        "dev": [
+            name
+            for kind in ("dev", "export", "heic")
+            for name in settings[f"{kind}_requirements"].split()
+        ],
+        "export": settings["export_requirements"].split(),
+        "heic": settings["heic_requirements"].split(),
+    },
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"],
+    },
     zip_safe=False,
 )

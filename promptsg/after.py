@@ -411,7 +411,8 @@ class AfterStep(NamedTuple):
     "A step that has a name."
 
     words: str  # what it does
-    rank: Callable  # (query (Q, D), gallery (G, D), people (G,), cohort (C, D) or None) -> (scores, people)
+    # (query (Q, D), gallery (G, D), people (G,), cohort (C, D) or None) -> (scores, people)
+    rank: Callable
     cohort: bool = False  # it needs one
 
 

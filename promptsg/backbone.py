@@ -41,12 +41,13 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import PromptSGError, shown, tower_name
 from .files import writing
-from .parts import called, is_own, names, no_part, PartError, part
+from .parts import PartError, called, is_own, names, part
 
 # %% ../nbs/03_backbone.ipynb #cell004
 @dataclass
 class ImageFeatures:
     "What an image tower says of a batch: all in CLIP's joint space but `states` and `pooled`."
+
     embedding: torch.Tensor  # (B, D) global embedding v, not normalised
     # (B, M, D) projected patch embeddings, row by row from the top left
     patches: torch.Tensor | None
@@ -54,7 +55,8 @@ class ImageFeatures:
     # blocks that can train
     states: tuple
     dense: torch.Tensor | None = None  # (B, M, D) dense tokens of the same patches, Eq. (1)
-    # (B, W) what CLIP projects: the class token after the last layer norm, or the mean over positions
+    # (B, W) what CLIP projects: the class token after the last layer norm, or the mean over
+    # positions
     pooled: torch.Tensor | None = None
 
 
@@ -83,7 +85,8 @@ class Backbone(nn.Module):
         self.set_image_size(image_size)
 
     def set_image_size(self, image_size):
-        "Sets `image_size` and `grid` (rows, columns) for (H, W) pixels, or the tower's own for None."
+        """Sets `image_size` and `grid` (rows, columns) for (H, W) pixels, or the tower's own for
+        None."""
         raise NotImplementedError
 
     def stem(self, images):
@@ -99,9 +102,9 @@ class Backbone(nn.Module):
         return self.state(x)
 
     def end(self, x, mixed):
-        """(embedding (B, D), patches (B, M, D), dense tokens) of the last block's output, the patches
-        row by row; None for patches that `tokens` does not ask for, and for dense tokens that are
-        not made."""
+        """(embedding (B, D), patches (B, M, D), dense tokens) of the last block's output, the
+        patches row by row; None for patches that `tokens` does not ask for, and for dense tokens
+        that are not made."""
         raise NotImplementedError
 
     def end_parts(self):
@@ -112,10 +115,12 @@ class Backbone(nn.Module):
         return self.features_after(self.features_before(images, cameras))
 
     def set_cameras(self, count, share):
-        """A vector of `count` cameras each, learnt, of which `share` is added to every token (He et al.,
-        ICCV 2021). `PromptSGError` for a ResNet, which has no tokens at its start."""
-        raise PromptSGError("camera_embedding is added to a vision transformer's tokens, and this tower "
-                            "has none; set camera_embedding to 0")
+        """A vector of `count` cameras each, learnt, of which `share` is added to every token (He et
+        al., ICCV 2021). `PromptSGError` for a ResNet, which has no tokens at its start."""
+        raise PromptSGError(
+            "camera_embedding is added to a vision transformer's tokens, and this tower "
+            "has none; set camera_embedding to 0"
+        )
 
     @property
     def cut(self):
@@ -123,21 +128,24 @@ class Backbone(nn.Module):
         return self.frozen
 
     def features_before(self, images, cameras=None):
-        """Tokens after the blocks before the cut, (B, tokens, W) or (B, W, rows, columns); constant while
-        these are frozen. `cameras` (B,): their numbers, -1 for one that is not known; None: of none."""
+        """Tokens after the blocks before the cut, (B, tokens, W) or (B, W, rows, columns); constant
+        while these are frozen. `cameras` (B,): their numbers, -1 for one that is not known; None:
+        of none."""
         x = self.stem(images) if self.camera is None else self._stem_seen(images, cameras)
-        for block in self.blocks[:self.cut]:
+        for block in self.blocks[: self.cut]:
             x = self._through(block, x)
         return x
 
     def features_after(self, x):
         "`ImageFeatures` from `features_before`'s output."
         states, mixed = [], None
-        for number, block in enumerate(self.blocks[self.cut:], self.cut):
+        for number, block in enumerate(self.blocks[self.cut :], self.cut):
             x, mixed = self._run(block, x, self._way(number))
             states += [self.state(x)] if number >= self.frozen else []
         embedding, patches, dense = self.end(x, mixed)
-        return ImageFeatures(embedding, patches, tuple(reversed(states[-3:])), dense, self.pooled(x))
+        return ImageFeatures(
+            embedding, patches, tuple(reversed(states[-3:])), dense, self.pooled(x)
+        )
 
     def _through(self, block, x):
         return block(x)
@@ -155,19 +163,24 @@ class Backbone(nn.Module):
         return checkpoint(way, block, x, use_reentrant=False, context_fn=contexts)
 
     def unfreeze(self, blocks=None):
-        """Lets the last `blocks` blocks and the end train and freezes the rest; `None` lets all train, 0 freezes all.
+        """Lets the last `blocks` blocks and the end train and freezes the rest; `None` lets all
+        train, 0 freezes all.
 
         Raises `PromptSGError` when the tower has fewer blocks."""
         if blocks is not None and blocks > len(self.blocks):
-            raise PromptSGError(f"unfreeze_blocks is {blocks} but this tower has {len(self.blocks)} blocks; give at most that, or none for all")
+            raise PromptSGError(
+                f"unfreeze_blocks is {blocks} but this tower has {len(self.blocks)} blocks; give "
+                "at most that, or none for all"
+            )
         self.visual.requires_grad_(blocks is None)
-        last = [*self.blocks][len(self.blocks) - (blocks or 0):]
-        for part in [*last, *self.end_parts()] if blocks else []:
-            part.requires_grad_(True)
+        last = [*self.blocks][len(self.blocks) - (blocks or 0) :]
+        for module in [*last, *self.end_parts()] if blocks else []:
+            module.requires_grad_(True)
         self.frozen = 0 if blocks is None else len(self.blocks) - blocks
 
     def train(self, mode=True):
-        "Frozen batch norms keep their running statistics: a frozen block must give the same output in every epoch."
+        """Frozen batch norms keep their running statistics: a frozen block must give the same
+        output in every epoch."""
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters(recurse=False))
@@ -178,8 +191,13 @@ class Backbone(nn.Module):
 
 @contextlib.contextmanager
 def _same_statistics(block):
-    "Batch norms of the block leave their running statistics alone: a block that runs again must not count its batch twice."
-    kept = [(m, m.momentum, m.num_batches_tracked.clone()) for m in block.modules() if isinstance(m, _BatchNorm)]
+    """Batch norms of the block leave their running statistics alone: a block that runs again must
+    not count its batch twice."""
+    kept = [
+        (m, m.momentum, m.num_batches_tracked.clone())
+        for m in block.modules()
+        if isinstance(m, _BatchNorm)
+    ]
     for norm, _, _ in kept:
         norm.momentum = 0.0
     try:
@@ -192,22 +210,34 @@ def _same_statistics(block):
 # %% ../nbs/03_backbone.ipynb #cell008
 class ViTBackbone(Backbone):
     "`Backbone` for open_clip's VisionTransformer."
+
     makes_dense = True
 
     def set_image_size(self, image_size):
-        """Resizes the position embedding to (H, W) pixels; each must be a multiple of the patch size, and
-        `stride` at most that (`PromptSGError`)."""
+        """Resizes the position embedding to (H, W) pixels; each must be a multiple of the patch
+        size, and `stride` at most that (`PromptSGError`)."""
         size, patch = image_size or self.visual.image_size, self.visual.patch_size
         if size[0] % patch[0] or size[1] % patch[1]:
-            raise PromptSGError(f"image_size {size[0]}x{size[1]} is not a multiple of the patch size {patch[0]}x{patch[1]}; choose one that is")
+            raise PromptSGError(
+                f"image_size {size[0]}x{size[1]} is not a multiple of the patch size "
+                f"{patch[0]}x{patch[1]}; choose one that is"
+            )
         if self.stride and self.stride > min(patch):
-            raise PromptSGError(f"patch_stride {self.stride} leaves pixels between the patches of {patch[0]}x"
-                                f"{patch[1]}; choose at most {min(patch)}")
+            raise PromptSGError(
+                f"patch_stride {self.stride} leaves pixels between the patches of {patch[0]}x"
+                f"{patch[1]}; choose at most {min(patch)}"
+            )
         steps = (self.stride,) * 2 if self.stride else tuple(patch)
         self.visual.conv1.stride = steps
         self.grid = tuple((side - own) // step + 1 for side, own, step in zip(size, patch, steps))
-        self.visual.positional_embedding = _resized(self.visual.positional_embedding, self.visual.grid_size, self.grid)
-        self.visual.image_size, self.visual.grid_size, self.image_size = tuple(size), self.grid, tuple(size)
+        self.visual.positional_embedding = _resized(
+            self.visual.positional_embedding, self.visual.grid_size, self.grid
+        )
+        self.visual.image_size, self.visual.grid_size, self.image_size = (
+            tuple(size),
+            self.grid,
+            tuple(size),
+        )
 
     @property
     def blocks(self):
@@ -231,9 +261,11 @@ class ViTBackbone(Backbone):
     def _stem_seen(self, images, cameras):
         "`stem` with the cameras' vectors beside the positions; of a camera not known, their mean."
         rows = torch.cat([self.camera, self.camera.mean(0, keepdim=True)])
-        cameras = cameras if cameras is not None else torch.full((len(images),), -1, device=images.device)
+        cameras = (
+            cameras if cameras is not None else torch.full((len(images),), -1, device=images.device)
+        )
         v = self.visual
-        x = v.conv1(images).flatten(2).transpose(1, 2)                        # (B, M, W)
+        x = v.conv1(images).flatten(2).transpose(1, 2)  # (B, M, W)
         first = v.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], 1) + v.positional_embedding.to(x.dtype)
         return v.ln_pre(v.patch_dropout(x + self.camera_share * rows[cameras][:, None].to(x.dtype)))
@@ -268,7 +300,8 @@ class ViTBackbone(Backbone):
 
 
 def _projected(attn, x):
-    "Queries, keys and values (B, N, 3 W) of an attention, which may have a product of its own for them."
+    """Queries, keys and values (B, N, 3 W) of an attention, which may have a product of its own for
+    them."""
     if hasattr(attn, "qkv"):
         return attn.qkv(x)
     return F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
@@ -297,7 +330,8 @@ def _may_be_in_place(block, x):
 
 
 def in_place(block, x):
-    "`block(x)` of an open_clip block without autograd, (B, N, W), in fewer passes over memory; `x` stays."
+    """`block(x)` of an open_clip block without autograd, (B, N, W), in fewer passes over memory;
+    `x` stays."""
     attn = block.attn
     projected = _projected(attn, block.ln_1(x)).chunk(3, -1)
     q, k, v = (split_heads(t, attn.num_heads) for t in projected)
@@ -316,25 +350,39 @@ def _plus(own, x):
 
 # %% ../nbs/03_backbone.ipynb #cell010
 class ResNetBackbone(Backbone):
-    "`Backbone` for open_clip's ModifiedResNet; a block is one bottleneck, a state its mean over positions."
+    """`Backbone` for open_clip's ModifiedResNet; a block is one bottleneck, a state its mean over
+    positions."""
+
     makes_dense = True
 
     def set_image_size(self, image_size):
-        """Resizes the attention pool's position embedding to (H, W) pixels; each must be a multiple of 32,
-        and `stride` 32 or 16: with 16 the last stage keeps its positions (`PromptSGError`)."""
-        old = self.visual.image_size if isinstance(self.visual.image_size, tuple) else (self.visual.image_size,) * 2
+        """Resizes the attention pool's position embedding to (H, W) pixels; each must be a multiple
+        of 32, and `stride` 32 or 16: with 16 the last stage keeps its positions
+        (`PromptSGError`)."""
+        old = (
+            self.visual.image_size
+            if isinstance(self.visual.image_size, tuple)
+            else (self.visual.image_size,) * 2
+        )
         size = image_size or old
         if size[0] % 32 or size[1] % 32:
-            raise PromptSGError(f"image_size {size[0]}x{size[1]} is not a multiple of 32, this ResNet's stride; choose one that is")
+            raise PromptSGError(
+                f"image_size {size[0]}x{size[1]} is not a multiple of 32, this ResNet's stride; "
+                "choose one that is"
+            )
         if self.stride not in (None, 16, 32):
-            raise PromptSGError(f"patch_stride {self.stride} is none that a ResNet can have; choose 32, as it "
-                                "comes, or 16, which keeps the last stage's positions")
+            raise PromptSGError(
+                f"patch_stride {self.stride} is none that a ResNet can have; choose 32, as it "
+                "comes, or 16, which keeps the last stage's positions"
+            )
         if self.stride == 16:
             first = self.visual.layer4[0]  # both ways through it shrink by a mean of 2 x 2
             first.avgpool = first.downsample[0] = nn.Identity()
         whole = self.stride or 32
         self.grid, pool = (size[0] // whole, size[1] // whole), self.visual.attnpool
-        pool.positional_embedding = _resized(pool.positional_embedding, (old[0] // 32, old[1] // 32), self.grid)
+        pool.positional_embedding = _resized(
+            pool.positional_embedding, (old[0] // 32, old[1] // 32), self.grid
+        )
         self.visual.image_size = self.image_size = tuple(size)
 
     @property
@@ -351,7 +399,8 @@ class ResNetBackbone(Backbone):
         return self.visual.output_dim
 
     def stem(self, images):
-        return self.visual.stem(images.contiguous(memory_format=torch.channels_last))  # (B, W / 32, H / 4, W / 4)
+        # (B, W / 32, H / 4, W / 4)
+        return self.visual.stem(images.contiguous(memory_format=torch.channels_last))
 
     def state(self, x):
         return x.mean((2, 3))
@@ -361,10 +410,12 @@ class ResNetBackbone(Backbone):
 
     def end(self, x, mixed):
         pool = self.visual.attnpool
-        x = x.flatten(2).transpose(1, 2)                                      # (B, M, W)
+        x = x.flatten(2).transpose(1, 2)  # (B, M, W)
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + pool.positional_embedding
-        q, k, v = (split_heads(f(x), pool.num_heads) for f in (pool.q_proj, pool.k_proj, pool.v_proj))
-        out = lambda seen: pool.c_proj(seen.transpose(1, 2).flatten(2))       # (B, N, D)
+        q, k, v = (
+            split_heads(f(x), pool.num_heads) for f in (pool.q_proj, pool.k_proj, pool.v_proj)
+        )
+        out = lambda seen: pool.c_proj(seen.transpose(1, 2).flatten(2))  # (B, N, D)
         asked = slice(None) if "patches" in self.tokens else slice(1)
         x = out(F.scaled_dot_product_attention(q[:, :, asked], k, v))
         dense = out(v[:, :, 1:]) if "dense" in self.tokens else None
@@ -381,6 +432,7 @@ def split_heads(x, heads):
 
 class _Held(nn.Module):
     "A bare parameter as a module, so that `requires_grad_` reads the same for both."
+
     def __init__(self, parameter):
         super().__init__()
         self.parameter = parameter
@@ -398,8 +450,10 @@ class TimmViT(Backbone):
         patch = self.visual.patch_embed.patch_size
         size = tuple(image_size or self.visual.patch_embed.img_size)
         if size[0] % patch[0] or size[1] % patch[1]:
-            raise PromptSGError(f"image_size {size[0]}x{size[1]} is not a multiple of the patch size "
-                                f"{patch[0]}x{patch[1]}; choose one that is")
+            raise PromptSGError(
+                f"image_size {size[0]}x{size[1]} is not a multiple of the patch size "
+                f"{patch[0]}x{patch[1]}; choose one that is"
+            )
         if size != tuple(self.visual.patch_embed.img_size):
             self.visual.set_input_size(img_size=size)
         self.image_size, self.grid = size, tuple(self.visual.patch_embed.grid_size)
@@ -428,7 +482,7 @@ class TimmViT(Backbone):
 
     def end(self, x, mixed):
         x = self.visual.norm(x)
-        patches = x[:, self.visual.num_prefix_tokens:] if "patches" in self.tokens else None
+        patches = x[:, self.visual.num_prefix_tokens :] if "patches" in self.tokens else None
         return self.visual.forward_head(x, pre_logits=True), patches, None
 
     def end_parts(self):
@@ -437,14 +491,16 @@ class TimmViT(Backbone):
 
 
 class TimmMaps(Backbone):
-    "`Backbone` for a convolutional network of timm: its maps (B, W, rows, columns) are the patches."
+    """`Backbone` for a convolutional network of timm: its maps (B, W, rows, columns) are the
+    patches."""
 
     def __init__(self, visual, image_size=None):
         self.mean, self.std = (tuple(visual.pretrained_cfg[name]) for name in ("mean", "std"))
         super().__init__(visual, image_size)
 
     def set_image_size(self, image_size):
-        "Takes any size (H, W) in pixels; the last maps' cells are as large as the network's stride."
+        """Takes any size (H, W) in pixels; the last maps' cells are as large as the network's
+        stride."""
         self.image_size = tuple(image_size or self.visual.pretrained_cfg["input_size"][1:])
         stride = self.visual.feature_info[-1]["reduction"]
         self.grid = tuple(-(-side // stride) for side in self.image_size)
@@ -473,12 +529,16 @@ def _resized(embedding, old, new):
     if tuple(old) == tuple(new):
         return embedding
     first, rest = embedding.detach()[:1], embedding.detach()[1:]
-    picture = rest.T.reshape(1, -1, *old)                                     # (1, W, rows, columns)
-    picture = F.interpolate(picture, size=tuple(new), mode="bicubic", antialias=True, align_corners=False)
+    # (1, W, rows, columns)
+    picture = rest.T.reshape(1, -1, *old)
+    picture = F.interpolate(
+        picture, size=tuple(new), mode="bicubic", antialias=True, align_corners=False
+    )
     return nn.Parameter(torch.cat([first, picture.flatten(2)[0].T]))
 
 # %% ../nbs/03_backbone.ipynb #cell014
-WEIGHTS = Path(inspect.getfile(PromptSGError)).parent / "weights"  # files("promptsg") is lost where a clone of that name lies in the working folder
+# files("promptsg") is lost where a clone of that name lies in the working folder
+WEIGHTS = Path(inspect.getfile(PromptSGError)).parent / "weights"
 EMBEDDED = ("hand-vit-tiny", "hand-rn-tiny")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -514,7 +574,8 @@ def save_tensors(path, tensors, **metadata):
 
 
 def _sort_metadata(file):
-    "Put the header's metadata, which the library writes in any order, into alphabetical order: equal tensors make equal files."
+    """Put the header's metadata, which the library writes in any order, into alphabetical order:
+    equal tensors make equal files."""
     with open(file, "r+b") as opened:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
@@ -528,20 +589,28 @@ def _sort_metadata(file):
 def read_tensors(path):
     """(`{name: tensor}`, `{name: text}` metadata) of a safetensors file.
 
-    Raises `PromptSGError` for a missing or incomplete file, and for numbers that are not those of its checksum."""
+    Raises `PromptSGError` for a missing or incomplete file, and for numbers that are not those of
+    its checksum."""
     try:
         with safe_open(path, "pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except OSError as error:
-        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); "
-                            "give a file that is there and may be read") from None
+        raise PromptSGError(
+            f"{path} cannot be read ({error.strerror or error}); "
+            "give a file that is there and may be read"
+        ) from None
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise PromptSGError(f"{path} is not a complete safetensors file ({shown(str(error), 100)[1:-1]}); "
-                            "copy or download it again") from None
+        raise PromptSGError(
+            f"{path} is not a complete safetensors file ({shown(str(error), 100)[1:-1]}); "
+            "copy or download it again"
+        ) from None
     if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata):
-        raise PromptSGError(f"{path} is damaged: its numbers are not those that were written, or what stands with them; "
-                            "copy or download it again")
+        raise PromptSGError(
+            f"{path} is damaged: its numbers are not those that were written, or what stands with "
+            "them; "
+            "copy or download it again"
+        )
     return tensors, metadata
 
 
@@ -552,31 +621,49 @@ def check_numbers(tensors, where):
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS and tensor.numel() > 1:
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise PromptSGError(f"{where} holds {kind} in {shown(name)}, where weights are floating-point "
-                                "numbers of 16 bits or more; convert them back first")
+            raise PromptSGError(
+                f"{where} holds {kind} in {shown(name)}, where weights are floating-point "
+                "numbers of 16 bits or more; convert them back first"
+            )
         mask = name.endswith("attn_mask")  # is -inf where nothing is seen
         if not mask and not tensor.isfinite().all():
-            raise PromptSGError(f"{where} holds numbers that are not finite, first in {shown(name)}; "
-                                "take weights from before the training broke off")
+            raise PromptSGError(
+                f"{where} holds numbers that are not finite, first in {shown(name)}; "
+                "take weights from before the training broke off"
+            )
     if not any(tensor.any() for tensor in tensors.values()):
         raise PromptSGError(f"{where} holds nothing but zeros; give the weights of a trained model")
 
 # %% ../nbs/03_backbone.ipynb #script
-_STORAGES = {f"{name}Storage": kind for name, kind in dict(
-    Half=torch.float16, BFloat16=torch.bfloat16, Float=torch.float32, Double=torch.float64, Long=torch.int64,
-    Int=torch.int32, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()}
+_STORAGES = {
+    f"{name}Storage": kind
+    for name, kind in dict(
+        Half=torch.float16,
+        BFloat16=torch.bfloat16,
+        Float=torch.float32,
+        Double=torch.float64,
+        Long=torch.int64,
+        Int=torch.int32,
+        Char=torch.int8,
+        Byte=torch.uint8,
+        Bool=torch.bool,
+    ).items()
+}
 
 
 class _ScriptReader(pickle.Unpickler):
-    "The attributes of a TorchScript archive's modules, as nested `parts`. No code of the archive is looked at."
+    """The attributes of a TorchScript archive's modules, as nested `parts`. No code of the archive
+    is looked at."""
 
     def __init__(self, archive, folder):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
         keep = lambda part, attributes: vars(part).update(attributes)
         view = lambda storage, offset, size, stride, *rest: storage.as_strided(size, stride, offset)
         self.part = type("Part", (), {"__setstate__": keep})
-        self.known = {("torch._utils", "_rebuild_tensor_v2"): partial(view),
-                      ("collections", "OrderedDict"): dict}
+        self.known = {
+            ("torch._utils", "_rebuild_tensor_v2"): partial(view),
+            ("collections", "OrderedDict"): dict,
+        }
         self.read = lambda key: archive.read(f"{folder}data/{key}")
 
     def find_class(self, module, name):
@@ -609,7 +696,7 @@ def _read_pickled(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > 2 * os.path.getsize(path) + 10 ** 7:
+        if unpacked > 2 * os.path.getsize(path) + 10**7:
             raise ValueError("packed")
         program = next((n for n in archive.namelist() if n.endswith("/constants.pkl")), None)
         if program is None:
@@ -620,41 +707,63 @@ def _read_pickled(path):
 
 def _is_plain(tensor):
     "A tensor whose numbers are all at hand: not sparse, quantised, or of the device that has none."
-    return isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and not (tensor.is_meta or tensor.is_quantized)
+    )
 
 
 def read_state_dict(path):
-    """The tensors in a weight file, by name, as float32: safetensors, a PyTorch state dict or TorchScript.
+    """The tensors in a weight file, by name, as float32: safetensors, a PyTorch state dict or
+    TorchScript.
 
-    Raises `PromptSGError` for a missing, truncated or unreadable file, for a pickle that would execute
-    code, and as `check_numbers`."""
+    Raises `PromptSGError` for a missing, truncated or unreadable file, for a pickle that would
+    execute code, and as `check_numbers`."""
     path = Path(path)
     if not os.path.isfile(path):
-        raise PromptSGError(f"the weight file {path} does not exist; give the path of a safetensors or state-dict file")
+        raise PromptSGError(
+            f"the weight file {path} does not exist; give the path of a safetensors or state-dict "
+            "file"
+        )
     try:
         tensors = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_pickled(path)
     except PromptSGError:
         raise
     except OSError as error:
-        raise PromptSGError(f"{path} cannot be read ({error.strerror or error}); "
-                            "give a file that may be read") from None
-    except Exception as error:  # whatever a hostile or broken pickle makes torch raise, nothing of it has been executed
-        raise PromptSGError(f"{path} holds more than tensors or is damaged ({type(error).__name__}), so it was refused "
-                            "and nothing in it was executed; save the weights as safetensors") from None
+        raise PromptSGError(
+            f"{path} cannot be read ({error.strerror or error}); give a file that may be read"
+        ) from None
+    # whatever a hostile or broken pickle makes torch raise, nothing of it has been executed
+    except Exception as error:
+        raise PromptSGError(
+            f"{path} holds more than tensors or is damaged ({type(error).__name__}), so it was "
+            "refused "
+            "and nothing in it was executed; save the weights as safetensors"
+        ) from None
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     if not isinstance(tensors, dict) or not all(
-            isinstance(name, str) and _is_plain(tensor) for name, tensor in tensors.items()):
-        raise PromptSGError(f"{path} is not a state dict (names and tensors); save model.state_dict() as safetensors")
+        isinstance(name, str) and _is_plain(tensor) for name, tensor in tensors.items()
+    ):
+        raise PromptSGError(
+            f"{path} is not a state dict (names and tensors); save model.state_dict() as "
+            "safetensors"
+        )
     if sum(tensor.numel() for tensor in tensors.values()) > 2 * path.stat().st_size:
-        raise PromptSGError(f"{path} speaks of more numbers than it holds; "
-                            "save model.state_dict() as safetensors")
+        raise PromptSGError(
+            f"{path} speaks of more numbers than it holds; save model.state_dict() as safetensors"
+        )
     check_numbers(tensors, path)
     return {name.removeprefix("module."): tensor.float() for name, tensor in tensors.items()}
 
 
 def _parts(state, path):
     "(image tower's tensors, text tower's tensors) of a state dict; either may be empty."
-    state = convert_to_custom_text_state_dict(state) if any(k.startswith("visual.") for k in state) else state
+    state = (
+        convert_to_custom_text_state_dict(state)
+        if any(k.startswith("visual.") for k in state)
+        else state
+    )
     visual = {k.removeprefix("visual."): t for k, t in state.items() if k.startswith("visual.")}
     text = {k.removeprefix("text."): t for k, t in state.items() if k.startswith("text.")}
     return (visual, text) if visual else (dict(state), {})
@@ -665,14 +774,17 @@ def mismatch(own, tensors, image="visual."):
 
     `image` is a part of the names of the image tower's tensors: where its position embedding alone
     differs, it is the image size."""
-    wrong = [k for k in own if k not in tensors or tensors[k].shape != own[k].shape] + [k for k in tensors if k not in own]
+    wrong = [k for k in own if k not in tensors or tensors[k].shape != own[k].shape] + [
+        k for k in tensors if k not in own
+    ]
     wrong = [k for k in wrong if not k.endswith(("num_batches_tracked", "attn_mask"))]
     if not wrong:
         return ""
     position = image in wrong[0] and wrong[0].endswith("positional_embedding")
     if position and len(wrong) == 1 and wrong[0] in tensors:
-        return ("the weights were made for images of another size; "
-                "leave image_size as it was for them")
+        return (
+            "the weights were made for images of another size; leave image_size as it was for them"
+        )
     return f"{len(wrong)} tensors differ, the first is {shown(wrong[0])}"
 
 
@@ -681,8 +793,9 @@ def _load(module, tensors, path, what, image="visual."):
     own = module.state_dict()
     wrong = mismatch(own, tensors, image)
     if wrong:
-        raise PromptSGError(f"{path} does not match {what}: {wrong}; "
-                            "give the model that these weights belong to")
+        raise PromptSGError(
+            f"{path} does not match {what}: {wrong}; give the model that these weights belong to"
+        )
     module.load_state_dict({k: t for k, t in tensors.items() if k in own}, strict=False)
 
 # %% ../nbs/03_backbone.ipynb #cell016
@@ -708,7 +821,8 @@ class QuickGELU(nn.Module):
 
 
 def _lighten(module):
-    "The module with every QuickGELU of open_clip's replaced; it has no weights, so files and checkpoints stay as they are."
+    """The module with every QuickGELU of open_clip's replaced; it has no weights, so files and
+    checkpoints stay as they are."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is open_clip.model.QuickGELU:
@@ -719,6 +833,7 @@ def _lighten(module):
 @dataclass(frozen=True, eq=False)
 class Bank:
     "What a text tower said of N sentences: `vectors` (N, D), row i that of `sentences[i]`."
+
     sentences: tuple
     vectors: torch.Tensor
 
@@ -748,11 +863,15 @@ def _checked_bank(bank, where, dim=None):
     if not whole or len(set(texts)) < len(texts):
         raise PromptSGError(f"{where} has sentences that are empty or there twice; give each once")
     if len(shape) != 2 or shape[0] != len(texts) or len(texts) < 2:
-        raise PromptSGError(f"{where} has {len(texts)} sentences for vectors of shape {shape}; "
-                            "give a vector (a row) for each sentence, and two or more")
+        raise PromptSGError(
+            f"{where} has {len(texts)} sentences for vectors of shape {shape}; "
+            "give a vector (a row) for each sentence, and two or more"
+        )
     if dim not in (None, shape[1]):
-        raise PromptSGError(f"{where} holds vectors of {shape[1]} dimensions, where the image "
-                            f"tower ends in {dim}; give the bank that belongs to this image tower")
+        raise PromptSGError(
+            f"{where} holds vectors of {shape[1]} dimensions, where the image "
+            f"tower ends in {dim}; give the bank that belongs to this image tower"
+        )
     check_numbers({"vectors": bank.vectors}, where)
     if not bank.vectors.any(1).all():
         raise PromptSGError(f"{where} has a sentence whose vector is 0; make the bank again")
@@ -771,29 +890,42 @@ def _note(path, name):
 @dataclass
 class Towers:
     "An image tower, a text tower of the same joint space, and what feeds them."
+
     backbone: Backbone
     text: TextTransformer | Bank | None  # None when the weights hold an image tower alone
-    tokenizer: SimpleTokenizer | None    # None beside a bank
-    dim: int                          # D, the joint space's width
+    tokenizer: SimpleTokenizer | None  # None beside a bank
+    dim: int  # D, the joint space's width
     mean: tuple = open_clip.OPENAI_DATASET_MEAN
     std: tuple = open_clip.OPENAI_DATASET_STD
 
 
-def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=None, seed=0,
-                patch_stride=None, options=None):
-    """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, an embedded one,
-    timm's (`timm:NAME`), or a registered one, which gets `options`.
+def load_towers(
+    model,
+    pretrained="embedded",
+    image_size=None,
+    text_pretrained=None,
+    seed=0,
+    patch_stride=None,
+    options=None,
+):
+    """`Towers` for a model by the reference's name (`vitb16`, `rn50`, ...), open_clip's, an
+    embedded one, timm's (`timm:NAME`), or a registered one, which gets `options`.
 
-    `image_size` is (H, W) in pixels, `patch_stride` in pixels too, None for the tower's own. `text_pretrained` names a file with
-    a text tower that was aligned to these image weights, or with a bank of sentences. "random"
-    weights are drawn from `seed` alone, the others leave it unused.
-    Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd size."""
+    `image_size` is (H, W) in pixels, `patch_stride` in pixels too, None for the tower's own.
+    `text_pretrained` names a file with a text tower that was aligned to these image weights, or
+    with a bank of sentences. "random" weights are drawn from `seed` alone, the others leave it
+    unused. Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd
+    size."""
     name = tower_name(model)
     if is_other(name):
         if patch_stride:
-            raise PromptSGError(f"patch_stride is for CLIP's towers, and {name} is none; leave it out")
+            raise PromptSGError(
+                f"patch_stride is for CLIP's towers, and {name} is none; leave it out"
+            )
         backbone = _other_backbone(name, pretrained, image_size, seed, options)
-        text, tokenizer = load_text(text_pretrained, backbone.dim) if text_pretrained else (None, None)
+        text, tokenizer = (
+            load_text(text_pretrained, backbone.dim) if text_pretrained else (None, None)
+        )
         return Towers(backbone, text, tokenizer, backbone.dim, backbone.mean, backbone.std)
     config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
@@ -810,21 +942,25 @@ def load_towers(model, pretrained="embedded", image_size=None, text_pretrained=N
     text, tokenizer = (clip.text if has_text else None), tokenizer_for(config["text_cfg"])
     if text_pretrained:
         text, tokenizer = load_text(text_pretrained, config["embed_dim"])
-    return Towers(_backbone(clip.visual, name, image_size, patch_stride), text, tokenizer, config["embed_dim"])
+    return Towers(
+        _backbone(clip.visual, name, image_size, patch_stride), text, tokenizer, config["embed_dim"]
+    )
 
 
 @contextlib.contextmanager
 def _drawn_from(seed):
-    """Within the block, random numbers come from `seed`, and the global stream goes on after it as if
-    nothing had been drawn. None: no change."""
+    """Within the block, random numbers come from `seed`, and the global stream goes on after it as
+    if nothing had been drawn. None: no change."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs, for good
+            # torch.manual_seed would reseed GPUs, for good
+            torch.default_generator.manual_seed(seed)
         yield
 
 # %% ../nbs/03_backbone.ipynb #cell019
 def model_config(name):
-    "open_clip's architecture settings for a model name; `PromptSGError` naming the nearest known one when there is none."
+    """open_clip's architecture settings for a model name; `PromptSGError` naming the nearest known
+    one when there is none."""
     if name in EMBEDDED:
         config = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
     else:
@@ -832,31 +968,45 @@ def model_config(name):
     if config is None:
         known = ["vitb16", "vitb32", "rn50", "rn101", "rn50x4", *EMBEDDED, *open_clip.list_models()]
         near = difflib.get_close_matches(name[:100], [*known, *names("backbone")], n=1, cutoff=0)
-        raise PartError(f"model {shown(name)} is not known; did you mean {near[0]!r}? If it is "
-                        "somebody's own, bring the module that registers it: --import MODULE in a "
-                        "command, import MODULE before this in Python")
+        raise PartError(
+            f"model {shown(name)} is not known; did you mean {near[0]!r}? If it is "
+            "somebody's own, bring the module that registers it: --import MODULE in a "
+            "command, import MODULE before this in Python"
+        )
     keep = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
     config = {key: value for key, value in config.items() if key in keep}
     if "hf_model_name" in config["text_cfg"] or "timm_model_name" in config["vision_cfg"]:
-        raise PromptSGError(f"model {name!r} has a tower that open_clip takes from another library; choose one of CLIP's own "
-                            "ViT and ResNet models, or timm:NAME for an image tower of timm's alone")
+        raise PromptSGError(
+            f"model {name!r} has a tower that open_clip takes from another library; choose one of "
+            "CLIP's own "
+            "ViT and ResNet models, or timm:NAME for an image tower of timm's alone"
+        )
     return config
 
 
 def _from_hub(name, tag):
-    "The whole model from the hub. OpenAI's weights were trained with QuickGELU, whatever the model's name says."
+    """The whole model from the hub. OpenAI's weights were trained with QuickGELU, whatever the
+    model's name says."""
     try:
-        return open_clip.create_model(name, pretrained=tag, force_custom_text=True, force_quick_gelu=tag == "openai")
+        return open_clip.create_model(
+            name, pretrained=tag, force_custom_text=True, force_quick_gelu=tag == "openai"
+        )
     except Exception as error:
-        raise PromptSGError(f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}); connect to the hub "
-                            "or give pretrained the path of a weight file") from None
+        raise PromptSGError(
+            f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}); connect "
+            "to the hub "
+            "or give pretrained the path of a weight file"
+        ) from None
 
 
 def _weight_file(name, pretrained):
     "The path of the weights that `pretrained` names, where they are no tag's."
     if pretrained == "embedded":
         if name not in EMBEDDED:
-            raise PromptSGError(f"{name} has no embedded weights (only {' and '.join(EMBEDDED)} do); set pretrained to openai or to a weight file")
+            raise PromptSGError(
+                f"{name} has no embedded weights (only {' and '.join(EMBEDDED)} do); set "
+                "pretrained to openai or to a weight file"
+            )
         return WEIGHTS / f"{name}.safetensors"
     looks_like_a_tag = not Path(pretrained).suffix and len(Path(pretrained).parts) == 1
     if looks_like_a_tag and not os.path.isfile(pretrained):
@@ -869,19 +1019,26 @@ def _no_such_tag(name, tag):
     towers = [tower for tower, other in open_clip.list_pretrained() if other == tag]
     twin = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
     if twin in towers:
-        return (f"the weights {tag!r} were trained with another activation than {name} has, so they "
-                f"belong to {twin}; set model to {twin}")
+        return (
+            f"the weights {tag!r} were trained with another activation than {name} has, so they "
+            f"belong to {twin}; set model to {twin}"
+        )
     own = ["embedded"] if name in EMBEDDED else open_clip.list_pretrained_tags_by_model(name)
     near = difflib.get_close_matches(tag[:100], own, n=4, cutoff=0)
     of = f"belong to {', '.join(towers[:3])}" if towers else "are neither a file nor open_clip's"
-    return (f"the weights {shown(tag)} {of}; for {name} set pretrained to "
-            f"{', '.join([*near, 'random'])} or a weight file")
+    return (
+        f"the weights {shown(tag)} {of}; for {name} set pretrained to "
+        f"{', '.join([*near, 'random'])} or a weight file"
+    )
 
 
 def _backbone(visual, name, image_size, stride=None):
     kind = ResNetBackbone if hasattr(visual, "attnpool") else ViTBackbone
     if kind is ViTBackbone and (visual.attn_pool is not None or visual.pool_type != "tok"):
-        raise PromptSGError(f"model {name!r} does not pool by its class token; choose one of CLIP's own ViT or ResNet models")
+        raise PromptSGError(
+            f"model {name!r} does not pool by its class token; choose one of CLIP's own ViT or "
+            "ResNet models"
+        )
     return kind(visual, image_size, stride)
 
 
@@ -912,7 +1069,9 @@ def bare_visual(name, options=None):
     "The network of a tower's name, without its weights. `PromptSGError` for an unknown name."
     if is_own("backbone", name):
         return called("backbone", name, part("backbone", name), (None,), options or {}).visual
-    return _timm_net(name) if is_other(name) else open_clip.CustomTextCLIP(**model_config(name)).visual
+    return (
+        _timm_net(name) if is_other(name) else open_clip.CustomTextCLIP(**model_config(name)).visual
+    )
 
 
 def _timm_name(name):
@@ -930,14 +1089,18 @@ def _timm_net(name, tag=None):
     try:
         net = timm.create_model(f"{own}.{tag}" if tag else own, pretrained=bool(tag), num_classes=0)
     except Exception as error:  # names, network: timm and the hub's client raise many kinds
-        raise PromptSGError(f"the weights {shown(tag)} of {name} could not be fetched "
-                            f"({type(error).__name__}); connect to the hub or give pretrained the path "
-                            "of a weight file") from None
+        raise PromptSGError(
+            f"the weights {shown(tag)} of {name} could not be fetched "
+            f"({type(error).__name__}); connect to the hub or give pretrained the path "
+            "of a weight file"
+        ) from None
     maps = getattr(net, "feature_info", None) and getattr(net, "output_fmt", "NCHW") == "NCHW"
     if not (isinstance(net, VisionTransformer) or (maps and not hasattr(net, "patch_embed"))):
-        raise PromptSGError(f"{name} is neither a vision transformer with one stage nor a "
-                            "convolutional network; register a backbone of your own for it "
-                            "(promptsg.parts)")
+        raise PromptSGError(
+            f"{name} is neither a vision transformer with one stage nor a "
+            "convolutional network; register a backbone of your own for it "
+            "(promptsg.parts)"
+        )
     return net
 
 
@@ -951,12 +1114,16 @@ def _other_backbone(name, pretrained, image_size, seed, options):
     path = None if drawn or tag else _other_file(name, pretrained, tags)
     with _drawn_from(seed):
         if own:
-            backbone = called("backbone", name, part("backbone", name), (image_size,), options or {})
+            backbone = called(
+                "backbone", name, part("backbone", name), (image_size,), options or {}
+            )
             visual = backbone.visual
         else:
             visual = _timm_net(name, tag)
     if path is not None:
-        _load(visual, _timm_names(visual, read_state_dict(path)), path, f"the tower {name}", image="")
+        _load(
+            visual, _timm_names(visual, read_state_dict(path)), path, f"the tower {name}", image=""
+        )
     return backbone if own else _timm_backbone(visual, image_size)
 
 
@@ -972,8 +1139,11 @@ def _timm_names(visual, tensors):
     own = visual.state_dict()
     if to_timm and isinstance(visual, VisionTransformer):
         tensors = to_timm(tensors, visual)
-    return {name: t for name, t in tensors.items()
-            if name in own or not (classifier and name.startswith(f"{classifier}."))}
+    return {
+        name: t
+        for name, t in tensors.items()
+        if name in own or not (classifier and name.startswith(f"{classifier}."))
+    }
 
 
 def _other_file(name, pretrained, tags):
@@ -981,12 +1151,15 @@ def _other_file(name, pretrained, tags):
     if os.path.isfile(pretrained):
         return pretrained
     near = [tag.partition(".")[2] for tag in tags][:4]
-    raise PromptSGError(f"the weights {shown(pretrained)} are no file; for {name} set pretrained to "
-                        f"{', '.join([*near, 'random'])} or a weight file")
+    raise PromptSGError(
+        f"the weights {shown(pretrained)} are no file; for {name} set pretrained to "
+        f"{', '.join([*near, 'random'])} or a weight file"
+    )
 
 # %% ../nbs/03_backbone.ipynb #cell021
 def tokenizer_for(text_cfg):
-    "open_clip's tokenizer with the context length (in tokens) and the vocabulary that `text_cfg` names."
+    """open_clip's tokenizer with the context length (in tokens) and the vocabulary that `text_cfg`
+    names."""
     length = text_cfg.get("context_length", 77)
     if text_cfg.get("vocab_size", 49408) == 49408:
         return SimpleTokenizer(context_length=length)
@@ -1006,25 +1179,33 @@ def _described(text_cfg, tensors):
         return None
     blocks = {name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}
     shape = lambda name: tuple(tensors[name].shape) if name in tensors else ()
-    fits = (shape("token_embedding.weight") == (sizes["vocab_size"], sizes["width"])
-            and shape("positional_embedding") == (sizes["context_length"], sizes["width"])
-            and len(shape("text_projection")) == 2 and sizes["layers"] == len(blocks)
-            and sizes["width"] % sizes["heads"] == 0)
+    fits = (
+        shape("token_embedding.weight") == (sizes["vocab_size"], sizes["width"])
+        and shape("positional_embedding") == (sizes["context_length"], sizes["width"])
+        and len(shape("text_projection")) == 2
+        and sizes["layers"] == len(blocks)
+        and sizes["width"] % sizes["heads"] == 0
+    )
     return sizes if fits else None
 
 
 def text_tower(text_cfg, tensors, where):
-    """(`TextTransformer` without weights, tokenizer) for `text_cfg` {name: number} and a text tower's tensors.
+    """(`TextTransformer` without weights, tokenizer) for `text_cfg` {name: number} and a text
+    tower's tensors.
 
     `PromptSGError`, begun with `where`, where the two do not go together: nothing is built then."""
     sizes = _described(text_cfg, tensors)
     if sizes is None:
-        raise PromptSGError(f"{where} describes another text tower than it holds "
-                            f"(text_cfg: {shown(text_cfg, 150)}); make it again")
+        raise PromptSGError(
+            f"{where} describes another text tower than it holds "
+            f"(text_cfg: {shown(text_cfg, 150)}); make it again"
+        )
     tokenizer = tokenizer_for(sizes)
     if tokenizer.vocab_size > sizes["vocab_size"]:
-        raise PromptSGError(f"{where} has embeddings for {sizes['vocab_size']} words, where the tokenizer has "
-                            f"{tokenizer.vocab_size}; make it with promptsg.pretrain.align_text")
+        raise PromptSGError(
+            f"{where} has embeddings for {sizes['vocab_size']} words, where the tokenizer has "
+            f"{tokenizer.vocab_size}; make it with promptsg.pretrain.align_text"
+        )
     return TextTransformer(**sizes, output_dim=tensors["text_projection"].shape[1]), tokenizer
 
 
@@ -1032,17 +1213,23 @@ def load_text(path, dim):
     """(text tower, tokenizer) from a safetensors file whose metadata holds open_clip's `text_cfg`;
     (`Bank`, None) from one that holds a bank.
 
-    `dim` is the joint space's width D. Raises `PromptSGError` when the file is missing, has no settings, or another D."""
+    `dim` is the joint space's width D. Raises `PromptSGError` when the file is missing, has no
+    settings, or another D."""
     tensors = read_state_dict(path)
     if _note(path, "sentences") is not None:
         return read_bank(path, dim), None
     config = _note(path, "text_cfg")
     if config is None:
-        raise PromptSGError(f"{path} does not say what text tower it holds; make it with "
-                            "promptsg.pretrain.align_text, or a bank of sentences with promptsg "
-                            "bank")
+        raise PromptSGError(
+            f"{path} does not say what text tower it holds; make it with "
+            "promptsg.pretrain.align_text, or a bank of sentences with promptsg "
+            "bank"
+        )
     text, tokenizer = text_tower(config, tensors, path)
     if text.output_dim != dim:
-        raise PromptSGError(f"{path} ends in a space of {text.output_dim} dimensions, the image tower in one of {dim}; align a text tower to this image tower")
+        raise PromptSGError(
+            f"{path} ends in a space of {text.output_dim} dimensions, the image tower in one of "
+            f"{dim}; align a text tower to this image tower"
+        )
     _load(text, tensors, path, "its own text_cfg")
     return text, tokenizer

@@ -31,15 +31,31 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from .backbone import model_config
 from .after import by_person, normalise, query_expansion
-from .biometrics import (Calibration, cllr, compare_all, group_rates, open_set, rates_at,
-                                 verification)
+from .backbone import model_config
+from promptsg.biometrics import (
+    Calibration,
+    cllr,
+    compare_all,
+    group_rates,
+    open_set,
+    rates_at,
+    verification,
+)
 from .config import ASPECTS, PromptSGError
-from .data import (HandDataset, PixelCache, check_images, make_splits, progress_bar, read_11k,
-                           read_data, train_transform, write_text)
-from .files import check_writable_file, regular
+from promptsg.data import (
+    HandDataset,
+    PixelCache,
+    check_images,
+    make_splits,
+    progress_bar,
+    read_11k,
+    read_data,
+    train_transform,
+    write_text,
+)
 from .evaluation import Embeddings, embed_images, evaluate, processor, ranked_images
+from .files import check_writable_file, regular
 from .int8 import drawn_images, int8_model
 from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
@@ -50,130 +66,241 @@ from .versions import version, without_training
 
 # %% ../nbs/19_bench.ipynb #cell004
 def side_by_side(functions, rounds=3):
-    """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns after one warm-up round; every second
-    round goes backwards. The clock waits for an accelerator to finish."""
-    from torch.utils.benchmark import Measurement, TaskSpec, timer  # here: importing it looks for a compiler of CUDA and warns where there is none
+    """Median seconds of each function, `{name: torch.utils.benchmark.Measurement}`, called in turns
+    after one warm-up round; every second round goes backwards. The clock waits for an accelerator
+    to finish."""
+    # here: importing it looks for a compiler of CUDA and warns where there is none
+    from torch.utils.benchmark import Measurement, TaskSpec, timer
+
     times, order = {name: [] for name in functions}, list(functions.items())
     for turn in range(rounds + 1):
         for name, function in order[::-1] if turn % 2 else order:
             start = timer()
             function()
             times[name].append(timer() - start)
-    return {name: Measurement(1, seconds[1:], TaskSpec(name, "", num_threads=torch.get_num_threads())) for name, seconds in times.items()}
+    return {
+        name: Measurement(1, seconds[1:], TaskSpec(name, "", num_threads=torch.get_num_threads()))
+        for name, seconds in times.items()
+    }
 
 
 def operations(function):
-    "Floating-point operations (a multiplication and an addition are two) of the matrix products and convolutions in one call."
+    """Floating-point operations (a multiplication and an addition are two) of the matrix products
+    and convolutions in one call."""
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
 
 
 def peak_rate(size=2048, rounds=5):
-    "Operations a second of a float32 matrix product of (size, size): what this machine reaches at best with these libraries."
+    """Operations a second of a float32 matrix product of (size, size): what this machine reaches at
+    best with these libraries."""
     x = torch.randn(size, size)
-    return 2 * size ** 3 / side_by_side({"product": lambda: x @ x}, rounds)["product"].median
+    return 2 * size**3 / side_by_side({"product": lambda: x @ x}, rounds)["product"].median
 
 # %% ../nbs/19_bench.ipynb #cell006
 GOALS = {  # case -> (what is measured, kind of ratio, target)
     "composed": ("composed embedding against the image tower alone", "speed", 0.95),
     "composed/aspects": ("the same with a sentence of each image's own aspect", "speed", 0.95),
     "simplified": ("simplified embedding against the image tower alone", "speed", 0.97),
-    "simplified/text": ("the same where the text, not the patches, goes into the self-attention", "speed", 0.97),
+    "simplified/text": (
+        "the same where the text, not the patches, goes into the self-attention",
+        "speed",
+        0.97,
+    ),
     "composed/open_clip": ("composed embedding against open_clip's own tower", "speed", 0.95),
     "simplified/open_clip": ("simplified embedding against open_clip's own tower", "speed", 0.97),
     "int8": ("image tower with dense tokens in int8 against float32", "speed", 2.5),
     "step": ("training step of `paper` against the image-only step", "time", 1.10),
-    "once": ("`train` and `evaluate` of `training_free` against embedding each image once", "time", 1.2),
+    "once": (
+        "`train` and `evaluate` of `training_free` against embedding each image once",
+        "time",
+        1.2,
+    ),
     "text": ("composed text, forward and backward, against 77 tokens", "time", 0.15),
     "splits": ("ten-split evaluation against embedding each split anew", "speed", 8.0),
-    "ranking": ("CMC and mAP of given similarities against a plain loop over queries", "speed", 20.0),
+    "ranking": (
+        "CMC and mAP of given similarities against a plain loop over queries",
+        "speed",
+        20.0,
+    ),
     "ranking/weaker": ("the same, of a model whose last matches lie deeper", "speed", 20.0),
     "ranking/untrained": ("the same, of a model that hardly knows the people", "speed", 20.0),
     "ranking/features": ("as ranking, from features: their product is part of both", "speed", 20.0),
-    "official": ("CMC and mAP of Market-1501's shape as the field's evaluation loops over queries", "speed", 5.0),
+    "official": (
+        "CMC and mAP of Market-1501's shape as the field's evaluation loops over queries",
+        "speed",
+        5.0,
+    ),
     "official/memory": ("the same: peak memory beyond features and result, GB", "amount", 1.0),
-    "persons": ("reading, dividing and checking 126,441 files in MSMT17's names, seconds", "amount", 60.0),
+    "persons": (
+        "reading, dividing and checking 126,441 files in MSMT17's names, seconds",
+        "amount",
+        60.0,
+    ),
     "persons/memory": ("the same: peak memory, GB", "amount", 2.0),
     "memory": ("ranking's peak memory beyond features and result, GB", "amount", 1.0),
-    "decisions": ("error rates, thresholds, groups, open set and steps of 1,000 queries x 100,000 images, seconds",
-                  "amount", 60.0),
-    "comparisons": ("all comparisons of 11,659 x 82,161: peak memory beyond features and result, GB", "amount", 1.0),
-    "search": ("ten nearest of a million: peak memory beyond features and result, GB", "amount", 1.0),
+    "decisions": (
+        "error rates, thresholds, groups, open set and steps of 1,000 queries x 100,000 images, "
+        "seconds",
+        "amount",
+        60.0,
+    ),
+    "comparisons": (
+        "all comparisons of 11,659 x 82,161: peak memory beyond features and result, GB",
+        "amount",
+        1.0,
+    ),
+    "search": (
+        "ten nearest of a million: peak memory beyond features and result, GB",
+        "amount",
+        1.0,
+    ),
     "pixels": ("second epoch's images from the cache against decoding", "speed", 15.0),
-    "threads": ("two trainings at once: threads that sleep while they wait against threads that spin", "speed", 2.0),
+    "threads": (
+        "two trainings at once: threads that sleep while they wait against threads that spin",
+        "speed",
+        2.0,
+    ),
     "threads/alone": ("the same with one training alone", "time", 1.15),
-    "explorer/vit": ("an edit of the prompt in the explorer, hand-vit-tiny, seconds", "amount", 1.0),
+    "explorer/vit": (
+        "an edit of the prompt in the explorer, hand-vit-tiny, seconds",
+        "amount",
+        1.0,
+    ),
     "explorer/rn": ("an edit of the prompt in the explorer, hand-rn-tiny, seconds", "amount", 1.0),
 }
 
 
 def _row(case, baseline=np.nan, ours=np.nan, amount=np.nan, **more):
-    "One row of the table. `baseline` and `ours`: seconds, or those of each round; the ratio is the median of the rounds' own, `low` and `high` their range."
+    """One row of the table. `baseline` and `ours`: seconds, or those of each round; the ratio is
+    the median of the rounds' own, `low` and `high` their range."""
     (what, kind, target), baseline, ours = GOALS[case], np.atleast_1d(baseline), np.atleast_1d(ours)
-    rounds = {"speed": baseline / ours, "time": ours / baseline, "amount": np.atleast_1d(amount)}[kind]
+    rounds = {"speed": baseline / ours, "time": ours / baseline, "amount": np.atleast_1d(amount)}[
+        kind
+    ]
     ratio = float(np.median(rounds))
-    return {"case": case, "what": what, "baseline_s": float(np.median(baseline)), "ours_s": float(np.median(ours)), "ratio": ratio, "low": float(rounds.min()),
-            "high": float(rounds.max()), "target": target, "reached": ratio >= target if kind == "speed" else ratio <= target, **more}
+    return {
+        "case": case,
+        "what": what,
+        "baseline_s": float(np.median(baseline)),
+        "ours_s": float(np.median(ours)),
+        "ratio": ratio,
+        "low": float(rounds.min()),
+        "high": float(rounds.max()),
+        "target": target,
+        "reached": ratio >= target if kind == "speed" else ratio <= target,
+        **more,
+    }
 
 # %% ../nbs/19_bench.ipynb #cell008
 def _config(quick, **changes):
-    "The paper's version, random ViT-B/16; `quick` takes the embedded tower, which has everything but the size."
+    """The paper's version, random ViT-B/16; `quick` takes the embedded tower, which has everything
+    but the size."""
     small = dict(model="hand-vit-tiny", image_size=None) if quick else {}
     return version("paper").replace(pretrained="random", **small).replace(**changes)
 
 
 def _images(model, batch, seed=0):
-    return torch.randn(batch, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        batch, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def bench_embedding(quick=False):
     """Rows `composed`, `composed/aspects`, `simplified` and, with the other reading of the fusion,
     `simplified/text`; and against open_clip's own tower: a batch of 32 (4 if quick)."""
-    model, texts, batch = *(PromptSG(_config(quick, fusion=keep), 100).eval() for keep in ("patches", "text")), 4 if quick else 32
+    model, texts, batch = (
+        *(PromptSG(_config(quick, fusion=keep), 100).eval() for keep in ("patches", "text")),
+        4 if quick else 32,
+    )
     images, tower = _images(model, batch), model.backbone.visual
     theirs = open_clip.CustomTextCLIP(**model_config(model.config.tower)).visual.eval()
     aspects = torch.arange(batch) % len(ASPECTS)
-    ways = {"tower": tower, "open_clip": theirs, "composed": model.embed,
-            "aspects": lambda x: model.embed(x, aspects=aspects), "simplified": lambda x: model.embed(x, prompt="simplified"),
-            "text": lambda x: texts.embed(x, prompt="simplified")}
+    ways = {
+        "tower": tower,
+        "open_clip": theirs,
+        "composed": model.embed,
+        "aspects": lambda x: model.embed(x, aspects=aspects),
+        "simplified": lambda x: model.embed(x, prompt="simplified"),
+        "text": lambda x: texts.embed(x, prompt="simplified"),
+    }
     with torch.no_grad():
-        took = side_by_side({name: lambda way=way: way(images) for name, way in ways.items()}, 2 if quick else 7)
-    one = images[:1]  # counted with autograd on: open_clip's inference kernel for attention is one that the counter does not know
-    count = {"tower": operations(lambda: tower(one)), "composed": operations(lambda: model(one)),
-             "aspects": operations(lambda: model(one, aspects=aspects[:1])),
-             "simplified": operations(lambda: model(one, prompt="simplified")), "text": operations(lambda: texts(one, prompt="simplified"))}
-    row = lambda case, base, ours: _row(case, took[base].times, took[ours].times, batch=batch, baseline_flop=batch * count["tower"], ours_flop=batch * count[ours])
-    return [row("composed", "tower", "composed"), row("composed/aspects", "tower", "aspects"), row("simplified", "tower", "simplified"), row("simplified/text", "tower", "text"),
-            row("composed/open_clip", "open_clip", "composed"), row("simplified/open_clip", "open_clip", "simplified")]
+        took = side_by_side(
+            {name: lambda way=way: way(images) for name, way in ways.items()}, 2 if quick else 7
+        )
+    # counted with autograd on: open_clip's inference kernel for attention is one that the counter
+    # does not know
+    one = images[:1]
+    count = {
+        "tower": operations(lambda: tower(one)),
+        "composed": operations(lambda: model(one)),
+        "aspects": operations(lambda: model(one, aspects=aspects[:1])),
+        "simplified": operations(lambda: model(one, prompt="simplified")),
+        "text": operations(lambda: texts(one, prompt="simplified")),
+    }
+    row = lambda case, base, ours: _row(
+        case,
+        took[base].times,
+        took[ours].times,
+        batch=batch,
+        baseline_flop=batch * count["tower"],
+        ours_flop=batch * count[ours],
+    )
+    return [
+        row("composed", "tower", "composed"),
+        row("composed/aspects", "tower", "aspects"),
+        row("simplified", "tower", "simplified"),
+        row("simplified/text", "tower", "text"),
+        row("composed/open_clip", "open_clip", "composed"),
+        row("simplified/open_clip", "open_clip", "simplified"),
+    ]
 
 # %% ../nbs/19_bench.ipynb #cell009
 def _stepper(config, batch):
-    "A function that makes one training step on a fixed batch of `batch` random images, four of each identity."
+    """A function that makes one training step on a fixed batch of `batch` random images, four of
+    each identity."""
     torch.manual_seed(0)
     model = PromptSG(config, 100).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     images, labels = _images(model, batch), torch.arange(batch) // 4
 
     def step(size=batch):
-        loss = sum(loss_terms(model(images[:size], labels=labels[:size]), labels[:size], config).values())
+        loss = sum(
+            loss_terms(model(images[:size], labels=labels[:size]), labels[:size], config).values()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
     return step
 
 
 def bench_step(quick=False):
-    "Row `step`: forward, losses, backward and optimizer of `paper` against its control without language, on the same images."
+    """Row `step`: forward, losses, backward and optimizer of `paper` against its control without
+    language, on the same images."""
     batch, small = (8, 8) if quick else (16, 8)
-    steps = {name: _stepper(_config(quick, language=language, variant=name), batch) for name, language in (("image_only", False), ("paper", True))}
+    steps = {
+        name: _stepper(_config(quick, language=language, variant=name), batch)
+        for name, language in (("image_only", False), ("paper", True))
+    }
     took = side_by_side(steps, 2 if quick else 5)
     count = {name: operations(lambda: step(small)) * batch / small for name, step in steps.items()}
-    return [_row("step", took["image_only"].times, took["paper"].times, batch=batch, baseline_flop=count["image_only"], ours_flop=count["paper"])]
+    return [
+        _row(
+            "step",
+            took["image_only"].times,
+            took["paper"].times,
+            batch=batch,
+            baseline_flop=count["image_only"],
+            ours_flop=count["paper"],
+        )
+    ]
 
 # %% ../nbs/19_bench.ipynb #int8
 def bench_int8(quick=False):
-    "Row `int8`: the tower of `training_free`, its patches and dense tokens, a batch of 16 (4 if quick)."
+    """Row `int8`: the tower of `training_free`, its patches and dense tokens, a batch of 16 (4 if
+    quick)."""
     batch, rounds = (4, 2) if quick else (16, 9)
     config = without_training(_config(quick))
     model = PromptSG(config, 2).eval()
@@ -181,11 +308,19 @@ def bench_int8(quick=False):
         fast = int8_model(model, folder).backbone
     images = drawn_images(model.backbone.image_size, model.mean, model.std, batch)
     with torch.inference_mode():
-        took = side_by_side({"float32": lambda: model.backbone(images), "int8": lambda: fast(images)},
-                            rounds)
+        took = side_by_side(
+            {"float32": lambda: model.backbone(images), "int8": lambda: fast(images)}, rounds
+        )
         near = F.cosine_similarity(fast(images).embedding, model.backbone(images).embedding)
-    return [_row("int8", took["float32"].times, took["int8"].times, batch=batch,
-                 difference=1 - near.mean().item())]
+    return [
+        _row(
+            "int8",
+            took["float32"].times,
+            took["int8"].times,
+            batch=batch,
+            difference=1 - near.mean().item(),
+        )
+    ]
 
 
 def bench_once(quick=False):
@@ -193,8 +328,14 @@ def bench_once(quick=False):
     people, rounds = (3, 1) if quick else (12, 2)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        write_hands(folder / "hands", n_train=people, n_test=people, images_per_aspect=4, seed=0,
-                    progress=False)
+        write_hands(
+            folder / "hands",
+            n_train=people,
+            n_test=people,
+            images_per_aspect=4,
+            seed=0,
+            progress=False,
+        )
         config = without_training(_config(quick)).replace(num_splits=2, cache_pixels=False)
         splits, turns = make_splits(read_11k(folder / "hands"), config.aspect, 2), count()
         images = pd.concat([splits.train, splits.test]).drop_duplicates("path")
@@ -205,8 +346,14 @@ def bench_once(quick=False):
             with _environment("PROMPTSG_CACHE", folder / f"cache{next(turns)}"):
                 run = Trainer(config, splits, folder / f"run{next(turns)}", progress=False).fit()
                 measure(load_run(run), splits, progress=False)
-        took = side_by_side({"images": lambda: embed_images(model.embed, images, still, progress=False),
-                             "whole": whole}, rounds)
+
+        took = side_by_side(
+            {
+                "images": lambda: embed_images(model.embed, images, still, progress=False),
+                "whole": whole,
+            },
+            rounds,
+        )
     return [_row("once", took["images"].times, took["whole"].times, batch=len(images))]
 
 
@@ -225,39 +372,64 @@ def _environment(name, value):
 
 # %% ../nbs/19_bench.ipynb #cell010
 def bench_text(quick=False):
-    "Row `text`: a batch of composed prompts with the gradient to s*, against each sentence whole and padded (`composed_plain`)."
+    """Row `text`: a batch of composed prompts with the gradient to s*, against each sentence whole
+    and padded (`composed_plain`)."""
     prompt = PromptSG(_config(quick), 100).prompt
     batch = 4 if quick else 32
-    s = (0.02 * torch.randn(batch, prompt.width, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    s = (
+        0.02 * torch.randn(batch, prompt.width, generator=torch.Generator().manual_seed(0))
+    ).requires_grad_()
     run = lambda compose: torch.autograd.grad(compose(s).sentence.square().sum(), s)[0]
     ways = {"plain": lambda: run(prompt.composed_plain), "composed": lambda: run(prompt.composed)}
     took, count = side_by_side(ways, 5), {name: operations(way) for name, way in ways.items()}
     difference = (ways["plain"]() - ways["composed"]()).abs().max() / ways["plain"]().abs().max()
-    return [_row("text", took["plain"].times, took["composed"].times, batch=batch, baseline_flop=count["plain"], ours_flop=count["composed"],
-                 difference=difference.item())]
+    return [
+        _row(
+            "text",
+            took["plain"].times,
+            took["composed"].times,
+            batch=batch,
+            baseline_flop=count["plain"],
+            ours_flop=count["composed"],
+            difference=difference.item(),
+        )
+    ]
 
 # %% ../nbs/19_bench.ipynb #cell012
 def _ranked(embeddings, query, gallery):
-    return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity)
+    return evaluate_features(
+        embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity
+    )
 
 
 def bench_splits(quick=False):
     "Row `splits`: ten splits of synthetic hands with the embedded ViT, images read from disk."
     with tempfile.TemporaryDirectory() as folder:
-        write_hands(folder, n_train=4, n_test=4 if quick else 16, images_per_aspect=3 if quick else 6, seed=0, progress=False)
+        write_hands(
+            folder,
+            n_train=4,
+            n_test=4 if quick else 16,
+            images_per_aspect=3 if quick else 6,
+            seed=0,
+            progress=False,
+        )
         splits = make_splits(read_11k(folder), "dorsal_r", n_splits=3 if quick else 10)
         config = version("paper", "hand-vit-tiny")
         model = PromptSG(config, 4).eval()
         still = Feed(model, config, progress=False).still
         embed = lambda *frames: embed_images(model.embed, pd.concat(frames), still, progress=False)
         once = lambda: evaluate(embed(ranked_images(splits)), splits).summary["mean"]
-        anew = lambda: [_ranked(embed(query, gallery), query, gallery)["mAP"] for query, gallery in zip(splits.queries, splits.galleries)]
+        anew = lambda: [
+            _ranked(embed(query, gallery), query, gallery)["mAP"]
+            for query, gallery in zip(splits.queries, splits.galleries)
+        ]
         took = side_by_side({"anew": anew, "once": once}, 2)
     return [_row("splits", took["anew"].times, took["once"].times, batch=len(splits.test))]
 
 # %% ../nbs/19_bench.ipynb #cell013
 def _people(queries, gallery, noise=1.9, seed=0):
-    "Features (N, 512), identities and cameras of both sides: 750 people seen by 6 cameras, as in Market-1501. More `noise`, less mAP and mINP."
+    """Features (N, 512), identities and cameras of both sides: 750 people seen by 6 cameras, as in
+    Market-1501. More `noise`, less mAP and mINP."""
     generator = torch.Generator().manual_seed(seed)
     sides = []
     centres = torch.randn(750, 512, generator=generator)
@@ -269,7 +441,8 @@ def _people(queries, gallery, noise=1.9, seed=0):
 
 
 def plain_ranking(similarities, query, gallery):
-    "mAP and CMC (20,), 0..1, by a loop over queries' rows (G,) of similarities: the baseline of `ranking`. A side is (identities, cameras)."
+    """mAP and CMC (20,), 0..1, by a loop over queries' rows (G,) of similarities: the baseline of
+    `ranking`. A side is (identities, cameras)."""
     g_id, g_cam = gallery
     precisions, curve = [], np.zeros(20)
     for row, identity, camera in zip(similarities, *query):
@@ -278,45 +451,74 @@ def plain_ranking(similarities, query, gallery):
         match = match[~(match & (g_cam[order] == camera))]
         if match.any():
             precisions.append((match.cumsum() / np.arange(1, len(match) + 1))[match].mean())
-            curve[match.argmax():] += 1
+            curve[match.argmax() :] += 1
     return float(np.mean(precisions)), curve / len(precisions)
 
 
 def _ranking_row(case, noise, size, multiply=False):
-    "A row of `bench_ranking`; with `multiply` each side makes its own similarities. `difference` is the largest of mAP's and CMC's."
+    """A row of `bench_ranking`; with `multiply` each side makes its own similarities. `difference`
+    is the largest of mAP's and CMC's."""
     (q, *query), (g, *gallery) = _people(*size, noise)
     labels, found = (query[0], gallery[0], query[1], gallery[1]), {}
     if multiply:
-        rows, ours = lambda: (g.numpy() @ one for one in q.numpy()), lambda: evaluate_features(q, g, *labels)
+        rows, ours = (
+            lambda: (g.numpy() @ one for one in q.numpy()),
+            lambda: evaluate_features(q, g, *labels),
+        )
     else:
         similarity = q @ g.T
         rows, ours = similarity.numpy, lambda: evaluate_ranking(similarity, *labels)
-    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)), "ours": lambda: found.update(ours=ours())}, 7)
-    differences = [abs(found["ours"]["mAP"] - found["loop"][0]), *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
-    return _row(case, took["loop"].times, took["ours"].times, difference=float(max(differences)), **{name: found["ours"][name] for name in ("mAP", "mINP")})
+    took = side_by_side(
+        {
+            "loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)),
+            "ours": lambda: found.update(ours=ours()),
+        },
+        7,
+    )
+    differences = [
+        abs(found["ours"]["mAP"] - found["loop"][0]),
+        *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1]),
+    ]
+    return _row(
+        case,
+        took["loop"].times,
+        took["ours"].times,
+        difference=float(max(differences)),
+        **{name: found["ours"][name] for name in ("mAP", "mINP")},
+    )
 
 
 def bench_ranking(quick=False):
-    "Rows `ranking`, `ranking/weaker`, `ranking/untrained` and `ranking/features`: Market-1501's size, cameras filtered."
+    """Rows `ranking`, `ranking/weaker`, `ranking/untrained` and `ranking/features`: Market-1501's
+    size, cameras filtered."""
     size = (100, 600) if quick else (3_368, 19_732)
-    return [_ranking_row("ranking", 1.9, size), _ranking_row("ranking/weaker", 2.1, size), _ranking_row("ranking/untrained", 4.0, size),
-            _ranking_row("ranking/features", 1.9, size, multiply=True)]
+    return [
+        _ranking_row("ranking", 1.9, size),
+        _ranking_row("ranking/weaker", 2.1, size),
+        _ranking_row("ranking/untrained", 4.0, size),
+        _ranking_row("ranking/features", 1.9, size, multiply=True),
+    ]
 
 # %% ../nbs/19_bench.ipynb #cell015
 def _peak_memory(reset=False):
-    "The most bytes of memory this process has held; with `reset`, Linux starts again from what it holds now."
+    """The most bytes of memory this process has held; with `reset`, Linux starts again from what it
+    holds now."""
     status = Path("/proc/self/status")
     if not status.exists():
         import resource  # Windows has none
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])  # getrusage's keeps what the parent process held
+    # getrusage's keeps what the parent process held
+    return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
 
 
 def _growth(action):
-    "(GB, seconds): the growth of this process's peak memory during `action()`, and how long it took. Linux and macOS."
+    """(GB, seconds): the growth of this process's peak memory during `action()`, and how long it
+    took. Linux and macOS."""
     from torch.utils.benchmark import timer  # before memory is looked at
+
     before, start = _peak_memory(reset=True), timer()
     action()
     return (_peak_memory() - before) / 1e9, timer() - start
@@ -324,7 +526,9 @@ def _growth(action):
 
 def ranking_memory(queries, gallery):
     "The growth of ranking random features of that many queries and gallery images."
-    return _growth_of(lambda q, q_id, g, g_id: evaluate_features(q, g, q_id, g_id), queries, gallery)
+    return _growth_of(
+        lambda q, q_id, g, g_id: evaluate_features(q, g, q_id, g_id), queries, gallery
+    )
 
 
 def _growth_of(action, queries, gallery):
@@ -349,7 +553,10 @@ def comparison_memory(queries, gallery):
 
 def _apart(function, size):
     "(GB, seconds) of `function(*size)`, a function of this module, in a process of its own."
-    code = f"import json; from promptsg.bench import {function.__name__} as f; print(json.dumps(f(*{size})))"
+    code = (
+        f"import json; from promptsg.bench import {function.__name__} as f; "
+        f"print(json.dumps(f(*{size})))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -367,9 +574,9 @@ def bench_comparisons(quick=False):
 
 
 def decide_at_size(queries, gallery):
-    """All that follows an embedding but re-ranking, of random features of people: ranking, verification,
-    calibration, a threshold's rates, open set, groups, score normalisation, query expansion and one
-    score a person."""
+    """All that follows an embedding but re-ranking, of random features of people: ranking,
+    verification, calibration, a threshold's rates, open set, groups, score normalisation, query
+    expansion and one score a person."""
     (q, q_id, _), (g, g_id, _) = _people(queries, gallery)
     found = compare_all(q, q_id, g, g_id)
     verification(found, draws=200)
@@ -381,8 +588,13 @@ def decide_at_size(queries, gallery):
     similarity = q @ g.T
     out = np.isin(q_id, np.unique(q_id)[::2])
     open_set(similarity[:, ~np.isin(g_id, q_id[out])], q_id, g_id[~np.isin(g_id, q_id[out])])
-    images = pd.DataFrame({"path": [str(n) for n in range(queries)], "identity": q_id.astype(str),
-                           "kind": np.where(q_id % 2, "a", "b")})
+    images = pd.DataFrame(
+        {
+            "path": [str(n) for n in range(queries)],
+            "identity": q_id.astype(str),
+            "kind": np.where(q_id % 2, "a", "b"),
+        }
+    )
     rows = {path: row for row, path in enumerate(images.path)}
     group_rates(Embeddings(rows, q), images, "kind", 0.5, draws=200)
     cohort = torch.randn(300, q.shape[1], generator=torch.Generator().manual_seed(0))
@@ -408,7 +620,8 @@ def bench_search(quick=False):
 
 # %% ../nbs/19_bench.ipynb #persons
 def _market_like(queries, gallery, noise=2.1, seed=0):
-    "`_people` in Market-1501's shape: a sixth of the gallery are distractors, person -1, near to nobody."
+    """`_people` in Market-1501's shape: a sixth of the gallery are distractors, person -1, near to
+    nobody."""
     (q, q_id, q_cam), (g, g_id, g_cam) = _people(queries, gallery, noise, seed)
     stray = torch.arange(gallery) % 6 == 0
     drawn = torch.randn(gallery, q.shape[1], generator=torch.Generator().manual_seed(seed + 1))
@@ -422,13 +635,28 @@ def bench_official(quick=False):
     (q, *query), (g, *gallery) = _market_like(*size)
     rows, found = lambda: (g.numpy() @ one for one in q.numpy()), {}
     ours = lambda: evaluate_features(q, g, query[0], gallery[0], query[1], gallery[1])
-    took = side_by_side({"loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)),
-                         "ours": lambda: found.update(ours=ours())}, 2 if quick else 3)
-    apart = [abs(found["ours"]["mAP"] - found["loop"][0]),
-             *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1])]
+    took = side_by_side(
+        {
+            "loop": lambda: found.update(loop=plain_ranking(rows(), query, gallery)),
+            "ours": lambda: found.update(ours=ours()),
+        },
+        2 if quick else 3,
+    )
+    apart = [
+        abs(found["ours"]["mAP"] - found["loop"][0]),
+        *np.abs(np.array(found["ours"]["cmc_curve"]) - found["loop"][1]),
+    ]
     amount, seconds = _apart(official_memory, size)
-    return [_row("official", took["loop"].times, took["ours"].times, difference=float(max(apart)),
-                 mAP=found["ours"]["mAP"]), _row("official/memory", ours=seconds, amount=amount)]
+    return [
+        _row(
+            "official",
+            took["loop"].times,
+            took["ours"].times,
+            difference=float(max(apart)),
+            mAP=found["ours"]["mAP"],
+        ),
+        _row("official/memory", ours=seconds, amount=amount),
+    ]
 
 
 def official_memory(queries, gallery):
@@ -442,8 +670,10 @@ def write_msmt(root, train=32_621, query=11_659, gallery=82_161, cameras=15):
     "Tiny pictures in MSMT17's folders, names and lists; so many of each role."
     picture, root = BytesIO(), Path(root)
     Image.new("RGB", (8, 16), "grey").save(picture, "JPEG")
-    for names, folder, people in ((dict(train=train), "train", 1_041),
-                                  (dict(query=query, gallery=gallery), "test", 3_060)):
+    for names, folder, people in (
+        (dict(train=train), "train", 1_041),
+        (dict(query=query, gallery=gallery), "test", 3_060),
+    ):
         for role, count_ in names.items():
             lines = [(n % people, 1 + n // people % cameras, n) for n in range(count_)]
             paths = [f"{p:04d}/{p:04d}_{n:06d}_{c:02d}_{role}.jpg" for p, c, n in lines]
@@ -465,12 +695,14 @@ def write_msmt(root, train=32_621, query=11_659, gallery=82_161, cameras=15):
 
 def persons_cost(root):
     "(GB, seconds) of reading a set in MSMT17's layout, dividing it, and checking its pictures."
+
     def action():
         frame = read_data(root, "msmt17")
         splits = official_splits(frame)
         check_images(frame.path, progress=False)
         text = json.dumps(stored_splits(splits))
         assert len(text) and len(frame) == len(splits.all)
+
     seconds = _growth(action)[1]
     return _peak_memory() / 1e9, seconds
 
@@ -480,7 +712,10 @@ def bench_persons(quick=False):
     with tempfile.TemporaryDirectory() as folder:
         write_msmt(folder, *((60, 20, 40) if quick else ()))
         amount, seconds = _apart(persons_cost, (folder,))
-    return [_row("persons", ours=seconds, amount=seconds), _row("persons/memory", ours=seconds, amount=amount)]
+    return [
+        _row("persons", ours=seconds, amount=seconds),
+        _row("persons/memory", ours=seconds, amount=amount),
+    ]
 
 # %% ../nbs/19_bench.ipynb #cell017
 def _photographs(folder, count, size=(1600, 1200), seed=0):
@@ -488,7 +723,9 @@ def _photographs(folder, count, size=(1600, 1200), seed=0):
     rng = np.random.default_rng(seed)
     paths = [str(Path(folder) / f"{n}.jpg") for n in range(count)]
     for path in paths:
-        smooth = Image.fromarray(rng.integers(0, 230, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        smooth = Image.fromarray(rng.integers(0, 230, (12, 16, 3), dtype=np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         noise = rng.integers(0, 25, (size[1], size[0], 3), dtype=np.uint8)
         Image.fromarray(np.asarray(smooth) // 2 + noise).save(path, quality=90)
     return pd.DataFrame({"path": paths, "identity": "nobody"})
@@ -498,7 +735,9 @@ def bench_pixels(quick=False):
     "Row `pixels`: one pass over a training set in one process."
     with tempfile.TemporaryDirectory() as folder:
         frame, transform = _photographs(folder, 4 if quick else 32), train_transform((224, 224))
-        cached = HandDataset(frame, transform, pixels=PixelCache((224, 224), Path(folder) / "cache", progress=False))
+        cached = HandDataset(
+            frame, transform, pixels=PixelCache((224, 224), Path(folder) / "cache", progress=False)
+        )
         decoded = HandDataset(frame, transform)
         epoch = lambda data: [data[n] for n in range(len(data))]
         took = side_by_side({"decoded": lambda: epoch(decoded), "cached": lambda: epoch(cached)}, 3)
@@ -515,11 +754,13 @@ def steps_seconds(steps, batch=32):
     return perf_counter() - start
 
 
-_WAITING = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}  # what libgomp does unless told otherwise; what promptsg sets
+# what libgomp does unless told otherwise; what promptsg sets
+_WAITING = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}
 
 
 def _at_once(waiting, processes, steps, quick=False):
-    """Seconds until all of so many processes have made their steps, their threads waiting as that name of `_WAITING` says.
+    """Seconds until all of so many processes have made their steps, their threads waiting as that
+    name of `_WAITING` says.
 
     `quick`: with one thread, which waits for nobody."""
     code = f"from promptsg.bench import steps_seconds; print(steps_seconds({steps}))"
@@ -527,49 +768,98 @@ def _at_once(waiting, processes, steps, quick=False):
     alike.pop("OMP_NUM_THREADS", None)
     if quick:
         alike["OMP_NUM_THREADS"] = "1"
-    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=alike) for _ in range(processes)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=alike)
+        for _ in range(processes)
+    ]
     return max(float(one.communicate()[0]) for one in started)
 
 
 def bench_threads(quick=False):
-    "Rows `threads` and `threads/alone`: training steps in two processes at once (`quick`: in one), and in one."
+    """Rows `threads` and `threads/alone`: training steps in two processes at once (`quick`: in
+    one), and in one."""
     steps, together, rounds = (1, 1, 1) if quick else (8, 2, 3)
-    took = {processes: [{name: _at_once(name, processes, steps, quick) for name in _WAITING}
-                        for _ in range(rounds)] for processes in {together, 1}}  # new processes: none is warm
+    took = {
+        processes: [
+            {name: _at_once(name, processes, steps, quick) for name in _WAITING}
+            # new processes: none is warm
+            for _ in range(rounds)
+        ]
+        for processes in {together, 1}
+    }
     seconds = lambda processes: ([one[name] for one in took[processes]] for name in _WAITING)
     return [_row("threads", *seconds(together)), _row("threads/alone", *seconds(1))]
 
 # %% ../nbs/19_bench.ipynb #0fcfe8a1
 def _edits(folder, frame, backbone):
-    "(a function that types new words into an explorer, images ranked): `paper` on a backbone after one training step."
+    """(a function that types new words into an explorer, images ranked): `paper` on a backbone
+    after one training step."""
     from promptsg.explorer import Explorer, Panel  # here, so that the other cases need no widgets
+
     config = version("paper", backbone).replace(epochs=1, steps_per_epoch=1, train_aspects=())
-    Trainer(config, make_splits(frame, config.aspect, config.num_splits), folder, progress=False).fit()
+    Trainer(
+        config, make_splits(frame, config.aspect, config.num_splits), folder, progress=False
+    ).fit()
     panel = Panel(Explorer(folder, frame, progress=False))
     numbers = count()
 
     def edit():
         panel.words.value = f"A photo of a {{}} hand, number {next(numbers)}."
+
     return edit, len(panel.explorer.run.frame)
 
 
 def bench_explorer(quick=False):
-    "Rows `explorer/vit` and `explorer/rn`: 40 test people (4 if quick), eight images each, ten splits."
+    """Rows `explorer/vit` and `explorer/rn`: 40 test people (4 if quick), eight images each, ten
+    splits."""
     with tempfile.TemporaryDirectory() as folder:
-        write_hands(folder, n_train=20, n_test=4 if quick else 40, images_per_aspect=4 if quick else 8, seed=0, progress=False)
+        write_hands(
+            folder,
+            n_train=20,
+            n_test=4 if quick else 40,
+            images_per_aspect=4 if quick else 8,
+            seed=0,
+            progress=False,
+        )
         frame = read_11k(folder)
-        edits = {name: _edits(Path(folder) / name, frame, f"hand-{name}-tiny") for name in ("vit", "rn")}
+        edits = {
+            name: _edits(Path(folder) / name, frame, f"hand-{name}-tiny") for name in ("vit", "rn")
+        }
         took = side_by_side({name: edit for name, (edit, _) in edits.items()}, 2 if quick else 9)
-    return [_row(f"explorer/{name}", ours=took[name].times, amount=took[name].times, batch=images) for name, (_, images) in edits.items()]
+    return [
+        _row(f"explorer/{name}", ours=took[name].times, amount=took[name].times, batch=images)
+        for name, (_, images) in edits.items()
+    ]
 
 # %% ../nbs/19_bench.ipynb #cell019
-CASES = {"embedding": bench_embedding, "int8": bench_int8, "step": bench_step, "once": bench_once, "text": bench_text, "splits": bench_splits, "ranking": bench_ranking, "official": bench_official, "persons": bench_persons,
-         "memory": bench_memory,
-         "comparisons": bench_comparisons, "decisions": bench_decisions, "search": bench_search, "pixels": bench_pixels, "threads": bench_threads, "explorer": bench_explorer}
+CASES = {
+    "embedding": bench_embedding,
+    "int8": bench_int8,
+    "step": bench_step,
+    "once": bench_once,
+    "text": bench_text,
+    "splits": bench_splits,
+    "ranking": bench_ranking,
+    "official": bench_official,
+    "persons": bench_persons,
+    "memory": bench_memory,
+    "comparisons": bench_comparisons,
+    "decisions": bench_decisions,
+    "search": bench_search,
+    "pixels": bench_pixels,
+    "threads": bench_threads,
+    "explorer": bench_explorer,
+}
 
 
 def _machine(quick):
-    return {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(), "quick": quick}
+    return {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "quick": quick,
+    }
 
 
 def _load():
@@ -577,15 +867,20 @@ def _load():
 
 
 def run_bench(cases=None, out=None, quick=False, progress=True):
-    """Measure, one after another, the named cases of `CASES` (None: all): a DataFrame with a row per ratio.
+    """Measure, one after another, the named cases of `CASES` (None: all): a DataFrame with a row
+    per ratio.
 
-    Columns: case, what, baseline_s, ours_s (seconds), ratio, low, high (of its rounds), target, reached, peak_flop_per_s, load (processes that wanted to run in the minute before, this one
+    Columns: case, what, baseline_s, ours_s (seconds), ratio, low, high (of its rounds), target,
+    reached, peak_flop_per_s, load (processes that wanted to run in the minute before, this one
     included; NaN on Windows), and where they apply batch, baseline_flop, ours_flop (operations),
-    difference (ours from the baseline). `out` is a JSON file for the table and the machine; `quick` takes small shapes, whose ratios say only that the cases run.
-    Raises `PromptSGError` for an unknown case."""
+    difference (ours from the baseline). `out` is a JSON file for the table and the machine; `quick`
+    takes small shapes, whose ratios say only that the cases run. Raises `PromptSGError` for an
+    unknown case."""
     unknown = [name for name in cases or () if name not in CASES]
     if unknown:
-        raise PromptSGError(f"benchmark case {unknown[0]!r} is not known; choose from {', '.join(CASES)}")
+        raise PromptSGError(
+            f"benchmark case {unknown[0]!r} is not known; choose from {', '.join(CASES)}"
+        )
     if out:
         check_writable_file(out)
         if os.path.exists(out):
@@ -602,31 +897,59 @@ def run_bench(cases=None, out=None, quick=False, progress=True):
 
 
 def _write(out, machine, rows):
-    "The rows as JSON, after those of other cases that the file holds from the same machine and mode."
+    """The rows as JSON, after those of other cases that the file holds from the same machine and
+    mode."""
     if Path(out).exists():
         old, new = read_bench(out), {row["case"] for row in rows}
-        rows = rows + [row for row in old.to_dict("records") if row["case"] not in new and old.attrs["machine"] == machine]
+        rows = rows + [
+            row
+            for row in old.to_dict("records")
+            if row["case"] not in new and old.attrs["machine"] == machine
+        ]
     table = pd.DataFrame(sorted(rows, key=lambda row: list(GOALS).index(row["case"])))
-    write_text(out, json.dumps({"machine": machine, "rows": json.loads(table.to_json(orient="records"))}, indent=1))
+    write_text(
+        out,
+        json.dumps(
+            {"machine": machine, "rows": json.loads(table.to_json(orient="records"))}, indent=1
+        ),
+    )
 
 
 def read_bench(path):
-    "The table that `run_bench` wrote, with the machine in `attrs['machine']`. `PromptSGError` when the file is missing or damaged."
+    """The table that `run_bench` wrote, with the machine in `attrs['machine']`. `PromptSGError`
+    when the file is missing or damaged."""
     try:
         stored = json.loads(Path(regular(path)).read_text(encoding="utf-8"))
         table = pd.DataFrame(stored["rows"])
         table.attrs["machine"] = stored["machine"]
         return table
     except (OSError, ValueError, KeyError) as error:
-        raise PromptSGError(f"{path} holds no benchmark table ({error}); make it with promptsg bench") from None
+        raise PromptSGError(
+            f"{path} holds no benchmark table ({error}); make it with promptsg bench"
+        ) from None
 
 
 def roofline(table):
-    """Per case the floor set by its operations at the machine's best rate, and what was reached: a DataFrame.
+    """Per case the floor set by its operations at the machine's best rate, and what was reached: a
+    DataFrame.
 
-    Columns: case, ours_gflop, floor_s, ours_s, share (floor / ours), baseline_share, floor_ratio: the ratio that counting operations alone gives."""
+    Columns: case, ours_gflop, floor_s, ours_s, share (floor / ours), baseline_share, floor_ratio:
+    the ratio that counting operations alone gives."""
     t = table.dropna(subset=["ours_flop"])
     floor, kinds = t.ours_flop / t.peak_flop_per_s, t.case.map(lambda case: GOALS[case][1])
-    by_count = np.where(kinds == "speed", t.baseline_flop / t.ours_flop, t.ours_flop / t.baseline_flop)
-    return pd.DataFrame({"case": t.case, "ours_gflop": t.ours_flop / 1e9, "floor_s": floor, "ours_s": t.ours_s, "share": floor / t.ours_s,
-                         "baseline_share": t.baseline_flop / t.peak_flop_per_s / t.baseline_s, "floor_ratio": by_count, "ratio": t.ratio, "target": t.target})
+    by_count = np.where(
+        kinds == "speed", t.baseline_flop / t.ours_flop, t.ours_flop / t.baseline_flop
+    )
+    return pd.DataFrame(
+        {
+            "case": t.case,
+            "ours_gflop": t.ours_flop / 1e9,
+            "floor_s": floor,
+            "ours_s": t.ours_s,
+            "share": floor / t.ours_s,
+            "baseline_share": t.baseline_flop / t.peak_flop_per_s / t.baseline_s,
+            "floor_ratio": by_count,
+            "ratio": t.ratio,
+            "target": t.target,
+        }
+    )

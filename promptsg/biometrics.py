@@ -8,7 +8,7 @@ __all__ = ['det', 'fnmr_at_fmr', 'd_prime', 'Comparisons', 'compare_all', 'neede
            'min_cllr', 'Calibration', 'reliability']
 
 # %% ../nbs/10a_biometrics.ipynb #imports
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -56,10 +56,12 @@ def _d_prime(genuine, impostor):
     "Of (mean, variance) of each kind."
     spread = (genuine[1] + impostor[1]) / 2
     if spread == 0:
-        raise PromptSGError("all genuine scores are equal, and all impostor scores: they have no "
-                            "spread "
-                            "to measure a distance in; are these scores of a model?")
-    return float((genuine[0] - impostor[0]) / spread ** 0.5)
+        raise PromptSGError(
+            "all genuine scores are equal, and all impostor scores: they have no "
+            "spread "
+            "to measure a distance in; are these scores of a model?"
+        )
+    return float((genuine[0] - impostor[0]) / spread**0.5)
 
 # %% ../nbs/10a_biometrics.ipynb #compare
 _BINS = 20_000  # of the histogram over -1..1
@@ -363,6 +365,7 @@ def _verification_row(comparisons, rates, own, at, value, interval):
         note=note,
     )
 
+
 def det_table(comparisons, points=40, draws=200, seed=0):
     """FNMR at `points` FMRs, evenly spaced in normal deviates: a DataFrame with columns fmr, fnmr,
     low, high (0..1), the 95 % interval over people, and the EER as `attrs["eer"]`.
@@ -371,9 +374,11 @@ def det_table(comparisons, points=40, draws=200, seed=0):
     scores are kept. `PromptSGError` where there are too few pairs of people for an FMR of 50 %."""
     least = max(3 / comparisons.people_pairs, 1 / comparisons.impostors)
     if least >= 0.5:
-        raise PromptSGError(f"{comparisons.people} people are too few for any error rate (rule of "
-                            f"3); "
-                            "compare images of at least 5")
+        raise PromptSGError(
+            f"{comparisons.people} people are too few for any error rate (rule of "
+            f"3); "
+            "compare images of at least 5"
+        )
     grid = stats.norm.cdf(np.linspace(stats.norm.ppf(least), 0, points))
     table = verification(comparisons, tuple(np.maximum(grid, least)), draws, seed)
     rates = table.iloc[1:-1].reset_index(drop=True)
@@ -507,9 +512,9 @@ def open_set_draws(
 
     `embeddings`: `promptsg.evaluation.Embeddings`; `queries`, `galleries`: frames, one of each a
     split. Who is enrolled is drawn by `seed`, the same people in every split. Columns: split, draw,
-    enrolled, not_enrolled (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each rate; missing
-    where the rule of 3 asks for more people without a mate. `PromptSGError` for a share that leaves
-    nobody in or out."""
+    enrolled, not_enrolled (people), mated, unmated (searches), a column `FNIR at FPIR 1 %` for each
+    rate; missing where the rule of 3 asks for more people without a mate. `PromptSGError` for a
+    share that leaves nobody in or out."""
     rng, rows = np.random.default_rng(seed), []
     people = np.unique(np.concatenate([query.identity for query in queries]))
     count = _enrolled_people(len(people), enrolled)
@@ -569,10 +574,10 @@ def group_rates(embeddings, frame, groups, threshold, per_query=None, draws=1000
     `embeddings`: `promptsg.evaluation.Embeddings`; `frame`: test images with `path` and `identity`;
     `groups`: a column of the frame, or labels (N,). `per_query`: that table of an evaluation's
     `Result`, for Rank-1 and mAP. Columns: group, people, images; FMR, FNMR, each with _low and
-    _high (0..1); FMR_ratio, FNMR_ratio, to the mean of the groups that are judged, for people of one group
-    look more alike than all; with `per_query` rank1 and mAP, with theirs; `note`. The rates of a
-    group of fewer than `fewest` people are missing, and its FNMR where fewer have two images.
-    `PromptSGError` for a column that is not there, or nobody with a label."""
+    _high (0..1); FMR_ratio, FNMR_ratio, to the mean of the groups that are judged, for people of
+    one group look more alike than all; with `per_query` rank1 and mAP, with theirs; `note`. The
+    rates of a group of fewer than `fewest` people are missing, and its FNMR where fewer have two
+    images. `PromptSGError` for a column that is not there, or nobody with a label."""
     if isinstance(groups, str) and groups not in frame:
         raise PromptSGError(
             f"the images have no column {groups!r}; they have {', '.join(frame.columns)}"
@@ -600,7 +605,9 @@ def _group_row(name, part, embeddings, threshold, per_query, draws, seed, fewest
     people = part.identity.nunique()
     row = dict(group=name, people=people, images=len(part), note="")
     if people < fewest:
-        return row | dict(note=f"{people} {'person' if people == 1 else 'people'}: too few to judge")
+        return row | dict(
+            note=f"{people} {'person' if people == 1 else 'people'}: too few to judge"
+        )
     if per_query is not None:
         row |= _ranked_rates(per_query[per_query.path.isin(part.path)], draws, seed)
     try:
@@ -747,7 +754,7 @@ def _logistic_knots(scores, genuine):
 def _isotonic_knots(scores, genuine):
     "The steps of the isotonic map, within what the number of comparisons supports."
     values, ratios = _isotonic(scores, genuine)
-    low, high = -np.log((genuine.sum() + 1)), np.log((~genuine).sum() + 1)
+    low, high = -np.log(genuine.sum() + 1), np.log((~genuine).sum() + 1)
     ratios = ratios.clip(low, high)
     keep = np.ones(len(values), bool)  # both ends of each step
     keep[1:-1] = (ratios[1:-1] != ratios[:-2]) | (ratios[1:-1] != ratios[2:])

@@ -17,7 +17,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import click
 import typer
@@ -30,20 +30,52 @@ class _Commands(typer.core.TyperGroup):
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self.get_command(ctx, name).help) for name in self.list_commands(ctx)])
+            formatter.write_dl(
+                [(name, self.get_command(ctx, name).help) for name in self.list_commands(ctx)]
+            )
 
 
-app = typer.Typer(cls=_Commands, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  help="Prompt-guided re-identification on CLIP.")
-Data = Annotated[Path, typer.Option("--data", help="Data folder (11K Hands' layout, HD's, MBA-Net's, or one folder per identity), or a "
-                                                   "CSV with path and identity.")]
-Level = Annotated[Optional[int], typer.Option("--identity-level", min=1, help="Which folder below --data names the identity, where pictures lie "
-                                                                               "more than one folder deep.")]
+app = typer.Typer(
+    cls=_Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Prompt-guided re-identification on CLIP.",
+)
+Data = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Data folder (11K Hands' layout, HD's, MBA-Net's, or one folder per identity), or a "
+        "CSV with path and identity.",
+    ),
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        "--identity-level",
+        min=1,
+        help="Which folder below --data names the identity, where pictures lie "
+        "more than one folder deep.",
+    ),
+]
 Run = Annotated[Path, typer.Option("--run", help="Run folder made by promptsg train.")]
 CONFIG = "A YAML file of config fields, or VERSION@BACKBONE such as paper@hand-vit-tiny."
-AnyRun = Annotated[Optional[Path], typer.Option("--run", help="Run folder made by promptsg train; its best checkpoint is used.")]
-Untrained = Annotated[Optional[str], typer.Option("--config", help="Instead of --run: the image tower untrained (zero-shot). " + CONFIG)]
-Sets = Annotated[Optional[list[str]], typer.Option("--set", "-s", help="Change a config field: FIELD=VALUE. May be repeated.")]
+AnyRun = Annotated[
+    Path | None,
+    typer.Option("--run", help="Run folder made by promptsg train; its best checkpoint is used."),
+]
+Untrained = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Instead of --run: the image tower untrained (zero-shot). " + CONFIG
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Change a config field: FIELD=VALUE. May be repeated."),
+]
 
 
 def _bring(modules):
@@ -56,7 +88,7 @@ def _bring(modules):
 
 # What it names is imported while the arguments are read, before any config.
 Imports = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--import",
         callback=_bring,
@@ -149,8 +181,11 @@ def ready_model(run, config, sets, spoken=False, **changes):
     else:
         model = PromptSG(chosen, 1).eval() if spoken else untrained(chosen)
         if not spoken:
-            typer.echo(f"nothing is trained: the image tower of {chosen.tower} alone, without "
-                       f"{chosen.variant}'s text, fusion and whitening", err=True)
+            typer.echo(
+                f"nothing is trained: the image tower of {chosen.tower} alone, without "
+                f"{chosen.variant}'s text, fusion and whitening",
+                err=True,
+            )
     return model.to(make_accelerator(model.config).device)
 
 
@@ -161,6 +196,7 @@ def print_table(results):
     """Mean and standard deviation over splits, in percent, one row a result, with what the numbers
     say and do not; returns the table."""
     import pandas as pd
+
     from promptsg.evaluation import notes
 
     table = pd.DataFrame(
@@ -192,15 +228,20 @@ class Several(typer.core.TyperCommand):
     "A command whose repeatable options take several values in a row."
 
     def parse_args(self, ctx, args):
-        repeatable = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        repeatable = {
+            name
+            for option in self.params
+            if getattr(option, "multiple", False)
+            for name in option.opts
+        }
         return super().parse_args(ctx, list(spread_values(args, repeatable)))
 
 # %% ../nbs/16_cli.ipynb #cell007
 @app.command()
 def train(
     data: Data,
-    config: Annotated[Optional[str], typer.Option("--config", help=CONFIG)] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Run folder to write.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help=CONFIG)] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     level: Level = None,
     sets: Sets = None,
@@ -242,14 +283,19 @@ def _train(config, frame, folder, resume):
         typer.echo(f"trained; the run is in {folder}")
 
 
-Protocol = Annotated[Optional[str], typer.Option(
-    "--protocol",
-    help="clipfh, mba, or official for data with its own queries and gallery. Without: official "
-    "for such data, else clipfh.")]
+Protocol = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol",
+        help="clipfh, mba, or official for data with its own queries and gallery. Without: "
+        "official "
+        "for such data, else clipfh.",
+    ),
+]
 
 
 After = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(
         "--after",
         help="Steps between embedding and ranking, each measured beside none: rerank, rerank-few, "
@@ -281,11 +327,14 @@ def evaluate_command(
     ] = "own",
     after: After = None,
     dataset: Annotated[
-        Optional[str],
-        typer.Option("--dataset", help="With --cross: market1501, msmt17, ..., for a set that its folders do not tell."),
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="With --cross: market1501, msmt17, ..., for a set that its folders do not tell.",
+        ),
     ] = None,
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--out",
             help="Folder for the results; by default one in the run's folder, "
@@ -307,7 +356,8 @@ def evaluate_command(
         )
     if whiten not in ("own", "data") or (whiten == "data" and (not cross or after)):
         raise PromptSGError(
-            f"--whiten {shown(whiten)} is not possible; it is own or data, and data goes with --cross "
+            f"--whiten {shown(whiten)} is not possible; it is own or data, and data goes with "
+            "--cross "
             "and without --after"
         )
     if after:
@@ -316,10 +366,12 @@ def evaluate_command(
         check_steps(after, not cross)
     if dataset and not cross:
         raise PromptSGError(
-            "--dataset says how another data set lies; give --cross too, or --set dataset=NAME")
+            "--dataset says how another data set lies; give --cross too, or --set dataset=NAME"
+        )
     chosen = chosen_config(run, config, sets)
     check_writable(out or run or Path("runs"))
-    other = dict(dataset=dataset or "11k", identity_level=None)  # how another data set lies is seen there
+    # how another data set lies is seen there
+    other = dict(dataset=dataset or "11k", identity_level=None)
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
     from promptsg.training import processes
@@ -354,7 +406,9 @@ def _measured(model, splits, protocol, config, frame, whiten="own", after=None):
         return measure(model, splits, (protocol,), config=config)[0][protocol], {}, {}
     from promptsg.after import STEPS, cohort_of, measure_steps
 
-    strangers = cohort_of(splits, frame, protocol) if any(STEPS[one].cohort for one in after) else None
+    strangers = (
+        cohort_of(splits, frame, protocol) if any(STEPS[one].cohort for one in after) else None
+    )
     results, embeddings = measure(model, splits, (protocol,), config=config, more=strangers)
     plain = results[protocol]
     about = {name: plain.record[name] for name in ("precision", "weights")}
@@ -379,7 +433,9 @@ def _print_steps(folder, plain, found, seconds, splits, protocol):
 
     file = folder.with_name(f"{folder.name}-after.csv")
     write_csv(file, step_differences(plain, found))
-    table = step_table(plain, found).assign(seconds=["", *(f"{seconds[name]:.2f}" for name in found)])
+    table = step_table(plain, found).assign(
+        seconds=["", *(f"{seconds[name]:.2f}" for name in found)]
+    )
     lines = [
         "\nsteps after the embedding; percent, differences in points with their 95 % interval over "
         "people, * decided after Holm's correction; seconds for all splits",
@@ -400,7 +456,9 @@ def _print_gain(plain, others):
             f"{word} {gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
             for word, gain in gains.items()
         )
-        typer.echo(f"{name}, against the first row: {said} (95 % over {gains['Rank-1'].units} people)")
+        typer.echo(
+            f"{name}, against the first row: {said} (95 % over {gains['Rank-1'].units} people)"
+        )
 
 
 _GAINS = {"rank1": "Rank-1", "mAP": "mAP"}
@@ -460,7 +518,8 @@ def plain_name(text):
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
 
 # %% ../nbs/16_cli.ipynb #cell009
-_ONCE = dict(cache_frozen=False, cache_pixels=False)  # images that are seen once need no cache of theirs
+# images that are seen once need no cache of theirs
+_ONCE = dict(cache_frozen=False, cache_pixels=False)
 
 
 @app.command()
@@ -502,6 +561,7 @@ def _write_embeddings(out, features, frame, record):
     import json
 
     import numpy as np
+
     from promptsg.files import writing
 
     with writing(out) as part, open(part, "wb") as opened:
@@ -540,7 +600,7 @@ def search(
     config: Untrained = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many gallery images.")] = 10,
     out: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--out",
             help="Folder for table, picture and record; by default one below search/, "
@@ -599,8 +659,8 @@ def _decision(run, model):
 
 def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
-    similarity; where words pool, `alike` too, and each part's share of the similarity; with a decision
-    the likelihood ratio, and what the run says of the first place, else "")."""
+    similarity; where words pool, `alike` too, and each part's share of the similarity; with a
+    decision the likelihood ratio, and what the run says of the first place, else "")."""
     from promptsg.decisions import what_to_say
     from promptsg.training import Feed
 
@@ -628,7 +688,9 @@ def _two_digits(log_ratios):
     "Likelihood ratios as texts of two digits."
     import numpy as np
 
-    return [f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))]
+    return [
+        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
+    ]
 
 
 def _key(record):
@@ -680,14 +742,20 @@ def decide(
     splits = run_splits(run, frame)
     feed = Feed(model, model.config)
     found = error_rates(model, splits, fit_decision(model, splits, kind, feed), feed)
-    tables = {"verification": found.verification, "said": found.said, "open_set": found.open_set,
-              **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()}}
+    tables = {
+        "verification": found.verification,
+        "said": found.said,
+        "open_set": found.open_set,
+        **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()},
+    }
     for name, table in tables.items():
         write_csv(run / "decision" / f"{name}.csv", table.replace("", float("nan")))
     found.decision.save(run)
     typer.echo(_decided(found))
-    typer.echo(f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios "
-               f"now, promptsg sheet --run {run} puts all of it on a page")
+    typer.echo(
+        f"tables are in {run / 'decision'}; promptsg search --run {run} says likelihood ratios "
+        f"now, promptsg sheet --run {run} puts all of it on a page"
+    )
 
 
 def _decided(found):
@@ -695,34 +763,53 @@ def _decided(found):
     said, tested, opened = found.decision, found.tested, found.open_set
     show = lambda table: _in_percent(table).to_string(index=False, na_rep="")
     rates = [f"FNIR at FPIR {percent} %" for percent in (1, 10)]
-    mean = lambda name: ("too few people" if opened[name].isna().all() else
-                         f"{100 * opened[name].mean():.1f} ± {100 * opened[name].std():.1f} %")
-    return "\n".join([
-        f"fitted on {said.people} train-side people: {said.genuine:,} genuine comparisons, "
-        f"{said.impostors:,} impostors",
-        f"\nmeasured on {tested.people} test people: {len(tested.genuine):,} genuine comparisons, "
-        f"{tested.impostors:,} impostors; 95 % intervals over people",
-        show(found.verification),
-        '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-        show(found.said),
-        "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing 1".format(
-            **found.evidence),
-        f"\n{opened.enrolled[0]} of the people enrolled, one image each "
-        f"({len(opened)} splits and draws): " + "; ".join(f"{name} {mean(name)}" for name in rates)])
+    mean = lambda name: (
+        "too few people"
+        if opened[name].isna().all()
+        else f"{100 * opened[name].mean():.1f} ± {100 * opened[name].std():.1f} %"
+    )
+    return "\n".join(
+        [
+            f"fitted on {said.people} train-side people: {said.genuine:,} genuine comparisons, "
+            f"{said.impostors:,} impostors",
+            f"\nmeasured on {tested.people} test people: {len(tested.genuine):,} genuine "
+            "comparisons, "
+            f"{tested.impostors:,} impostors; 95 % intervals over people",
+            show(found.verification),
+            '\n"the same person, likelihood ratio at least r", and how often it is wrong',
+            show(found.said),
+            "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing "
+            "1".format(**found.evidence),
+            f"\n{opened.enrolled[0]} of the people enrolled, one image each "
+            f"({len(opened)} splits and draws): "
+            + "; ".join(f"{name} {mean(name)}" for name in rates),
+        ]
+    )
 
 
 def _in_percent(table):
-    "Rates of a table, 0..1, as percent to read; d' as it is, and a cosine that no image reaches as never."
+    """Rates of a table, 0..1, as percent to read; d' as it is, and a cosine that no image reaches
+    as never."""
     import pandas as pd
 
     found = table.copy()
-    rates = [name for name in found if name.startswith(("FMR", "FNMR")) or name in ("value", "low", "high")]
-    scale = 100 if "measure" not in found else found.measure.map(lambda name: 1 if name == "d'" else 100)
+    rates = [
+        name
+        for name in found
+        if name.startswith(("FMR", "FNMR")) or name in ("value", "low", "high")
+    ]
+    scale = (
+        100
+        if "measure" not in found
+        else found.measure.map(lambda name: 1 if name == "d'" else 100)
+    )
     for name in rates:
         found[name] = (found[name] * scale).round(2)
     if "threshold" in found:
-        found["threshold"] = [("" if pd.isna(one) else "never" if one > 1 else f"{one:.3f}")
-                              for one in found.threshold]
+        found["threshold"] = [
+            ("" if pd.isna(one) else "never" if one > 1 else f"{one:.3f}")
+            for one in found.threshold
+        ]
     found = found.rename(columns={"threshold": "cosine from", "note": "", "value": "percent"})
     return found.dropna(axis=1, how="all").astype(object).where(found.notna(), "")
 
@@ -731,21 +818,30 @@ def _in_percent(table):
 def sheet(
     run: Run,
     data: Data,
-    protocol: Annotated[Optional[list[str]], typer.Option(
-        "--protocol", help="clipfh or mba; several values. Both without.")] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", help="clipfh or mba; several values. Both without."),
+    ] = None,
     kind: Annotated[str, typer.Option("--kind", help="logistic or isotonic.")] = "logistic",
-    cross: Annotated[bool, typer.Option(
-        "--cross", help="The data is another data set than the run's; thresholds are those of promptsg "
-        "decide on the run's own.")] = False,
-    out: Annotated[Optional[Path], typer.Option(
-        "--out", help="Folder to write; by default sheet in the run's folder.")] = None,
+    cross: Annotated[
+        bool,
+        typer.Option(
+            "--cross",
+            help="The data is another data set than the run's; thresholds are those of promptsg "
+            "decide on the run's own.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; by default sheet in the run's folder."),
+    ] = None,
     level: Level = None,
     sets: Sets = None,
     imports: Imports = None,
 ):
-    """Put on a page what a run was measured to do: identification, error rates, thresholds, groups and
-    doubt, as HTML, PDF and CSV."""
-    from promptsg.evaluation import PROTOCOLS, find_protocol
+    """Put on a page what a run was measured to do: identification, error rates, thresholds, groups
+    and doubt, as HTML, PDF and CSV."""
+    from promptsg.evaluation import find_protocol
     from promptsg.files import check_writable
 
     names = [find_protocol(name).name for name in protocol or ("clipfh", "mba")]
@@ -761,16 +857,22 @@ def sheet(
     splits, fitted = _what_to_measure(run, model, frame, cross)
     decision, reason = _decision_or_why(run, model, splits, kind, cross)
     results, _ = measure(model, splits, names, config=fitted)
-    errors = error_rates(model, splits, decision, Feed(model, model.config),
-                         results[names[0]].per_query)
-    page = result_sheet(results, errors, splits.known.pid.nunique() if not cross else 0,
-                        _sheet_command(run, data, cross, sets), reason)
+    errors = error_rates(
+        model, splits, decision, Feed(model, model.config), results[names[0]].per_query
+    )
+    page = result_sheet(
+        results,
+        errors,
+        splits.known.pid.nunique() if not cross else 0,
+        _sheet_command(run, data, cross, sets),
+        reason,
+    )
     folder = write_sheet(page, out or results_folder(run, fitted, splits, data) / "sheet")
     typer.echo(f"the sheet is in {folder}: sheet.html, sheet.pdf, tables and figures")
 
 
 def _decision_or_why(run, model, splits, kind, cross):
-    "(a `Decision`, "") of a run, or (None, why there is none)."
+    "(a `Decision`, ) of a run, or (None, why there is none)."
     from promptsg.decisions import Decision, fit_decision
 
     try:
@@ -789,14 +891,23 @@ def _sheet_command(run, data, cross, sets):
 
 # %% ../nbs/16_cli.ipynb #new101
 @app.command()
-def export(run: Run, out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-           onnx: Annotated[bool, typer.Option("--onnx", help="Also write model.onnx, checked against the model.")] = False, sets: Sets = None,
-           imports: Imports = None):
-    "Write a run as a folder to hand on: all weights, a model card from the run's record, and with --onnx an ONNX file."
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also write model.onnx, checked against the model.")
+    ] = False,
+    sets: Sets = None,
+    imports: Imports = None,
+):
+    """Write a run as a folder to hand on: all weights, a model card from the run's record, and with
+    --onnx an ONNX file."""
     from promptsg.files import check_writable
+
     chosen_config(run, None, sets)
     check_writable(out)
     from promptsg.sharing import export_run
+
     folder = export_run(run, out, onnx, **parse_sets(sets))
     typer.echo(f"the model is in {folder}: PromptSG.from_pretrained({str(folder)!r}) reads it")
 
@@ -805,21 +916,35 @@ def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities
     over the pictures if `named`; an unknown one is '?'. A column `alike` is written below them."""
     from PIL import ImageOps
+
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
+
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
     who = lambda row: row.identity.rsplit(":", 1)[0]  # the person: a whole identity would be cut
-    return plot_ranked_lists([dict(query=picture(query.path), gallery=[picture(path) for path in found.path], similarity=similarity,
-                                   alike=found.alike.tolist() if "alike" in found else None,
-                                   names=[who(query), *map(who, found.itertuples())] if named else None,
-                                   right=None if query.identity == "?" else (found.identity == query.identity).tolist())
-                              for query, found, similarity in rows], **options)
+    return plot_ranked_lists(
+        [
+            dict(
+                query=picture(query.path),
+                gallery=[picture(path) for path in found.path],
+                similarity=similarity,
+                alike=found.alike.tolist() if "alike" in found else None,
+                names=[who(query), *map(who, found.itertuples())] if named else None,
+                right=None
+                if query.identity == "?"
+                else (found.identity == query.identity).tolist(),
+            )
+            for query, found, similarity in rows
+        ],
+        **options,
+    )
 
 
 def ranked_lists(embeddings, splits, queries=5, top=8, seed=0, model=None):
     """The ranked-list figure of a few random queries of the first split; with the `model`, in which
     words they are alike, where it pools words."""
     from promptsg.evaluation import rank_gallery, rankable, shown_gallery
+
     chosen, whole = splits.queries[0].sample(queries, random_state=seed), shown_gallery(splits)
 
     def nearest(number):
@@ -828,41 +953,58 @@ def ranked_lists(embeddings, splits, queries=5, top=8, seed=0, model=None):
         said = model and model.alike(embeddings.of(one)[0], embeddings.of(gallery))
         gallery = gallery if said is None else gallery.assign(alike=said)
         return chosen.iloc[number], gallery.iloc[places[0].tolist()], similarity[0].tolist()
-    return ranked_figure([*map(nearest, range(queries))],
-                         note=f"{queries} queries of the first split, drawn at random (seed {seed})")
+
+    return ranked_figure(
+        [*map(nearest, range(queries))],
+        note=f"{queries} queries of the first split, drawn at random (seed {seed})",
+    )
 
 
 def _model_batch(model, frame):
     "A frame's images as the model takes them: {images (N, 3, H, W), aspects (N,)}, on its device."
     import torch
+
     from promptsg.data import aspect_numbers, eval_transform, load_image
+
     transform = eval_transform(model.backbone.image_size, model.mean, model.std)
     device = next(model.parameters()).device
-    return {"images": torch.stack([transform(load_image(path)) for path in frame.path]).to(device),
-            "aspects": torch.tensor(aspect_numbers(frame), device=device)}
+    return {
+        "images": torch.stack([transform(load_image(path)) for path in frame.path]).to(device),
+        "aspects": torch.tensor(aspect_numbers(frame), device=device),
+    }
 
 
 _NAMED = {"relevance": "relevance", "attention": "attention (mean)", "word": "words (mean)"}
 
 
 def attention_figure(model, frame, table=None, images=4, seed=0):
-    """Where the model looks in a few random images: its relevance, and the attention of heads or words,
-    each mean over these. `table`: a `promptsg.looking.looking_table`, whose numbers go over the maps."""
+    """Where the model looks in a few random images: its relevance, and the attention of heads or
+    words, each mean over these. `table`: a `promptsg.looking.looking_table`, whose numbers go over
+    the maps."""
     import numpy as np
     import torch
+
     from promptsg.data import load_image
     from promptsg.looking import query_maps
     from promptsg.plots import plot_attention
+
     rows = frame.sample(images, random_state=seed)
     maps = query_maps(model, rows, [*_shown_kinds(model)], progress=False)
-    pictures = np.stack([np.asarray(load_image(path).resize(model.backbone.image_size[::-1])) for path in rows.path])
-    return plot_attention(pictures, torch.stack([*maps.values()], 1).numpy(), [str(identity) for identity in rows.identity],
-                          [_map_title(kind, table) for kind in maps])
+    pictures = np.stack(
+        [np.asarray(load_image(path).resize(model.backbone.image_size[::-1])) for path in rows.path]
+    )
+    return plot_attention(
+        pictures,
+        torch.stack([*maps.values()], 1).numpy(),
+        [str(identity) for identity in rows.identity],
+        [_map_title(kind, table) for kind in maps],
+    )
 
 
 def _shown_kinds(model):
     "Kinds of maps that are shown: not the control."
     from promptsg.looking import kinds_of
+
     return [kind for kind in kinds_of(model) if kind != "contrast"]
 
 
@@ -871,18 +1013,22 @@ def _map_title(kind, table):
     if table is None:
         return _NAMED[kind]
     row = table.set_index("map").loc[kind]
-    return (f"{_NAMED[kind]}\nAUROC {row.auc:.2f} ({row['mask']})\n"
-            f"tenth hidden: {-row.lost:.0f} mAP\n(a random one: {-row.lost_random:.0f})")
+    return (
+        f"{_NAMED[kind]}\nAUROC {row.auc:.2f} ({row['mask']})\n"
+        f"tenth hidden: {-row.lost:.0f} mAP\n(a random one: {-row.lost_random:.0f})"
+    )
 
 
 def steps_figure(model, embeddings, splits, top=4, seed=0):
     """From a picture to a ranking: one random query of the first split, its s*, the sentence,
     what its embedding depends on (`promptsg.looking.relevance`), what is found."""
     import torch
+
     from promptsg.data import load_image
-    from promptsg.looking import relevance
     from promptsg.evaluation import rank_gallery, rankable, shown_gallery
+    from promptsg.looking import relevance
     from promptsg.plots import plot_steps
+
     chosen = splits.queries[0].sample(1, random_state=seed)
     gallery = rankable(chosen.iloc[0], shown_gallery(splits))
     (places,), (similarity,) = rank_gallery(embeddings, chosen, gallery, top)
@@ -892,10 +1038,17 @@ def steps_figure(model, embeddings, splits, top=4, seed=0):
         output = model(prompt="composed", **batch)
     counts = relevance(model, batch["images"], "composed", batch["aspects"])[0].cpu().numpy()
     picture = lambda path: load_image(path).resize(model.backbone.image_size[::-1])
-    return plot_steps(picture(chosen.path.iloc[0]), output.pseudo_token[0].cpu().numpy(), model.prompt.template.text,
-                      counts,
-                      dict(gallery=[picture(path) for path in found.path], similarity=[float(x) for x in similarity],
-                           right=(found.identity == chosen.identity.iloc[0]).tolist()))
+    return plot_steps(
+        picture(chosen.path.iloc[0]),
+        output.pseudo_token[0].cpu().numpy(),
+        model.prompt.template.text,
+        counts,
+        dict(
+            gallery=[picture(path) for path in found.path],
+            similarity=[float(x) for x in similarity],
+            right=(found.identity == chosen.identity.iloc[0]).tolist(),
+        ),
+    )
 
 # %% ../nbs/16_cli.ipynb #cell013
 def demo_config():
@@ -903,6 +1056,7 @@ def demo_config():
     five minutes on two slow cores; the last epoch is kept, because a handful of held-out people
     choose another one on another machine, where sums are rounded otherwise."""
     from promptsg.versions import version
+
     return version("paper", "hand-rn-tiny").replace(epochs=12, select="last")
 
 
@@ -917,6 +1071,7 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     from promptsg.model import untrained
     from promptsg.synth import demo_hands
     from promptsg.training import Trainer, load_run, measure, splits_of
+
     out, config = Path(out), config or demo_config()
     check_writable(out)
     if data is None:
@@ -924,44 +1079,59 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     frame = read_frame(data, config)
     config = for_data(config, frame)
     splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
-    size = lambda part, *words: f"{counted(part.identity.nunique(), *words)} ({counted(len(part), 'image')})"
-    typer.echo(f"train on {size(splits.train, 'identity', 'identities')}, test on {size(splits.test, 'other')}")
+    size = lambda part, *words: (
+        f"{counted(part.identity.nunique(), *words)} ({counted(len(part), 'image')})"
+    )
+    typer.echo(
+        f"train on {size(splits.train, 'identity', 'identities')}, test on "
+        f"{size(splits.test, 'other')}"
+    )
     before, _ = measure(untrained(config), splits, ("clipfh", "mba"), progress)
     Trainer(config, splits, out / "run", progress).fit(resume=(out / "run" / "config.yml").exists())
     model = load_run(out / "run")
     after, embeddings = measure(model, splits, ("clipfh", "mba"), progress)
     rows = {"untrained": before, **_free_rows(config, splits, progress), config.variant: after}
-    results = {f"{row}, {protocol}": found[protocol] for protocol in before
-               for row, found in rows.items()}
+    results = {
+        f"{row}, {protocol}": found[protocol] for protocol in before for row, found in rows.items()
+    }
     demo_report(out, results, model, splits, embeddings)
     return results
 
 
 def _free_rows(config, splits, progress):
-    """{row: {protocol: `Result`}} of the same tower and sentences without training, as it is and with
-    its whitening left out; none for a config without language, or one that is that already."""
+    """{row: {protocol: `Result`}} of the same tower and sentences without training, as it is and
+    with its whitening left out; none for a config without language, or one that is that already."""
     from promptsg.tune import measure_configs
     from promptsg.versions import without_training
+
     if not config.language or not config.epochs or config.text_queries == "words":
         return {}
     free = without_training(config)
-    return measure_configs({"training_free": free, "not whitened": free.replace(whiten=False)},
-                           splits, progress=progress)
+    return measure_configs(
+        {"training_free": free, "not whitened": free.replace(whiten=False)},
+        splits,
+        progress=progress,
+    )
 
 
 def demo_report(out, results, model, splits, embeddings):
     "The table (printed, table.csv, results) and the figures."
     from promptsg.files import read_csv, write_csv
     from promptsg.plots import plot_cmc, plot_training, save_figure
+
     table = print_table(results)
     write_csv(out / "table.csv", table.reset_index(names=f"row ({_UNITS})"))
     for name, result in results.items():
         result.save(out / "results" / name.replace(", ", "-"))
     save_figure(plot_cmc({name: result.cmc for name, result in results.items()}), out / "cmc.png")
-    save_figure(plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select), out / "training.png")
+    save_figure(
+        plot_training(read_csv(out / "run" / "metrics.csv"), select=model.config.select),
+        out / "training.png",
+    )
     save_figure(ranked_lists(embeddings, splits, model=model), out / "ranked.png")
     if model.config.looks:
         from promptsg.looking import looking_table
+
         maps = looking_table(model, splits.queries[0], splits.galleries[0], embeddings)
         write_csv(out / "looking.csv", maps)
         save_figure(attention_figure(model, splits.test, maps), out / "attention.png")
@@ -971,80 +1141,190 @@ def demo_report(out, results, model, splits, embeddings):
 
 # %% ../nbs/16_cli.ipynb #cell014
 @app.command()
-def demo(out: Annotated[Optional[Path], typer.Option("--out", help="Folder for all it makes; runs/demo, or runs/demo-NAME of the data.")] = None,
-         data: Annotated[Optional[Path], typer.Option("--data", help="Real hands in 11K Hands' layout; drawn ones by default.")] = None,
-         config: Annotated[Optional[str], typer.Option("--config", help=CONFIG + " Default: paper@hand-rn-tiny, 12 epochs.")] = None,
-         sets: Sets = None,
-         imports: Imports = None):
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for all it makes; runs/demo, or runs/demo-NAME of the data."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Real hands in 11K Hands' layout; drawn ones by default."),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", help=CONFIG + " Default: paper@hand-rn-tiny, 12 epochs."),
+    ] = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
     "Measure untrained, train, measure again over ten splits, and draw: in minutes, on two cores."
-    make_demo(out or Path("runs") / (f"demo-{data.resolve().name}" if data else "demo"), data,
-              read_config(config, sets) if config else demo_config().replace(**parse_sets(sets)))
+    make_demo(
+        out or Path("runs") / (f"demo-{data.resolve().name}" if data else "demo"),
+        data,
+        read_config(config, sets) if config else demo_config().replace(**parse_sets(sets)),
+    )
 
 
 @app.command()
-def synth(out: Annotated[Path, typer.Option("--out", help="Folder to write, in 11K Hands' layout.")],
-          train: Annotated[int, typer.Option("--train", min=1, help="People on the train side.")] = 80,
-          test: Annotated[int, typer.Option("--test", min=1, help="People on the test side.")] = 40,
-          images: Annotated[int, typer.Option("--images", min=2, help="Images of each person and aspect.")] = 10,
-          seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same hands.")] = 0):
+def synth(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, in 11K Hands' layout.")],
+    train: Annotated[int, typer.Option("--train", min=1, help="People on the train side.")] = 80,
+    test: Annotated[int, typer.Option("--test", min=1, help="People on the test side.")] = 40,
+    images: Annotated[
+        int, typer.Option("--images", min=2, help="Images of each person and aspect.")
+    ] = 10,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="The same seed draws the same hands.")
+    ] = 0,
+):
     "Draw synthetic hands with a HandInfo.csv and a caption for each image."
     from promptsg.data import counted
     from promptsg.synth import write_hands
+
     if (out / "HandInfo.csv").exists():
-        raise PromptSGError(f"{out} holds hands already; choose another folder with --out, or delete it")
+        raise PromptSGError(
+            f"{out} holds hands already; choose another folder with --out, or delete it"
+        )
     frame = write_hands(out, n_train=train, n_test=test, images_per_aspect=images, seed=seed)
     typer.echo(f"{counted(len(frame), 'image')} of {train + test} people are in {out}")
 
 # %% ../nbs/16_cli.ipynb #cell102
 def wrapped_table(table, widths):
-    "A DataFrame as text: each cell wrapped to its column's width in characters (`{column: width}`), a blank line between rows."
+    """A DataFrame as text: each cell wrapped to its column's width in characters (`{column:
+    width}`), a blank line between rows."""
     import textwrap
     from itertools import zip_longest
+
     def lines(cells):
         columns = [textwrap.wrap(str(cell), width) for cell, width in zip(cells, widths.values())]
-        return [" ".join(part.ljust(width) for part, width in zip(parts, widths.values())).rstrip() for parts in zip_longest(*columns, fillvalue="")]
-    return "\n".join(line for row in (widths, *table[list(widths)].itertuples(index=False)) for line in (*lines(row), ""))
+        return [
+            " ".join(part.ljust(width) for part, width in zip(parts, widths.values())).rstrip()
+            for parts in zip_longest(*columns, fillvalue="")
+        ]
+
+    return "\n".join(
+        line
+        for row in (widths, *table[list(widths)].itertuples(index=False))
+        for line in (*lines(row), "")
+    )
 
 
 @app.command()
-def versions(backbone: Annotated[str, typer.Option("--backbone", help="vitb16, rn50, hand-vit-tiny, ...")] = "vitb16"):
-    "Print v1 to v11, paper, image_only and best: what each changes, and its losses, head, schedule and extras."
+def versions(
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="vitb16, rn50, hand-vit-tiny, ...")
+    ] = "vitb16",
+):
+    """Print v1 to v11, paper, image_only and best: what each changes, and its losses, head,
+    schedule and extras."""
     from promptsg.versions import chain_table
-    widths = dict(version=10, changed=42, loss=16, head=15, schedule=17, extra=15)  # 120 columns with the blanks between
-    typer.echo("loss: weights; schedule: learning rates of tower / the rest; extra: pixels, clip norm, prompts of training / evaluation\n")
+
+    # 120 columns with the blanks between
+    widths = dict(version=10, changed=42, loss=16, head=15, schedule=17, extra=15)
+    typer.echo(
+        "loss: weights; schedule: learning rates of tower / the rest; extra: pixels, clip norm, "
+        "prompts of training / evaluation\n"
+    )
     typer.echo(wrapped_table(chain_table(backbone), widths))
 
 
 @app.command(cls=Several)
-def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backbones; several values.")] = ["hand-vit-tiny", "hand-rn-tiny"],
-           versions: Annotated[list[str], typer.Option("--versions", help="Versions by name, or all, chain, logged; several values.")] = ["all"],
-           seeds: Annotated[list[int], typer.Option("--seeds", help="Seeds of the trainings; several values.")] = [0],
-           data: Annotated[Optional[Path], typer.Option("--data", help="Data folder; synthetic hands are drawn without it.")] = None,
-           out: Annotated[Path, typer.Option("--out", help="Folder for runs, tables and figures; what it has is not done again.")] = Path("runs/report"),
-           aspect: Annotated[list[str], typer.Option("--aspect", help="Aspects; several values.")] = ["dorsal_r"],
-           protocol: Annotated[list[str], typer.Option("--protocol", help="clipfh, mba; several values.")] = ["clipfh", "mba"],
-           published: Annotated[Optional[Path], typer.Option("--published", help="CSV of published results to draw beside.")] = None,
-           pair: Annotated[list[str], typer.Option("--pair", help="Two versions to compare besides, such as v8:best; several values.")] = [],
-           controls: Annotated[bool, typer.Option("--controls/--no-controls", help="Measure what "
-                               "our versions are without the parts that are praised.")] = True,
-           looking: Annotated[int, typer.Option("--looking", min=0, help="On how many queries maps "
-                              "are measured; 0: none.")] = 48,
-           after: After = None,
-           decisions: Annotated[bool, typer.Option("--decisions/--no-decisions", help="Measure error "
-                                "rates of \"the same person?\" too.")] = True,
-           level: Level = None, sets: Sets = None,
-           imports: Imports = None):
-    "Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables, page and figures."
+def report(
+    backbone: Annotated[
+        list[str], typer.Option("--backbone", help="Backbones; several values.")
+    ] = ["hand-vit-tiny", "hand-rn-tiny"],
+    versions: Annotated[
+        list[str],
+        typer.Option("--versions", help="Versions by name, or all, chain, logged; several values."),
+    ] = ["all"],
+    seeds: Annotated[
+        list[int], typer.Option("--seeds", help="Seeds of the trainings; several values.")
+    ] = [0],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Data folder; synthetic hands are drawn without it."),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for runs, tables and figures; what it has is not done again."
+        ),
+    ] = Path("runs/report"),
+    aspect: Annotated[list[str], typer.Option("--aspect", help="Aspects; several values.")] = [
+        "dorsal_r"
+    ],
+    protocol: Annotated[
+        list[str], typer.Option("--protocol", help="clipfh, mba; several values.")
+    ] = ["clipfh", "mba"],
+    published: Annotated[
+        Path | None, typer.Option("--published", help="CSV of published results to draw beside.")
+    ] = None,
+    pair: Annotated[
+        list[str],
+        typer.Option(
+            "--pair", help="Two versions to compare besides, such as v8:best; several values."
+        ),
+    ] = [],
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Measure what our versions are without the parts that are praised.",
+        ),
+    ] = True,
+    looking: Annotated[
+        int,
+        typer.Option("--looking", min=0, help="On how many queries maps are measured; 0: none."),
+    ] = 48,
+    after: After = None,
+    decisions: Annotated[
+        bool,
+        typer.Option(
+            "--decisions/--no-decisions", help='Measure error rates of "the same person?" too.'
+        ),
+    ] = True,
+    level: Level = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
+    """Train and measure versions x backbones x aspects x seeds; start it again to go on. Tables,
+    page and figures."""
     from promptsg.files import check_writable
+
     changes = parse_sets(sets) | ({"identity_level": level} if level else {})
     check_writable(out)
     import pandas as pd
 
-    from promptsg.report import (after_table, control_differences, control_table, decisions_page, looking_page,
-                                 make_report, pair_lines, parse_pairs, summary)
-    made = make_report(out, backbone, versions, seeds, data, aspect, protocol, changes,
-                       published, parse_pairs(pair), controls=controls, looking=looking,
-                       after=after or (), decisions=decisions)
+    from promptsg.report import (
+        after_table,
+        control_differences,
+        control_table,
+        decisions_page,
+        looking_page,
+        make_report,
+        pair_lines,
+        parse_pairs,
+        summary,
+    )
+
+    made = make_report(
+        out,
+        backbone,
+        versions,
+        seeds,
+        data,
+        aspect,
+        protocol,
+        changes,
+        published,
+        parse_pairs(pair),
+        controls=controls,
+        looking=looking,
+        after=after or (),
+        decisions=decisions,
+    )
     gains, controlled = pd.read_csv(out / "differences.csv"), out / "controls.csv"
     found = pd.read_csv(controlled) if controlled.exists() else control_differences(made)
     for group in made.groups:
@@ -1055,13 +1335,20 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
             typer.echo(f"\n{', '.join(group)}: controls (percent)\n{beside.to_string(index=False)}")
         steps = after_table(made, group)
         if len(steps):
-            typer.echo(f"\n{', '.join(group)}: steps after the embedding (percent)\n"
-                       f"{steps.to_string(index=False)}")
+            typer.echo(
+                f"\n{', '.join(group)}: steps after the embedding (percent)\n"
+                f"{steps.to_string(index=False)}"
+            )
         if group == next(one for one in made.groups if one[:2] == group[:2]):
-            for word, page in (("error rates (percent)", decisions_page), ("where it looks", looking_page)):
+            for word, page in (
+                ("error rates (percent)", decisions_page),
+                ("where it looks", looking_page),
+            ):
                 found_there = page(made, *group[:2])
                 if len(found_there):
-                    typer.echo(f"\n{', '.join(group[:2])}: {word}\n{found_there.to_string(index=False)}")
+                    typer.echo(
+                        f"\n{', '.join(group[:2])}: {word}\n{found_there.to_string(index=False)}"
+                    )
     for run, sentence in made.failures.items():
         typer.echo(f"failed: {run.folder}: {sentence}", err=True)
     typer.echo(f"tables, page and figures are in {out}")
@@ -1070,21 +1357,39 @@ def report(backbone: Annotated[list[str], typer.Option("--backbone", help="Backb
 @app.command("reproduce", cls=Several)
 def reproduce_command(
     dataset: Annotated[str, typer.Argument(help="market1501, msmt17, dukemtmc or cuhk03np.")],
-    data: Annotated[Optional[Path], typer.Option("--data", help="The data set's folder.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="The data set's folder.")] = None,
     backbone: Annotated[str, typer.Option("--backbone", help="vitb16 or rn50.")] = "vitb16",
-    rows: Annotated[Optional[list[str]], typer.Option("--rows", help="Which rows; all that were "
-                    "published without. Several values.")] = None,
-    small: Annotated[bool, typer.Option("--small", help="A small tower and a few steps: only shows "
-                     "that everything runs.")] = False,
-    cost: Annotated[bool, typer.Option("--cost", help="Train nothing: say what an epoch costs here "
-                    "and, from counted operations, on a GPU.")] = False,
-    out: Annotated[Optional[Path], typer.Option("--out", help="Folder; runs/reproduce-DATASET-BACKBONE "
-                   "without.")] = None,
-    sets: Sets = None):
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--rows", help="Which rows; all that were published without. Several values."),
+    ] = None,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small", help="A small tower and a few steps: only shows that everything runs."
+        ),
+    ] = False,
+    cost: Annotated[
+        bool,
+        typer.Option(
+            "--cost",
+            help="Train nothing: say what an epoch costs here "
+            "and, from counted operations, on a GPU.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; runs/reproduce-DATASET-BACKBONE without.")
+    ] = None,
+    sets: Sets = None,
+):
     "Train and measure the paper's rows on a data set of persons: published beside measured."
-    from promptsg.persons import cost_of_training, reproduce as run, reproduced_lines
+    from promptsg.persons import cost_of_training, reproduced_lines
+    from promptsg.persons import reproduce as run
+
     if cost:
-        typer.echo(cost_of_training(dataset, backbone, small, **parse_sets(sets)).to_string(index=False))
+        typer.echo(
+            cost_of_training(dataset, backbone, small, **parse_sets(sets)).to_string(index=False)
+        )
         return
     if data is None:
         raise PromptSGError("no data is given; add --data FOLDER (or --cost, which needs none)")
@@ -1100,7 +1405,17 @@ _FAILED = ("missing", "cannot be read")  # what a check found when it failed
 def check_packages():
     "(name, found, what to do) for each package that the library needs."
     from importlib.metadata import PackageNotFoundError, version
-    for name in ("torch", "torchvision", "open_clip_torch", "accelerate", "safetensors", "pandas", "matplotlib", "seaborn"):
+
+    for name in (
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "accelerate",
+        "safetensors",
+        "pandas",
+        "matplotlib",
+        "seaborn",
+    ):
         try:
             yield name, version(name), ""
         except PackageNotFoundError:
@@ -1110,45 +1425,77 @@ def check_packages():
 def check_weights():
     "The embedded models, and whether OpenAI's weights are in the hub's cache."
     from huggingface_hub import try_to_load_from_cache
+
     from promptsg.backbone import EMBEDDED, WEIGHTS
+
     for name in EMBEDDED:
         there = (WEIGHTS / f"{name}.safetensors").is_file()
-        yield f"weights {name}", "embedded" if there else "missing", "" if there else "install the package again"
-    cached = try_to_load_from_cache("timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors")
-    yield ("weights vitb16 openai", "cached" if isinstance(cached, str) else "not here",
-           "" if isinstance(cached, str) else "fetched from the hub at first use; without a network give pretrained the path of a weight file")
+        yield (
+            f"weights {name}",
+            "embedded" if there else "missing",
+            "" if there else "install the package again",
+        )
+    cached = try_to_load_from_cache(
+        "timm/vit_base_patch16_clip_224.openai", "open_clip_model.safetensors"
+    )
+    yield (
+        "weights vitb16 openai",
+        "cached" if isinstance(cached, str) else "not here",
+        ""
+        if isinstance(cached, str)
+        else "fetched from the hub at first use; without a network give pretrained the path of a "
+        "weight file",
+    )
 
 
 def check_data(root, level=None):
     """What a data folder holds, read the way train reads it, each image to its end: people, sides,
     what is left out, what is odd about the pictures."""
     if root is None:
-        yield "data", "not given", "promptsg doctor --data FOLDER looks into it; promptsg synth --out FOLDER draws hands"
+        yield (
+            "data",
+            "not given",
+            "promptsg doctor --data FOLDER looks into it; promptsg synth --out FOLDER draws hands",
+        )
         return
     from promptsg.data import counted, read_data, reading_summary, survey
+
     try:
         frame = read_data(root, identity_level=level)
         first, *left = reading_summary(frame).splitlines()
         yield "data", first, ""
         sides = frame[frame.side != ""].groupby(["aspect", "side"]).pid.agg(["nunique", "size"])
         for (aspect, side), (people, images) in sides.iterrows():
-            yield f"data, {aspect}", f"{side}: {counted(people, 'person', 'people')}, {counted(images, 'image')}", ""
+            yield (
+                f"data, {aspect}",
+                f"{side}: {counted(people, 'person', 'people')}, {counted(images, 'image')}",
+                "",
+            )
         yield from (("data, left out", line, "") for line in left)
         yield from map(_finding, survey(frame))
     except PromptSGError as error:
         yield "data", "cannot be read", str(error)
 
 
-_ADVICE = {"cannot be read": "restore them or take them out of the data", "smaller": "larger pictures of them would rank better",
-           "the same": "each is right for one of them at most, so correct the data"}
+_ADVICE = {
+    "cannot be read": "restore them or take them out of the data",
+    "smaller": "larger pictures of them would rank better",
+    "the same": "each is right for one of them at most, so correct the data",
+}
 
 
 def _finding(found):
     "One `Finding` of a survey as a row of the doctor's."
     if not found.count:
         return "pictures", f"0 {found.what}", ""
-    advice = next((f"; {text}" for start, text in _ADVICE.items() if found.what.startswith(start)), "")
-    more = f" and {found.count - len(found.examples)} more" if found.count > len(found.examples) else ""
+    advice = next(
+        (f"; {text}" for start, text in _ADVICE.items() if found.what.startswith(start)), ""
+    )
+    more = (
+        f" and {found.count - len(found.examples)} more"
+        if found.count > len(found.examples)
+        else ""
+    )
     named = f"{', '.join(found.examples)}{more}"
     if found.what in _FAILED:
         return "pictures", found.what, f"{named} cannot be read{advice}"
@@ -1156,60 +1503,106 @@ def _finding(found):
 
 
 @app.command()
-def doctor(data: Annotated[Optional[Path], typer.Option("--data", help="A data folder to look into.")] = None, level: Level = None):
+def doctor(
+    data: Annotated[Path | None, typer.Option("--data", help="A data folder to look into.")] = None,
+    level: Level = None,
+):
     """Say what is installed, which weights and data are found, and what to do about what is not.
     Exit code 2 when a check failed."""
     import platform
+
     import torch
+
     from promptsg.data import counted
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    rows = [("python", platform.python_version(), ""), ("device", device, ""), *check_packages(), *check_weights(), *check_data(data, level)]
+
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    rows = [
+        ("python", platform.python_version(), ""),
+        ("device", device, ""),
+        *check_packages(),
+        *check_weights(),
+        *check_data(data, level),
+    ]
     for name, found, advice in rows:
         typer.echo(f"{name:26s}{found}" + (f"\n{'':26s}-> {advice}" if advice else ""))
     failed = [name for name, found, _ in rows if found in _FAILED]
     if failed:
-        raise PromptSGError(f"{counted(len(failed), 'check')} failed ({', '.join(failed)}); the arrows above say what to do")
+        raise PromptSGError(
+            f"{counted(len(failed), 'check')} failed ({', '.join(failed)}); the arrows above say "
+            "what to do"
+        )
 
 # %% ../nbs/16_cli.ipynb #look
 @app.command()
 def look(
-        data: Data,
-        run: Annotated[Optional[Path], typer.Option("--run", help="Run folder.")] = None,
-        config: Annotated[Optional[str], typer.Option("--config", help=CONFIG)] = None,
-        images: Annotated[int, typer.Option("--images", min=1, help="How many, drawn.")] = 200,
-        kinds: Annotated[Optional[list[str]], typer.Option("--map", help="relevance, attention, word or "
-                         "contrast; several values. All that the model has without.")] = None,
-        hide: Annotated[bool, typer.Option("--hide", help="Also hide patches in queries of the first "
-                        "split: deletion and insertion curves.")] = False,
-        fill: Annotated[str, typer.Option("--fill", help="What hidden patches become: blur, ground or "
-                        "mean.")] = "blur",
-        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file, a row a map and image; the "
-                       "curves beside it, NAME-curves.csv.")] = None,
-        level: Level = None, sets: Sets = None,
-        imports: Imports = None):
+    data: Data,
+    run: Annotated[Path | None, typer.Option("--run", help="Run folder.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help=CONFIG)] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many, drawn.")] = 200,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="relevance, attention, word or "
+            "contrast; several values. All that the model has without.",
+        ),
+    ] = None,
+    hide: Annotated[
+        bool,
+        typer.Option(
+            "--hide",
+            help="Also hide patches in queries of the first split: deletion and insertion curves.",
+        ),
+    ] = False,
+    fill: Annotated[
+        str, typer.Option("--fill", help="What hidden patches become: blur, ground or mean.")
+    ] = "blur",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="CSV file, a row a map and image; the curves beside it, NAME-curves.csv."
+        ),
+    ] = None,
+    level: Level = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
     "Measure a model's maps: how they lie on the hand, and what hiding their patches costs."
     from promptsg.files import check_writable_file, write_csv
+
     if out:
         check_writable_file(out)
     chosen = chosen_config(run, config, sets)
     frame = read_frame(data, chosen, level)
     import pandas as pd
+
     from promptsg.looking import FILLS, hand_mask_of, kinds_of, where_it_looks
+
     if fill not in FILLS:
         raise PromptSGError(f"--fill is {fill!r}; choose one of {', '.join(FILLS)}")
     some = frame.sample(min(images, len(frame)), random_state=0).reset_index(drop=True)
     mask_of, mask = hand_mask_of(some)
     model = ready_model(run, config, sets, spoken=True)
     kinds = kinds or kinds_of(model)
-    table = pd.concat([where_it_looks(model, some, mask_of, kind=kind).assign(map=kind) for kind in kinds])
+    table = pd.concat(
+        [where_it_looks(model, some, mask_of, kind=kind).assign(map=kind) for kind in kinds]
+    )
     if out:
         write_csv(out, table)
     means = table.groupby(["map", "aspect"], sort=False)[["auc", "share", "area"]].mean()
     typer.echo(means.round(3).to_string())
     what = "as drawn" if mask == "drawn" else "by its saturation, a stand-in on a white ground"
     for kind, one in table.groupby("map", sort=False):
-        typer.echo(f"{kind}: {len(one)} images, area under the ROC {one.auc.mean():.3f}; share of the map on "
-                   f"the hand {one['share'].mean():.3f}, of the picture {one.area.mean():.3f}; the hand {what}")
+        typer.echo(
+            f"{kind}: {len(one)} images, area under the ROC {one.auc.mean():.3f}; share of the map "
+            "on "
+            f"the hand {one['share'].mean():.3f}, of the picture {one.area.mean():.3f}; the hand "
+            f"{what}"
+        )
     if hide:
         curves = _hidden_curves(model, chosen, run, frame, kinds, images, fill)
         if out:
@@ -1219,54 +1612,83 @@ def look(
 def _hidden_curves(model, config, run, frame, kinds, images, fill):
     "`hiding_curves` of a sample of queries, printed."
     from promptsg.data import for_data, run_splits
-    from promptsg.looking import (areas_under, curve_table, hiding_curves, lost_by_hiding, query_maps,
-                                  some_queries)
+    from promptsg.looking import (
+        areas_under,
+        curve_table,
+        hiding_curves,
+        lost_by_hiding,
+        query_maps,
+        some_queries,
+    )
     from promptsg.training import Feed, splits_of
+
     splits = run_splits(run, frame) if run else splits_of(for_data(config, frame), frame)
     queries, gallery = some_queries(splits.queries[0], images), splits.galleries[0]
     maps, embeddings = query_maps(model, queries, kinds), Feed(model, model.config).embed(gallery)
     curves = hiding_curves(model, queries, gallery, embeddings, maps, fill=fill)
-    typer.echo(f"\nmAP (percent) of {len(queries)} queries of the first split; hidden: {fill}; "
-               f"gallery images are not altered\n{curve_table(curves).round(1).to_string()}")
+    typer.echo(
+        f"\nmAP (percent) of {len(queries)} queries of the first split; hidden: {fill}; "
+        f"gallery images are not altered\n{curve_table(curves).round(1).to_string()}"
+    )
     areas = areas_under(curves)
     for kind in kinds:
         lost = lost_by_hiding(curves, kind)
-        typer.echo(f"{kind}: area under deletion {areas['deletion', kind]:.3f} (random "
-                   f"{areas['deletion', 'random']:.3f}), insertion {areas['insertion', kind]:.3f} (random "
-                   f"{areas['insertion', 'random']:.3f}); the first tenth hidden costs {lost.lost:.1f} mAP, a "
-                   f"random one {lost.lost_random:.1f}: {lost.ratio:.1f} times [{lost.low:.1f}, {lost.high:.1f}]")
+        typer.echo(
+            f"{kind}: area under deletion {areas['deletion', kind]:.3f} (random "
+            f"{areas['deletion', 'random']:.3f}), insertion {areas['insertion', kind]:.3f} (random "
+            f"{areas['insertion', 'random']:.3f}); the first tenth hidden costs {lost.lost:.1f} "
+            "mAP, a "
+            f"random one {lost.lost_random:.1f}: {lost.ratio:.1f} times [{lost.low:.1f}, "
+            f"{lost.high:.1f}]"
+        )
     return curves
 
 # %% ../nbs/16_cli.ipynb #cell018
 @app.command("pretrain")
-def pretrain_command(name: Annotated[str, typer.Argument(help="hand-vit-tiny or hand-rn-tiny.")],
-                     out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-                     seed: Annotated[int, typer.Option("--seed", min=0, max=2 ** 32 - 1)] = 7):
+def pretrain_command(
+    name: Annotated[str, typer.Argument(help="hand-vit-tiny or hand-rn-tiny.")],
+    out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)] = 7,
+):
     "Train an embedded CLIP from nothing on synthetic hands and captions."
     from promptsg.pretrain import pretrain as run
+
     run(name, out, seed=seed)
 
 
 @app.command("bank")
 def bank_command(
-        sentences: Annotated[Path, typer.Option(
-            "--sentences", help="Text file (UTF-8), a sentence a line; lines that begin with # are "
-                                "left out.")],
-        out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-        config: Annotated[Optional[str], typer.Option(
-            "--config", help="Whose text tower speaks: " + CONFIG)] = None,
-        vectors: Annotated[Optional[list[Path]], typer.Option(
-            "--vectors", help="Instead of --config: .npy files with a row for each sentence, in "
-                              "order.")] = None,
-        sets: Sets = None,
-        imports: Imports = None):
+    sentences: Annotated[
+        Path,
+        typer.Option(
+            "--sentences",
+            help="Text file (UTF-8), a sentence a line; lines that begin with # are left out.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+    config: Annotated[
+        str | None, typer.Option("--config", help="Whose text tower speaks: " + CONFIG)
+    ] = None,
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--vectors",
+            help="Instead of --config: .npy files with a row for each sentence, in order.",
+        ),
+    ] = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
     "Write a bank of sentences, which stands in a text tower's place: `text_pretrained` names it."
     from promptsg.files import check_writable, counted
+
     if (config is None) == (not vectors):
-        raise PromptSGError("give either --config (its text tower speaks) or --vectors FILE.npy "
-                            "(what one said)")
+        raise PromptSGError(
+            "give either --config (its text tower speaks) or --vectors FILE.npy (what one said)"
+        )
     check_writable(out.parent)
     from promptsg.pretrain import bank_of_tower, bank_of_vectors, read_sentences
+
     said = read_sentences(sentences)
     if vectors:
         said = bank_of_vectors(said, vectors, out)
@@ -1277,33 +1699,50 @@ def bank_command(
 
 @app.command("tune")
 def tune_command(
-        data: Data,
-        config: Annotated[str, typer.Option("--config", help=CONFIG)],
-        words: Annotated[Optional[Path], typer.Option(
-            "--words", help="Text file (UTF-8) of words to choose from, one a line.")] = None,
-        values: Annotated[Optional[list[str]], typer.Option(
-            "--try", help="Values of a field, 'word_temperature=[20, 50]'. May be repeated: each "
-            "value is tried with each.")] = None,
-        most: Annotated[int, typer.Option("--most", min=1, help="How many words at most.")] = 3,
-        folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of people.")] = 5,
-        out: Annotated[Optional[Path], typer.Option("--out", help="CSV file to write.")] = None,
-        level: Level = None, sets: Sets = None,
-        imports: Imports = None):
-    "Choose words or fields by cross-validation over train-side people; test people are not looked at."
+    data: Data,
+    config: Annotated[str, typer.Option("--config", help=CONFIG)],
+    words: Annotated[
+        Path | None,
+        typer.Option("--words", help="Text file (UTF-8) of words to choose from, one a line."),
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            help="Values of a field, 'word_temperature=[20, 50]'. May be repeated: each "
+            "value is tried with each.",
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="How many words at most.")] = 3,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Folds of people.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV file to write.")] = None,
+    level: Level = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
+    """Choose words or fields by cross-validation over train-side people; test people are not looked
+    at."""
     from promptsg.files import check_writable, write_csv
+
     if bool(words) == bool(values):
-        raise PromptSGError("give either --words FILE, words to choose from, or --try FIELD=[VALUE, "
-                            "VALUE], values to compare")
+        raise PromptSGError(
+            "give either --words FILE, words to choose from, or --try FIELD=[VALUE, "
+            "VALUE], values to compare"
+        )
     chosen, tried = read_config(config, sets), _value_lists(values)
     said = _read_words(words)
     check_writable(out.parent if out else Path("."))
     frame = read_frame(data, chosen, level)
     from promptsg.data import for_data
     from promptsg.training import splits_of
+
     chosen = for_data(chosen, frame)
     splits = splits_of(chosen, frame, said=frame.attrs.get("excluded", ()))
-    table, advice = (_tuned_words(chosen, splits, said, most, folds) if words
-                     else _tuned_fields(chosen, splits, tried, folds))
+    table, advice = (
+        _tuned_words(chosen, splits, said, most, folds)
+        if words
+        else _tuned_fields(chosen, splits, tried, folds)
+    )
     if out:
         write_csv(out, table)
     typer.echo(table.round(2).to_string(index=False))
@@ -1312,6 +1751,7 @@ def tune_command(
 
 def _read_words(file):
     from promptsg.pretrain import read_sentences
+
     return read_sentences(file) if file else ()
 
 
@@ -1323,9 +1763,13 @@ def _value_lists(texts):
         try:
             values[field] = read_yaml(value)
         except PromptSGError as error:
-            raise PromptSGError(f"--try {shown(text)} is no FIELD=[VALUE, VALUE] ({error})") from None
+            raise PromptSGError(
+                f"--try {shown(text)} is no FIELD=[VALUE, VALUE] ({error})"
+            ) from None
         if not equals or not isinstance(values[field], list) or len(values[field]) < 2:
-            raise PromptSGError(f"--try {shown(text)} has no two values; write FIELD=[VALUE, VALUE]")
+            raise PromptSGError(
+                f"--try {shown(text)} has no two values; write FIELD=[VALUE, VALUE]"
+            )
     return values
 
 
@@ -1333,13 +1777,20 @@ def _tuned_words(config, splits, said, most, folds):
     "(table, advice) of `choose_words`."
     from promptsg.model import PromptSG
     from promptsg.tune import choose_words, train_people, word_parts
+
     config, people = config.replace(words=said[:1]), train_people(splits)
     parts = word_parts(PromptSG(config, 1).eval(), people, dict.fromkeys(said))
     table = choose_words(parts, people, config.aspect, most, folds, config.seed)
     kept = table.words[table.kept].iloc[-1]
-    return table, (_FOLDS + "; error: standard, of the gain\n"
-                   + (f"train with --set 'words=[{kept}]'" if kept
-                      else "no word helps beside class token and patches"))
+    return table, (
+        _FOLDS
+        + "; error: standard, of the gain\n"
+        + (
+            f"train with --set 'words=[{kept}]'"
+            if kept
+            else "no word helps beside class token and patches"
+        )
+    )
 
 
 _FOLDS = "mAP in percent, mean over folds of train-side people"
@@ -1348,6 +1799,7 @@ _FOLDS = "mAP in percent, mean over folds of train-side people"
 def _tuned_fields(config, splits, values, folds):
     "(table, advice) of `try_fields`."
     from promptsg.tune import try_fields
+
     table = try_fields(config, splits, values, folds, seed=config.seed)
     best = " ".join(f"--set '{field}={_as_yaml(table[field][0])}'" for field in values)
     return table, f"{_FOLDS}; behind: the best row, error: standard, of that\ntrain with {best}"
@@ -1356,27 +1808,41 @@ def _tuned_fields(config, splits, values, folds):
 def _as_yaml(value):
     "A field's value as `--set` reads it."
     import yaml
+
     plain = list(value) if isinstance(value, tuple) else getattr(value, "item", lambda: value)()
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
 
 
 @app.command("align-text")
-def align_text_command(data: Data, config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
-                       out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
-                       bank: Annotated[Optional[Path], typer.Option(
-                           "--bank", help="Bank of sentences (promptsg bank) to learn from as well; "
-                                          "how far every fifth, held out, agrees is printed.")] = None,
-                       level: Level = None, sets: Sets = None,
-                       imports: Imports = None):
-    "Train a small text tower against a frozen image tower, on captions of train-side people's attributes."
+def align_text_command(
+    data: Data,
+    config: Annotated[str, typer.Option("--config", help="Names the image tower: " + CONFIG)],
+    out: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            "--bank",
+            help="Bank of sentences (promptsg bank) to learn from as well; "
+            "how far every fifth, held out, agrees is printed.",
+        ),
+    ] = None,
+    level: Level = None,
+    sets: Sets = None,
+    imports: Imports = None,
+):
+    """Train a small text tower against a frozen image tower, on captions of train-side people's
+    attributes."""
     from promptsg.files import check_writable_file, counted
+
     chosen = read_config(config, sets)
     check_writable_file(out)
     frame = read_frame(data, chosen, level)
     from promptsg.backbone import read_bank
     from promptsg.model import untrained
-    from promptsg.pretrain import align_text as align, deal_sentences
+    from promptsg.pretrain import align_text as align
+    from promptsg.pretrain import deal_sentences
     from promptsg.training import Feed
+
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
@@ -1385,22 +1851,41 @@ def align_text_command(data: Data, config: Annotated[str, typer.Option("--config
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Feed(model, chosen).embed(people).of(people)
     align(features, people, out, seed=chosen.seed, bank=said)
-    typer.echo(f"a text tower aligned on {counted(len(people), 'image')} of {counted(people.pid.nunique(), 'train person', 'train people')} is in {out}")
+    typer.echo(
+        f"a text tower aligned on {counted(len(people), 'image')} of "
+        f"{counted(people.pid.nunique(), 'train person', 'train people')} is in {out}"
+    )
 
 # %% ../nbs/16_cli.ipynb #cell-bench
 @app.command()
-def bench(cases: Annotated[Optional[list[str]], typer.Argument(help="Which cases; all without.", show_default=False)] = None,
-          quick: Annotated[bool, typer.Option("--quick", help="Small shapes: only shows that the cases run.")] = False,
-          out: Annotated[Optional[Path], typer.Option("--out", help="JSON file; cases that are not measured now keep their rows.")] = None):
+def bench(
+    cases: Annotated[
+        list[str] | None, typer.Argument(help="Which cases; all without.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small shapes: only shows that the cases run.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file; cases that are not measured now keep their rows."),
+    ] = None,
+):
     "Measure what language, evaluation and data cost, each against its baseline in the same run."
     from promptsg.bench import run_bench
+
     table = run_bench(cases or None, out, quick)
-    typer.echo(table[["case", "baseline_s", "ours_s", "ratio", "low", "high", "target", "reached"]].round(3).to_string(index=False))
+    typer.echo(
+        table[["case", "baseline_s", "ours_s", "ratio", "low", "high", "target", "reached"]]
+        .round(3)
+        .to_string(index=False)
+    )
 
 # %% ../nbs/16_cli.ipynb #cell019
 # newer typers carry a copy of click in themselves, whose exceptions are not click's
 _KINDS = [kind for start in (typer.BadParameter, typer.Exit, typer.Abort) for kind in start.__mro__]
-_of_click = lambda name: tuple({getattr(click.exceptions, name), *(kind for kind in _KINDS if kind.__name__ == name)})
+_of_click = lambda name: tuple(
+    {getattr(click.exceptions, name), *(kind for kind in _KINDS if kind.__name__ == name)}
+)
 _USAGE, _EXIT, _ABORT = map(_of_click, ("ClickException", "Exit", "Abort"))
 _STOPPED = "stopped; continue a training with --resume, a report with the same command"
 
@@ -1423,7 +1908,8 @@ def _run(arguments):
 
 def main():
     "The entry point: bad input is one sentence on stderr and exit code 2; 130 when it was stopped."
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not cost the work that was done
+    # a name that the terminal cannot show must not cost the work that was done
+    for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         signal.signal(signal.SIGTERM, _stop)
@@ -1446,5 +1932,6 @@ def main():
         sys.exit(130)
     except OSError as error:
         from promptsg.files import disk_sentence
+
         _say(disk_sentence(error.filename or "a file", error))
         sys.exit(2)

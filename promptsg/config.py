@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 # %% ../nbs/00_config.ipynb #cell004
 def one_line(text, length=1200):
-    "Text for one line of a terminal: what acts on it or is not seen as Python writes it; cut to `length`."
+    """Text for one line of a terminal: what acts on it or is not seen as Python writes it; cut to
+    `length`."""
     seen = lambda sign: unicodedata.category(sign)[0] != "C" and sign not in "\u2028\u2029"
     line = "".join(sign if seen(sign) else ascii(sign)[1:-1] for sign in str(text))
     half = (length - 5) // 2
@@ -42,7 +43,7 @@ def shown(value, length=60):
         text = repr(value)
     except (ValueError, RecursionError):  # Python does not write out numbers of thousands of digits
         text = f"a {type(value).__name__} too large to show"
-    return text if len(text) <= length else text[:length - 3] + "..."
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 # %% ../nbs/00_config.ipynb #yaml
 _YAML_BYTES, _YAML_DEPTH = 100_000, 8  # a config with every field given has 2,000 bytes
@@ -67,8 +68,13 @@ def _check_plain(text):
     for event in yaml.parse(text, _PlainLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        problem = ("anchors and aliases (& and *) have no use here" if getattr(event, "anchor", 0)
-                   else f"lists within lists, {depth} deep" if depth > _YAML_DEPTH else None)
+        problem = (
+            "anchors and aliases (& and *) have no use here"
+            if getattr(event, "anchor", 0)
+            else f"lists within lists, {depth} deep"
+            if depth > _YAML_DEPTH
+            else None
+        )
         if problem:
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
@@ -109,15 +115,24 @@ def _read_text(path):
     return text
 
 # %% ../nbs/00_config.ipynb #cell006
-ASPECTS = {"dorsal_r": "dorsal right", "dorsal_l": "dorsal left", "palmar_r": "palmar right", "palmar_l": "palmar left"}
+ASPECTS = {
+    "dorsal_r": "dorsal right",
+    "dorsal_l": "dorsal left",
+    "palmar_r": "palmar right",
+    "palmar_l": "palmar left",
+}
 
 # The word of a data set that does not tell its images' aspects apart -> what the prompt says there:
 # nothing of a hand, whose sentences name it themselves.
 SUBJECTS = {"hand": "", "person": "person", "vehicle": "vehicle"}
 
 # what a mirror image shows
-OTHER_HAND = {"dorsal_r": "dorsal_l", "dorsal_l": "dorsal_r",
-              "palmar_r": "palmar_l", "palmar_l": "palmar_r"}
+OTHER_HAND = {
+    "dorsal_r": "dorsal_l",
+    "dorsal_l": "dorsal_r",
+    "palmar_r": "palmar_l",
+    "palmar_l": "palmar_r",
+}
 
 
 def aspect_number(aspect):
@@ -126,23 +141,57 @@ def aspect_number(aspect):
 
 
 # The reference's short names mean OpenAI's CLIP, whose activation is QuickGELU.
-TOWERS = {"vitb16": "ViT-B-16-quickgelu", "vitb32": "ViT-B-32-quickgelu", "vitl14": "ViT-L-14-quickgelu",
-          "rn50": "RN50-quickgelu", "rn101": "RN101-quickgelu", "rn50x4": "RN50x4-quickgelu", "rn50x16": "RN50x16-quickgelu"}
+TOWERS = {
+    "vitb16": "ViT-B-16-quickgelu",
+    "vitb32": "ViT-B-32-quickgelu",
+    "vitl14": "ViT-L-14-quickgelu",
+    "rn50": "RN50-quickgelu",
+    "rn101": "RN101-quickgelu",
+    "rn50x4": "RN50x4-quickgelu",
+    "rn50x16": "RN50x16-quickgelu",
+}
 
 
 def tower_name(name):
-    "open_clip's name of a tower: `vitb16` or `ViT-B/16` -> `ViT-B-16-quickgelu`; other names stay as they are."
+    """open_clip's name of a tower: `vitb16` or `ViT-B/16` -> `ViT-B-16-quickgelu`; other names stay
+    as they are."""
     short = name.lower().replace("/", "").replace("-", "")
-    return TOWERS.get(short, name) if "quickgelu" not in short and ("/" in name or name.lower() in TOWERS) else name
+    return (
+        TOWERS.get(short, name)
+        if "quickgelu" not in short and ("/" in name or name.lower() in TOWERS)
+        else name
+    )
+
 
 _REFUSED = {  # field -> (values that mean "nothing asked for", reason for refusing any other)
-    "stage": ((3,), "only stage 3 (PromptSG) is implemented; stages 1 and 2 are zero-shot CLIP and CLIP-ReID"),
-    "freeze_text_encoder": ((True,), "PromptSG keeps the text encoder frozen; only s* receives its gradient"),
-    "pseudo_token_init": ((None, "random"), "s* is computed by the inversion MLP for each image, so there is no token to initialise"),
-    "shuffle": ((True,), "batches are drawn at random as P identities x K images, which the triplet loss needs"),
-    "save_dir": ((None,), "checkpoints live in the run folder; give it as output_dir or with --out"),
-    "resume_from_checkpoint": ((None, False, ""), "an interrupted run is continued with --resume on its run folder"),
-    "model_path": ((None, ""), "a trained model is named by its run folder: promptsg evaluate --run FOLDER"),
+    "stage": (
+        (3,),
+        "only stage 3 (PromptSG) is implemented; stages 1 and 2 are zero-shot CLIP and CLIP-ReID",
+    ),
+    "freeze_text_encoder": (
+        (True,),
+        "PromptSG keeps the text encoder frozen; only s* receives its gradient",
+    ),
+    "pseudo_token_init": (
+        (None, "random"),
+        "s* is computed by the inversion MLP for each image, so there is no token to initialise",
+    ),
+    "shuffle": (
+        (True,),
+        "batches are drawn at random as P identities x K images, which the triplet loss needs",
+    ),
+    "save_dir": (
+        (None,),
+        "checkpoints live in the run folder; give it as output_dir or with --out",
+    ),
+    "resume_from_checkpoint": (
+        (None, False, ""),
+        "an interrupted run is continued with --resume on its run folder",
+    ),
+    "model_path": (
+        (None, ""),
+        "a trained model is named by its run folder: promptsg evaluate --run FOLDER",
+    ),
 }
 
 # %% ../nbs/00_config.ipynb #within
@@ -162,71 +211,106 @@ _Cells = Annotated[int, Field(ge=1, le=64)]
 
 # Fields that say how a run is carried out and kept, and not what comes out of it. (`compile` rounds
 # sums in another order, as another processor does.)
-UNMEASURED = frozenset({
-    "experiment", "compile", "checkpoint_blocks", "cache_pixels", "cache_embeddings", "num_workers",
-    "pin_memory",
-    "output_dir", "save_dir", "save_frequency", "log_frequency", "tracker",
-    "resume_from_checkpoint", "model_path"})
+UNMEASURED = frozenset(
+    {
+        "experiment",
+        "compile",
+        "checkpoint_blocks",
+        "cache_pixels",
+        "cache_embeddings",
+        "num_workers",
+        "pin_memory",
+        "output_dir",
+        "save_dir",
+        "save_frequency",
+        "log_frequency",
+        "tracker",
+        "resume_from_checkpoint",
+        "model_path",
+    }
+)
 
 # %% ../nbs/00_config.ipynb #cell008
 class Config(BaseModel):
-    """Everything a run depends on; frozen. `Config(epochs=3)`, `Config.from_yaml(path)`, `config.replace(epochs=3)`.
+    """Everything a run depends on; frozen. `Config(epochs=3)`, `Config.from_yaml(path)`,
+    `config.replace(epochs=3)`.
 
     Raises `PromptSGError` for an unknown key (naming the nearest known one), a wrong type, and with
     the reason for a value out of range and for a field of the reference that this kit refuses."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
-    # --- what is measured -----------------------------------------------------------------------------------
-    experiment: str = "promptsg"                               # a name, kept in the record
-    variant: str = "paper"                                     # which version this started from, kept in the record
+    # --- what is measured
+    experiment: str = "promptsg"  # a name, kept in the record
+    # which version this started from, kept in the record
+    variant: str = "paper"
     stage: int = 3
     # how a data folder is laid out
-    dataset: Literal["11k", "hd", "folders", "mbanet", "csv", "market1501", "msmt17", "dukemtmc",
-                     "occluded_duke", "cuhk03np", "veri776"] = "11k"
+    dataset: Literal[
+        "11k",
+        "hd",
+        "folders",
+        "mbanet",
+        "csv",
+        "market1501",
+        "msmt17",
+        "dukemtmc",
+        "occluded_duke",
+        "cuhk03np",
+        "veri776",
+    ] = "11k"
     # whose names are people
-    identity_level: Optional[int] = _within(None, 1, 8, "it counts folders below the data folder")
-    aspect: str = "dorsal_r"                                   # evaluated aspect
-    train_aspects: tuple[str, ...] = ()                        # further aspects whose train people are trained on too
+    identity_level: int | None = _within(None, 1, 8, "it counts folders below the data folder")
+    aspect: str = "dorsal_r"  # evaluated aspect
+    # further aspects whose train people are trained on too
+    train_aspects: tuple[str, ...] = ()
     num_splits: int = _within(10, 1, 1000, "each split is ranked and stored")
     # where early stopping looks, never at test people; none: everybody is trained on
     val_type: Literal["identities", "images", "none"] = "identities"
-    seed: int = _within(0, 0, 2 ** 32 - 1, "the generators of random numbers take no other")
-    # --- towers -----------------------------------------------------------------------------------------------
-    model: str = "hand-vit-tiny"                               # vitb16, rn50, ... or an open_clip name
-    clip_model: Optional[str] = None                           # another way to write `model`
+    seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
+    # --- towers
+    # vitb16, rn50, ... or an open_clip name
+    model: str = "hand-vit-tiny"
+    clip_model: str | None = None  # another way to write `model`
     # "embedded", "openai", "random" (drawn from `seed`) or a weight file
     pretrained: str = "embedded"
-    text_pretrained: Optional[str] = None                      # a text tower aligned to an image-only weight file
+    # a text tower aligned to an image-only weight file
+    text_pretrained: str | None = None
     freeze_text_encoder: bool = True
-    image_size: Optional[tuple[_Side, _Side]] = Field(
-        None, description="its sides are pixels: a hand must be seen, and fit into memory")
+    image_size: tuple[_Side, _Side] | None = Field(
+        None, description="its sides are pixels: a hand must be seen, and fit into memory"
+    )
     # pixels from one patch to the next (ViT; fewer than a patch has: they overlap), or the tower's
     # whole stride (ResNet: 32 or 16); None: the tower's own
-    patch_stride: Optional[int] = _within(None, 1, 64, "no tower's patches lie further apart")
+    patch_stride: int | None = _within(None, 1, 64, "no tower's patches lie further apart")
     # how much of a learnt vector of its camera is added to an image's tokens; 0: none is learnt
     camera_embedding: float = _within(0.0, 0, 100, "it is added to numbers around 1")
-    cameras: tuple[str, ...] = ()                              # their names; the data's where none are given
+    # their names; the data's where none are given
+    cameras: tuple[str, ...] = ()
     # None: the whole image tower trains
-    unfreeze_blocks: Optional[int] = _within(None, 0, 1000, "no tower has more blocks")
+    unfreeze_blocks: int | None = _within(None, 0, 1000, "no tower has more blocks")
     # keep the frozen blocks' outputs on disk, in half precision (no augmentation)
     cache_frozen: bool = False
-    # --- language and fusion ------------------------------------------------------------------------------
-    language: bool = True                                      # False: the image-only control, no prompt and no fusion
+    # --- language and fusion
+    # False: the image-only control, no prompt and no fusion
+    language: bool = True
     # None: the text tower's width; anything else must equal it
-    pseudo_token_dim: Optional[int] = _within(None, 1, 16384, "no text tower is wider")
-    pseudo_token_init: Optional[str] = None
+    pseudo_token_dim: int | None = _within(None, 1, 16384, "no text tower is wider")
+    pseudo_token_init: str | None = None
     inversion_hidden: int = _within(512, 1, 8192, _MEMORY)
     inversion_layers: int = _within(3, 1, 16, _MEMORY)
-    inversion_norm: bool = True                                # batch normalisation after the inversion MLP's last layer
+    # batch normalisation after the inversion MLP's last layer
+    inversion_norm: bool = True
     # handid: layer norms, GELU and dropout between its layers, and a layer norm last
     inversion_kind: Literal["promptsg", "handid"] = "promptsg"
     inversion_dropout: float = _within(0.0, 0, 1, _SHARE, below=True)  # of the kind handid
-    use_composed_prompt: bool = True                           # in training
+    use_composed_prompt: bool = True  # in training
     eval_prompt: Literal["composed", "simplified"] = "composed"
     prompt_template: str = "A photo of a {} person's {aspect} hand."
     simplified_prompt: str = "A photo of a person's {aspect} hand."
     # whose aspect a sentence names: the image's own, or the run's for all images
     prompt_aspect: Literal["image", "run"] = "run"
-    text_queries: Literal["sentence", "words"] = "sentence"    # Q: the sentence's end state alone, or each word's
+    # Q: the sentence's end state alone, or each word's
+    text_queries: Literal["sentence", "words"] = "sentence"
     # which tokens pass on: attended text, reweighted patches, or patches pooled where words look;
     # none: the text is in SupCon alone, and the embedding is the image tower's
     fusion: str = "patches"  # or a registered one's name
@@ -240,18 +324,20 @@ class Config(BaseModel):
     words: tuple[str, ...] = ()
     word_temperature: float = _within(50.0, 0, 1000, "it multiplies cosines", above=True)
     cross_attention_layers: int = _within(1, 1, 32, _MEMORY)
-    transformer_layers: int = _within(3, 1, 32, _MEMORY)       # cross + self blocks
+    transformer_layers: int = _within(3, 1, 32, _MEMORY)  # cross + self blocks
     attention_heads: int = _within(8, 1, 256, "each head gets a part of the width")
     dropout: float = _within(0.0, 0, 1, _SHARE, below=True)
-    # --- head and losses ----------------------------------------------------------------------------------
-    # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace; bnneck_pair: a bnneck on the
+    # --- head and losses
+    # bnneck: batch norm, then linear; arcface: batch norm, then ArcFace; bnneck_pair: a bnneck on
+    # the
     # class token before CLIP's projection, and one on the embedding
     classifier: str = "linear"  # or a registered head's name
     bnneck_reduction: bool = False
     bnneck_dim: int = _within(256, 1, 16384, _MEMORY)
     arcface_scale: float = _within(30.0, 0, 1000, "larger logits have no gradient", above=True)
     arcface_margin: float = _within(0.5, 0, math.pi, "it is an angle", below=True)
-    whiten: bool = False                                       # round the ranking embedding's scatter within train people, once training has ended
+    # round the ranking embedding's scatter within train people, once training has ended
+    whiten: bool = False
     # the whitening is fitted to mirror images too, each one of another person
     whiten_mirrored: bool = False
     # an embedding is the sum of the image's and its mirror image's
@@ -264,17 +350,20 @@ class Config(BaseModel):
     part_options: dict[str, dict[str, Any]] = {}
     loss_tri_weight: float = _within(1.0, 0, 1000, _WEIGHT)
     triplet_margin: float = _within(0.3, 0, 1000, "embeddings lie nearer to each other")
-    triplet_unit: bool = False                                 # measure the triplets' distances between vectors of length 1
+    # measure the triplets' distances between vectors of length 1
+    triplet_unit: bool = False
     # the last ones get the triplet loss too, of blocks that train
     triplet_states: int = _within(3, 0, 3, "the image tower gives three states")
     supcon_loss_weight: float = _within(0.5, 0, 1000, _WEIGHT)  # the paper's lambda
     supcon_temperature: float = _within(0.07, 1e-4, 100, "it divides the cosines")
-    supcon_unit: bool = True                                   # of vectors of length 1; false: as long as they come
+    # of vectors of length 1; false: as long as they come
+    supcon_unit: bool = True
     # images look for their texts, texts for their images, or both
     supcon_direction: Literal["both", "image_to_text", "text_to_image"] = "both"
-    supcon_ramp: bool = False                                  # the weight grows from 0 to its value over the epochs
+    # the weight grows from 0 to its value over the epochs
+    supcon_ramp: bool = False
     loss_centre_weight: float = _within(0.0, 0, 1000, _WEIGHT)
-    # --- optimisation ------------------------------------------------------------------------------------
+    # --- optimisation
     batch_size: int = _within(64, 2, 65536, "losses compare images, held in memory")  # P x K
     # K; P = batch_size / K
     instances: int = _within(4, 1, 1024, "that many images of one person are in a batch")
@@ -283,62 +372,71 @@ class Config(BaseModel):
     # 0: nothing is trained by gradient; the whitening is fitted
     epochs: int = _within(60, 0, 100_000, _LONG)
     # None: one pass over the training images
-    steps_per_epoch: Optional[int] = _within(None, 1, 1_000_000, _LONG)
+    steps_per_epoch: int | None = _within(None, 1, 1_000_000, _LONG)
     # epochs without a better validation mAP
-    early_stop_patience: Optional[int] = _within(None, 1, 100_000, _LONG)
-    select: Literal["best", "last"] = "best"                   # which epoch is kept in best/ and measured: the best validation mAP's, or the last
+    early_stop_patience: int | None = _within(None, 1, 100_000, _LONG)
+    # which epoch is kept in best/ and measured: the best validation mAP's, or the last
+    select: Literal["best", "last"] = "best"
     lr_clip_visual: float = _within(5e-6, 0, 10, _RATE, above=True)
     lr_modules: float = _within(5e-5, 0, 10, _RATE, above=True)
     # the classification head's; None: lr_modules
-    lr_head: Optional[float] = _within(None, 0, 10, _RATE, above=True)
+    lr_head: float | None = _within(None, 0, 10, _RATE, above=True)
     # what the weight decay shrinks: the weights themselves, or as a part of the gradient
     optimizer: Literal["adamw", "adam"] = "adamw"
     weight_decay: float = _within(0.0, 0, 10, "more leaves nothing of the weights")
     schedule: Literal["none", "cosine", "step"] = "step"
-    warmup_epochs: float = _within(0, 0, 100_000, _LONG)       # may be a part of one
-    warmup_start: float = _within(0.0, 0, 1, _SHARE)           # of the rate, where the warm-up begins
+    warmup_epochs: float = _within(0, 0, 100_000, _LONG)  # may be a part of one
+    # of the rate, where the warm-up begins
+    warmup_start: float = _within(0.0, 0, 1, _SHARE)
     # cosine: the lowest factor's learning rate
     eta_min: float = _within(0.0, 0, 10, _RATE)
     # step: multiply by step_gamma every so many epochs
     step_epochs: int = _within(20, 1, 100_000, _LONG)
-    step_at: tuple[float, ...] = ()                            # step: after these epochs, not every step_epochs
+    # step: after these epochs, not every step_epochs
+    step_at: tuple[float, ...] = ()
     step_gamma: float = _within(0.1, 0, 1, "learning rates fall", above=True)
     # gradient norm, clipped before the step
-    clip_norm: Optional[float] = _within(None, 0, 1e6, "no gradient is longer", above=True)
+    clip_norm: float | None = _within(None, 0, 1e6, "no gradient is longer", above=True)
     # how much of the weights' moving average a step keeps; 0: none is taken
     weight_average: float = _within(0.0, 0, 1, _SHARE, below=True)
     # of training; int8: of embedding on a CPU, and nothing is trained by gradient
     precision: Literal["no", "bf16", "fp16", "int8"] = "no"
-    compile: bool = False                                      # torch.compile for the image tower's blocks and the fusion
-    checkpoint_blocks: bool = False                            # less memory: the image tower's blocks run again in the backward pass
-    # --- images ---------------------------------------------------------------------------------------------
+    # torch.compile for the image tower's blocks and the fusion
+    compile: bool = False
+    # less memory: the image tower's blocks run again in the backward pass
+    checkpoint_blocks: bool = False
+    # --- images
     # a flip turns a right hand into a left one
     flip: float = _within(0.0, 0, 1, "it is a probability")
     # pixels of padding before a random crop
     crop_padding: int = _within(0, 0, 512, "more would crop the hand away")
     # pixels (height, width) that a training image is stretched to, of which image_size is cut out
-    crop_from: Optional[tuple[_Side, _Side]] = Field(
-        None, description="its sides are pixels: a hand must be seen, and fit into memory")
-    crop_fill: Literal["edge", "black"] = "edge"               # what is padded
+    crop_from: tuple[_Side, _Side] | None = Field(
+        None, description="its sides are pixels: a hand must be seen, and fit into memory"
+    )
+    crop_fill: Literal["edge", "black"] = "edge"  # what is padded
     erasing: float = _within(0.0, 0, 1, "it is a probability")  # of random erasing
-    erasing_fill: Literal["mean", "noise"] = "mean"            # by the mean colour, or each pixel anew
+    # by the mean colour, or each pixel anew
+    erasing_fill: Literal["mean", "noise"] = "mean"
     # mean and deviation that pixels are brought to: those the tower knows, or ImageNet's
     pixel_norm: Literal["tower", "imagenet"] = "tower"
-    cache_pixels: bool = True                                  # decode each image once, into a file of its resized pixels
+    # decode each image once, into a file of its resized pixels
+    cache_pixels: bool = True
     # embed each image once for all commands: keep the embeddings of a model that is trained
     cache_embeddings: bool = True
     num_workers: int = _within(0, 0, 512, "each is a process of some hundred megabytes")
     pin_memory: bool = False
     shuffle: bool = True
-    # --- files ----------------------------------------------------------------------------------------------
-    output_dir: Optional[str] = None                           # run folder; --out comes first
-    save_dir: Optional[str] = None
-    save_frequency: int = _within(1, 1, 100_000, _LONG)        # epochs between saves of last/
+    # --- files
+    output_dir: str | None = None  # run folder; --out comes first
+    save_dir: str | None = None
+    save_frequency: int = _within(1, 1, 100_000, _LONG)  # epochs between saves of last/
     # steps between looks at the losses: the only time a GPU is waited for
     log_frequency: int = _within(10, 1, 1_000_000, _LONG)
-    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # where each epoch's row goes too
-    resume_from_checkpoint: Optional[str] = None
-    model_path: Optional[str] = None
+    # where each epoch's row goes too
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    resume_from_checkpoint: str | None = None
+    model_path: str | None = None
 
     def __init__(self, /, **values):
         try:
@@ -347,7 +445,8 @@ class Config(BaseModel):
             first = error.errors()[0]
             kind = type(first.get("ctx", {}).get("error"))  # a missing part stays one
             raise (kind if issubclass(kind, PromptSGError) else PromptSGError)(
-                _sentence(first)) from None
+                _sentence(first)
+            ) from None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -357,8 +456,15 @@ class Config(BaseModel):
             raise ValueError(f"a number belongs here, not {value} (as YAML reads yes, no, on, off)")
         return value
 
-    @field_validator("freeze_text_encoder", "pseudo_token_init", "stage", "shuffle", "save_dir",
-                     "resume_from_checkpoint", "model_path")
+    @field_validator(
+        "freeze_text_encoder",
+        "pseudo_token_init",
+        "stage",
+        "shuffle",
+        "save_dir",
+        "resume_from_checkpoint",
+        "model_path",
+    )
     @classmethod
     def _refuse(cls, value, info):
         allowed, reason = _REFUSED[info.field_name]
@@ -370,9 +476,11 @@ class Config(BaseModel):
     @classmethod
     def _plain_name(cls, value):
         if not re.fullmatch(r"\w[\w .,+=@()-]{0,99}", value):
-            raise ValueError(f"{shown(value)} is no plain name, as stands in folders and reports; "
-                             "begin with a letter or digit and use up to 100 of them, spaces "
-                             "and .,+=@()-_")
+            raise ValueError(
+                f"{shown(value)} is no plain name, as stands in folders and reports; "
+                "begin with a letter or digit and use up to 100 of them, spaces "
+                "and .,+=@()-_"
+            )
         return value
 
     @field_validator("aspect", "train_aspects")
@@ -380,8 +488,10 @@ class Config(BaseModel):
     def _known_aspect(cls, value):
         for one in (value,) if isinstance(value, str) else value:
             if one not in (*ASPECTS, *SUBJECTS):
-                raise ValueError(f"{shown(one)} is not an aspect; use one of {', '.join(ASPECTS)} "
-                                 f"(or {', '.join(SUBJECTS)} where the data tells none)")
+                raise ValueError(
+                    f"{shown(one)} is not an aspect; use one of {', '.join(ASPECTS)} "
+                    f"(or {', '.join(SUBJECTS)} where the data tells none)"
+                )
         return value
 
     @field_validator("fusion", "classifier", "losses")
@@ -406,8 +516,10 @@ class Config(BaseModel):
         bad = next((one for one in value if not one.strip() or "," in one or "{}" in one), None)
         if bad is not None or len(set(value)) < len(value) or len(value) > 64:
             many = "a word is given twice, or more than 64 are"
-            raise ValueError(f"{many if bad is None else f'{shown(bad)} is none'}; give up to 64 "
-                             "different words or sentences, none with a comma or a place {}")
+            raise ValueError(
+                f"{many if bad is None else f'{shown(bad)} is none'}; give up to 64 "
+                "different words or sentences, none with a comma or a place {}"
+            )
         for one in value:
             check_places(one)
         return value
@@ -443,32 +555,46 @@ class Config(BaseModel):
 
         built_in = next((name for name in self.losses if not is_own("loss", name)), None)
         if built_in is not None:
-            raise ValueError(f"losses is for losses of one's own, and {built_in!r} is weighed by a "
-                             "field; set loss_id_weight, loss_tri_weight, supcon_loss_weight or "
-                             "loss_centre_weight")
-        named = {"fusion": is_own("fusion", self.fusion), "head": is_own("head", self.classifier),
-                 "backbone": is_own("backbone", self.tower), **dict.fromkeys(self.losses, True)}
+            raise ValueError(
+                f"losses is for losses of one's own, and {built_in!r} is weighed by a "
+                "field; set loss_id_weight, loss_tri_weight, supcon_loss_weight or "
+                "loss_centre_weight"
+            )
+        named = {
+            "fusion": is_own("fusion", self.fusion),
+            "head": is_own("head", self.classifier),
+            "backbone": is_own("backbone", self.tower),
+            **dict.fromkeys(self.losses, True),
+        }
         wrong = next((name for name in self.part_options if not named.get(name)), None)
         if wrong is not None:
-            raise ValueError(f"part_options has {shown(wrong)}, which names no part of one's own here; "
-                             "its keys are fusion, head, backbone, or a name in losses")
+            raise ValueError(
+                f"part_options has {shown(wrong)}, which names no part of one's own here; "
+                "its keys are fusion, head, backbone, or a name in losses"
+            )
         try:
             json.dumps(self.part_options, allow_nan=False)
         except (TypeError, ValueError):
-            raise ValueError("part_options holds more than numbers, texts, lists and true or false; "
-                             "a config is text") from None
+            raise ValueError(
+                "part_options holds more than numbers, texts, lists and true or false; "
+                "a config is text"
+            ) from None
 
     @classmethod
     def from_yaml(cls, path):
-        "A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the file."
+        """A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the
+        file."""
         try:
             values = read_yaml(_read_text(path))
         except PromptSGError as error:
-            raise PromptSGError(f"{path} cannot be read as YAML ({error}); give a file of "
-                                "`field: value` lines") from None
+            raise PromptSGError(
+                f"{path} cannot be read as YAML ({error}); give a file of `field: value` lines"
+            ) from None
         if not isinstance(values, dict):
             kind = "nothing" if values is None else f"a {type(values).__name__}"
-            raise PromptSGError(f"{path} holds {kind}, not `field: value` lines; see the Config page for the fields")
+            raise PromptSGError(
+                f"{path} holds {kind}, not `field: value` lines; see the Config page for the fields"
+            )
         try:
             return cls(**{str(key): value for key, value in values.items()})
         except PromptSGError as error:
@@ -494,7 +620,8 @@ class Config(BaseModel):
         return tower_name(self.clip_model or self.model)
 
     def changed(self, other):
-        "`{field: (value here, value in other)}` of fields that results depend on, not `UNMEASURED`."
+        """`{field: (value here, value in other)}` of fields that results depend on, not
+        `UNMEASURED`."""
         old, new = (config.model_dump(exclude=UNMEASURED) for config in (self, other))
         return {field: (old[field], new[field]) for field in old if old[field] != new[field]}
 
@@ -513,9 +640,12 @@ class Config(BaseModel):
     @property
     def loss_weights(self):
         "{name: weight} of the losses whose weight is not 0, in the order they are added up."
-        fields = {"id": self.loss_id_weight, "triplet": self.loss_tri_weight,
-                  "supcon": self.language and self.supcon_loss_weight,
-                  "centre": self.loss_centre_weight}
+        fields = {
+            "id": self.loss_id_weight,
+            "triplet": self.loss_tri_weight,
+            "supcon": self.language and self.supcon_loss_weight,
+            "centre": self.loss_centre_weight,
+        }
         return {name: weight for name, weight in {**fields, **self.losses}.items() if weight}
 
     @property
@@ -529,16 +659,22 @@ class Config(BaseModel):
         return {**ASPECTS, **SUBJECTS}[self.aspect]
 
 # %% ../nbs/00_config.ipynb #cell009
-_BOUNDS = {"greater_than_equal": ("at least", "ge"), "greater_than": ("above", "gt"),
-           "less_than_equal": ("at most", "le"), "less_than": ("below", "lt")}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
 
 
 def check_places(template):
     "`PromptSGError` where a prompt holds a brace that is not of a place `{}` or `{aspect}`."
     left = re.sub(r"\{(aspect)?\}", "", template)
     if "{" in left or "}" in left:
-        raise PromptSGError(f"the prompt {shown(template, 200)} holds something other than {{}} "
-                            "and {aspect} in braces; remove it")
+        raise PromptSGError(
+            f"the prompt {shown(template, 200)} holds something other than {{}} "
+            "and {aspect} in braces; remove it"
+        )
 
 
 def _sentence(error):
@@ -557,73 +693,95 @@ def _sentence(error):
     return f"{key}: {message}{given}" if key else message
 
 
-_CONFLICTS = {  # sentence -> test; each names the fields, so that the message alone is enough to put it right
-    "batch_size must be a multiple of instances (P identities x K images); change one of them":
-        lambda c: c.batch_size % c.instances,
-    "transformer_layers counts cross and self blocks together and must be at least cross_attention_layers":
-        lambda c: c.transformer_layers < c.cross_attention_layers,
-    "prompt_template must hold exactly one place {} for the pseudo token s* when use_composed_prompt is true":
-        lambda c: c.language and c.use_composed_prompt and c.prompt_template.count("{}") != 1,
-    "prompt_template must hold one place {} for the pseudo token s* when eval_prompt is composed; set eval_prompt: simplified":
-        lambda c: c.language and c.eval_prompt == "composed" and c.prompt_template.count("{}") != 1,
-    "simplified_prompt must not hold a place {}: it is the same sentence for every image":
-        lambda c: "{}" in c.simplified_prompt,
+# sentence -> test; each names the fields, so that the message alone is enough to put it right
+_CONFLICTS = {
+    "batch_size must be a multiple of instances (P identities x K images); change one of "
+    "them": lambda c: c.batch_size % c.instances,
+    "transformer_layers counts cross and self blocks together and must be at least "
+    "cross_attention_layers": lambda c: c.transformer_layers < c.cross_attention_layers,
+    "prompt_template must hold exactly one place {} for the pseudo token s* when "
+    "use_composed_prompt is true": lambda c: (
+        c.language and c.use_composed_prompt and c.prompt_template.count("{}") != 1
+    ),
+    "prompt_template must hold one place {} for the pseudo token s* when eval_prompt is composed; "
+    "set eval_prompt: simplified": lambda c: (
+        c.language and c.eval_prompt == "composed" and c.prompt_template.count("{}") != 1
+    ),
+    "simplified_prompt must not hold a place {}: it is the same sentence for every "
+    "image": lambda c: "{}" in c.simplified_prompt,
     "cache_frozen needs the same pixels in each epoch; set flip, crop_padding and erasing to 0 and "
-    "leave crop_from out, or set cache_frozen to false":
-        lambda c: c.cache_frozen and (c.flip or c.crop_padding or c.erasing or c.crop_from),
-    "crop_from is the size that image_size is cut out of; give image_size too, neither side larger":
-        lambda c: c.crop_from and (c.image_size is None or c.crop_from[0] < c.image_size[0]
-                                   or c.crop_from[1] < c.image_size[1]),
-    "crop_from and crop_padding are two ways to cut a training image; choose one of them":
-        lambda c: c.crop_from and c.crop_padding,
+    "leave crop_from out, or set cache_frozen to false": lambda c: (
+        c.cache_frozen and (c.flip or c.crop_padding or c.erasing or c.crop_from)
+    ),
+    "crop_from is the size that image_size is cut out of; give image_size too, neither side "
+    "larger": lambda c: (
+        c.crop_from
+        and (
+            c.image_size is None
+            or c.crop_from[0] < c.image_size[0]
+            or c.crop_from[1] < c.image_size[1]
+        )
+    ),
+    "crop_from and crop_padding are two ways to cut a training image; choose one of "
+    "them": lambda c: c.crop_from and c.crop_padding,
     "step_at names epochs of schedule: step, each above 0 and later than the one before; set that, "
-    "and sort them":
-        lambda c: c.step_at and (c.schedule != "step" or c.step_at[0] <= 0
-                                 or [*c.step_at] != sorted({*c.step_at})),
-    "fusion: none leaves the text in SupCon alone; set supcon_loss_weight, or language: false":
-        lambda c: c.language and c.fusion == "none" and c.epochs and not c.supcon_loss_weight,
+    "and sort them": lambda c: (
+        c.step_at
+        and (c.schedule != "step" or c.step_at[0] <= 0 or [*c.step_at] != sorted({*c.step_at}))
+    ),
+    "fusion: none leaves the text in SupCon alone; set supcon_loss_weight, or language: "
+    "false": lambda c: c.language and c.fusion == "none" and c.epochs and not c.supcon_loss_weight,
     "classifier: bnneck_pair reads the image tower, and nothing that text has passed through; set "
-    "fusion: none, or language: false":
-        lambda c: c.classifier == "bnneck_pair" and c.looks,
-    "bnneck_reduction is for one vector, and classifier: bnneck_pair reads two; set it to false":
-        lambda c: c.classifier == "bnneck_pair" and c.bnneck_reduction,
-    "inversion_dropout is of inversion_kind: handid alone; set that, or leave inversion_dropout out":
-        lambda c: c.inversion_dropout and c.inversion_kind != "handid",
+    "fusion: none, or language: false": lambda c: c.classifier == "bnneck_pair" and c.looks,
+    "bnneck_reduction is for one vector, and classifier: bnneck_pair reads two; set it to "
+    "false": lambda c: c.classifier == "bnneck_pair" and c.bnneck_reduction,
+    "inversion_dropout is of inversion_kind: handid alone; set that, or leave inversion_dropout "
+    "out": lambda c: c.inversion_dropout and c.inversion_kind != "handid",
     "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
-    "cache_frozen to false":
-        lambda c: c.cache_frozen and c.precision == "int8",
-    "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that train":
-        lambda c: c.cache_frozen and c.unfreeze_blocks is None,
+    "cache_frozen to false": lambda c: c.cache_frozen and c.precision == "int8",
+    "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that "
+    "train": lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "
-    "eval_prompt: simplified":
-        lambda c: c.language and c.fusion == "pool" and (c.use_composed_prompt
-                                                         or c.eval_prompt == "composed"),
-    "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to 0":
-        lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
-    "whiten_mirrored is about the images of the whitening; set whiten: true, or leave it out":
-        lambda c: c.whiten_mirrored and not c.whiten,
-    "patch_grid divides the patches of fusion: pool alone; set that, or leave patch_grid out":
-        lambda c: c.patch_grid != (1, 1) and c.fusion != "pool",
-    "pool_beside: false leaves the words of fusion: pool alone; set that and patch_grid: [1, 1], or "
-    "leave pool_beside out":
-        lambda c: not c.pool_beside and (c.fusion != "pool" or c.patch_grid != (1, 1)),
-    "words look with fusion: pool alone; set that, or leave words out":
-        lambda c: c.words and c.fusion != "pool",
-    "model and clip_model name different towers; give only one of them":
-        lambda c: c.clip_model is not None and "model" in c.model_fields_set and tower_name(c.model) != tower_name(c.clip_model),
-    "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave early_stop_patience out or set select: best":
-        lambda c: c.select == "last" and c.early_stop_patience,
-    "val_type: none holds nobody out to choose an epoch by; set select: last":
-        lambda c: c.val_type == "none" and c.select != "last" and c.epochs,
+    "eval_prompt: simplified": lambda c: (
+        c.language and c.fusion == "pool" and (c.use_composed_prompt or c.eval_prompt == "composed")
+    ),
+    "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to "
+    "0": lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
+    "whiten_mirrored is about the images of the whitening; set whiten: true, or leave it "
+    "out": lambda c: c.whiten_mirrored and not c.whiten,
+    "patch_grid divides the patches of fusion: pool alone; set that, or leave patch_grid "
+    "out": lambda c: c.patch_grid != (1, 1) and c.fusion != "pool",
+    "pool_beside: false leaves the words of fusion: pool alone; set that and patch_grid: [1, 1], "
+    "or "
+    "leave pool_beside out": lambda c: (
+        not c.pool_beside and (c.fusion != "pool" or c.patch_grid != (1, 1))
+    ),
+    "words look with fusion: pool alone; set that, or leave words out": lambda c: (
+        c.words and c.fusion != "pool"
+    ),
+    "model and clip_model name different towers; give only one of them": lambda c: (
+        c.clip_model is not None
+        and "model" in c.model_fields_set
+        and tower_name(c.model) != tower_name(c.clip_model)
+    ),
+    "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave "
+    "early_stop_patience out or set select: best": lambda c: (
+        c.select == "last" and c.early_stop_patience
+    ),
+    "val_type: none holds nobody out to choose an epoch by; set select: last": lambda c: (
+        c.val_type == "none" and c.select != "last" and c.epochs
+    ),
     "camera_embedding is learnt in front of the blocks, so none of them is done before; set "
-    "cache_frozen to false":
-        lambda c: c.camera_embedding and c.cache_frozen,
-    "camera_embedding goes into the embedding in float32; set precision to another than int8":
-        lambda c: c.camera_embedding and c.precision == "int8",
-    "fusion: none has no words over patches; set text_queries: sentence, patch_tokens: plain":
-        lambda c: c.fusion == "none" and (c.text_queries == "words" or c.patch_tokens == "dense"),
-    "warmup_epochs is longer than the training; make it at most epochs":
-        lambda c: c.epochs and c.warmup_epochs > c.epochs,
-    "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or supcon_loss_weight":
-        lambda c: not {*c.loss_weights} - {"centre"},
+    "cache_frozen to false": lambda c: c.camera_embedding and c.cache_frozen,
+    "camera_embedding goes into the embedding in float32; set precision to another than "
+    "int8": lambda c: c.camera_embedding and c.precision == "int8",
+    "fusion: none has no words over patches; set text_queries: sentence, patch_tokens: "
+    "plain": lambda c: (
+        c.fusion == "none" and (c.text_queries == "words" or c.patch_tokens == "dense")
+    ),
+    "warmup_epochs is longer than the training; make it at most epochs": lambda c: (
+        c.epochs and c.warmup_epochs > c.epochs
+    ),
+    "all loss weights are 0, so there is nothing to train; set loss_id_weight, loss_tri_weight or "
+    "supcon_loss_weight": lambda c: not {*c.loss_weights} - {"centre"},
 }

@@ -19,8 +19,7 @@ from .backbone import Bank, ImageFeatures
 from .config import PromptSGError, shown
 from .evaluation import Embeddings, ranked_images
 from .model import untrained
-from .prompt import (PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect,
-                             spoken_aspects)
+from .prompt import PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect, spoken_aspects
 from .training import Feed, make_accelerator, mirror_images, weights_hash
 from .tune import measure_rows, train_people
 
@@ -28,10 +27,11 @@ from .tune import measure_rows, train_people
 @dataclass(frozen=True)
 class _Seen:
     "What is there of a batch."
-    images: torch.Tensor | None # (B, 3, H, W); None where `kept` is cached
-    kept: torch.Tensor          # (B, ...) of `Backbone.features_before`
+
+    images: torch.Tensor | None  # (B, 3, H, W); None where `kept` is cached
+    kept: torch.Tensor  # (B, ...) of `Backbone.features_before`
     features: ImageFeatures
-    aspects: torch.Tensor       # (B,) aspect numbers
+    aspects: torch.Tensor  # (B,) aspect numbers
     other: torch.Tensor | None  # (B, W) s* of another image; None where no s* is made
 
     @property
@@ -72,12 +72,15 @@ def far_sentences(prompt, said):
 
     `prompt`: a `PromptEncoder` or `BankPrompt`. `PromptSGError` where a bank has too few."""
     banked = isinstance(prompt, BankPrompt)
-    own = {fill_aspect(one, aspect) for one in said
-           for aspect in spoken_aspects(one, prompt.aspect)}
+    own = {
+        fill_aspect(one, aspect) for one in said for aspect in spoken_aspects(one, prompt.aspect)
+    }
     others = [one for one in (prompt.sentences if banked else PLAIN_SENTENCES) if one not in own]
     if len(others) < len(said):
-        raise PromptSGError(f"the bank has {len(others)} sentences beside those that are said, and "
-                            f"a control needs {len(said)}; make a bank with more")
+        raise PromptSGError(
+            f"the bank has {len(others)} sentences beside those that are said, and "
+            f"a control needs {len(said)}; make a bank with more"
+        )
     cosines, chosen = prompt.directions_of(said) @ prompt.directions_of(others).T, []
     for row in cosines.tolist():
         left = [place for place in range(len(others)) if others[place] not in chosen]
@@ -106,21 +109,26 @@ def _zero_shot(model):
 
 def _itself(model, other=False):
     "The model's own embedding, before any whitening; with `other`, around another image's s*."
+
     def look(seen):
         fused = v = seen.features.embedding
         if model.config.looks:
             s = seen.other if other else None
-            fused = model.fuse(v, seen.features.patches, None, seen.features.dense, seen.aspects,
-                               s)[0].embedding
+            fused = model.fuse(
+                v, seen.features.patches, None, seen.features.dense, seen.aspects, s
+            )[0].embedding
         return model.head(model.read(fused, seen.features)).embedding
+
     return look
 
 
 def _texts(model, text_of):
     "With the text tokens `text_of(seen)` (B, T, D) in place of the model's own."
+
     def look(seen):
         fused = model.fusion(text_of(seen), seen.tokens, seen.features.embedding)
         return model.head(fused.embedding).embedding
+
     return look
 
 
@@ -136,11 +144,13 @@ def _another_sentence(model):
         v = seen.features.embedding
         said = other.composed(model.inversion(v)) if composed else other.simplified(len(v))
         return model.queries(said)
+
     return _texts(model, text_of)
 
 
 def _pools(directions_of):
     "Makes looks for pooling words: `directions_of(model, own (T, D))` (T, D) in their place."
+
     def make(model):
         device, own = next(model.parameters()).device, model.prompt.directions()
         directions = directions_of(model, own).to(device)
@@ -150,7 +160,9 @@ def _pools(directions_of):
             fused = model.fusion(directions, parts.patches, parts.embedding, seen.tokens).embedding
             # a linear head's embedding is the feature as it came, and no word has another width
             return model.head(fused).embedding if len(directions) else fused
+
         return look
+
     return make
 
 
@@ -166,7 +178,8 @@ def _drawn(model, own):
 
 class Control(NamedTuple):
     "One control."
-    words: str      # what it is
+
+    words: str  # what it is
     make: Callable  # model -> look; a look: what is there of a batch -> rows (B, E), not whitened
 
 
@@ -175,16 +188,22 @@ CONTROLS = {
     "zero-shot, whitened": Control("the same, whitened within train people", _zero_shot),
     "whitened": Control("the version itself, whitened within train people", _itself),
     "no text": Control("the fusion's text tokens are zero", _no_text),
-    "s* of another image": Control("the sentence around another image's pseudo word",
-                                   lambda model: _itself(model, other=True)),
+    "s* of another image": Control(
+        "the sentence around another image's pseudo word", lambda model: _itself(model, other=True)
+    ),
     "another sentence": Control("a sentence that has nothing to do with hands", _another_sentence),
-    "no word": Control("the mean of the same tokens in each word's place",
-                       _pools(lambda model, own: torch.zeros_like(own))),
-    "another word": Control("the tokens pooled where another sentence looks",
-                            _pools(_far_directions)),
+    "no word": Control(
+        "the mean of the same tokens in each word's place",
+        _pools(lambda model, own: torch.zeros_like(own)),
+    ),
+    "another word": Control(
+        "the tokens pooled where another sentence looks", _pools(_far_directions)
+    ),
     "random direction": Control("the tokens pooled where a drawn direction looks", _pools(_drawn)),
-    "without the tokens": Control("class token and patches alone",
-                                  _pools(lambda model, own: own[:0]))}
+    "without the tokens": Control(
+        "class token and patches alone", _pools(lambda model, own: own[:0])
+    ),
+}
 BASELINES = ("zero-shot", "zero-shot, whitened")  # these are the same for all versions
 
 # %% ../nbs/22_controls.ipynb #which
@@ -212,8 +231,9 @@ def _checked_names(model, names):
     known = controls_of(model)
     wrong = [name for name in names or () if name not in known]
     if wrong:
-        raise PromptSGError(f"control {shown(wrong[0])} makes no sense for this model; choose of "
-                            f"{'; '.join(known)}")
+        raise PromptSGError(
+            f"control {shown(wrong[0])} makes no sense for this model; choose of {'; '.join(known)}"
+        )
     return known if names is None else list(dict.fromkeys(names))
 
 
@@ -226,8 +246,16 @@ def _fitted(name, model, splits):
     return splits.train if held_out else train_people(splits)
 
 # %% ../nbs/22_controls.ipynb #measure
-def measure_controls(model, splits, protocols=("clipfh", "mba"), names=None, progress=True,
-                     feed=None, config=None, batch_size=32):
+def measure_controls(
+    model,
+    splits,
+    protocols=("clipfh", "mba"),
+    names=None,
+    progress=True,
+    feed=None,
+    config=None,
+    batch_size=32,
+):
     """{name: {protocol: `Result`}} of a model's controls, in one pass over the images.
 
     `names`: of `controls_of(model)`, all of them for None. `feed`: a `Feed` of the model, made for
@@ -244,14 +272,32 @@ def measure_controls(model, splits, protocols=("clipfh", "mba"), names=None, pro
     rows = _rows(model, names, frame, feed, batch_size)
     seen = frame if model.config.mirror else train_people(splits)
     mirror = _mirror_rows(model, names, seen, feed, batch_size)
-    about = dict(config=config or model.config, device=device.type, weights=weights_hash(model),
-                 trained_on=model.trained_on)
-    found = {name: measure_rows(rows[name], frame, splits, protocols,
-                                _fitted(name, model, splits), mirror.get(name),
-                                summed=model.config.mirror, **about)
-             for name in names}
-    return {name: {protocol: replace(one, record={**one.record, "control": name})
-                   for protocol, one in results.items()} for name, results in found.items()}
+    about = dict(
+        config=config or model.config,
+        device=device.type,
+        weights=weights_hash(model),
+        trained_on=model.trained_on,
+    )
+    found = {
+        name: measure_rows(
+            rows[name],
+            frame,
+            splits,
+            protocols,
+            _fitted(name, model, splits),
+            mirror.get(name),
+            summed=model.config.mirror,
+            **about,
+        )
+        for name in names
+    }
+    return {
+        name: {
+            protocol: replace(one, record={**one.record, "control": name})
+            for protocol, one in results.items()
+        }
+        for name, results in found.items()
+    }
 
 
 def _rows(model, names, frame, feed, batch_size):
@@ -267,9 +313,10 @@ def _rows(model, names, frame, feed, batch_size):
         model.train(was)
     return dict(zip(names, whole.split(looking.sizes, 1)))
 
+
 def _mirror_rows(model, names, people, feed, batch_size):
-    """{name: `Embeddings` of the images' mirror images} where embeddings are added to theirs, or the
-    model's whitening is fitted to them, which those of `BASELINES` are not."""
+    """{name: `Embeddings` of the images' mirror images} where embeddings are added to theirs, or
+    the model's whitening is fitted to them, which those of `BASELINES` are not."""
     if not (model.config.mirror or model.whitens_mirrored):
         return {}
     names = [name for name in names if name not in BASELINES or model.config.mirror]

@@ -36,41 +36,109 @@ from torchvision.transforms import v2
 
 from .config import PromptSGError, aspect_number
 from .files import UNFINISHED, check_writable, content_hash, counted, write_text, writing
-from .images import READING, ImageError, check_images, load_image, progress_bar, read_all, survey
-from .readers import (BASE_COLUMNS, READERS, THRESHOLDS, class_index, data_hash, find_same, for_data, left_out_lines,
-                              read_11k, read_table, read_data, read_folders, read_hd, read_images, read_mbanet, read_picture,
-                              reading_summary)
+from promptsg.images import (
+    READING,
+    ImageError,
+    check_images,
+    load_image,
+    progress_bar,
+    read_all,
+    survey,
+)
+from promptsg.readers import (
+    BASE_COLUMNS,
+    READERS,
+    THRESHOLDS,
+    class_index,
+    data_hash,
+    find_same,
+    for_data,
+    left_out_lines,
+    read_11k,
+    read_data,
+    read_folders,
+    read_hd,
+    read_images,
+    read_mbanet,
+    read_picture,
+    read_table,
+    reading_summary,
+)
 from .splits import Splits, TrainSide, cross_splits, make_splits, run_splits
 
 # %% ../nbs/01_data.ipynb #all
-_all_ = ["BASE_COLUMNS", "READERS", "THRESHOLDS", "ImageError", "Splits", "TrainSide", "check_images", "check_writable",
-         "class_index", "content_hash", "counted", "cross_splits", "data_hash", "find_same", "for_data", "left_out_lines",
-         "load_image", "make_splits", "progress_bar", "read_11k", "read_all", "read_table", "read_data", "read_folders", "read_hd",
-         "read_images", "read_mbanet", "read_picture", "reading_summary", "run_splits", "survey", "write_text"]
+_all_ = [
+    "BASE_COLUMNS",
+    "READERS",
+    "THRESHOLDS",
+    "ImageError",
+    "Splits",
+    "TrainSide",
+    "check_images",
+    "check_writable",
+    "class_index",
+    "content_hash",
+    "counted",
+    "cross_splits",
+    "data_hash",
+    "find_same",
+    "for_data",
+    "left_out_lines",
+    "load_image",
+    "make_splits",
+    "progress_bar",
+    "read_11k",
+    "read_all",
+    "read_table",
+    "read_data",
+    "read_folders",
+    "read_hd",
+    "read_images",
+    "read_mbanet",
+    "read_picture",
+    "reading_summary",
+    "run_splits",
+    "survey",
+    "write_text",
+]
 
 # %% ../nbs/01_data.ipynb #cell019
 class PKSampler(Sampler):
     """Batches of row numbers, P identities x K images, for `DataLoader(batch_sampler=...)`.
 
-    `identities`: one label per row. The identities are shuffled and dealt out P at a time, so none comes a third time before
-    nearly all came twice; one with fewer than K images is drawn from with replacement. An epoch has rows // (P K) batches, at
-    least one, unless `batches` says how many. The draw depends on (seed, epoch) alone; call `set_epoch(e)` before epoch e.
-    `share` is (i, n): of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
+    `identities`: one label per row. The identities are shuffled and dealt out P at a time, so none
+    comes a third time before nearly all came twice; one with fewer than K images is drawn from with
+    replacement. An epoch has rows // (P K) batches, at least one, unless `batches` says how many.
+    The draw depends on (seed, epoch) alone; call `set_epoch(e)` before epoch e. `share` is (i, n):
+    of each batch, yield the i-th of n equal parts, whole identities, for one of n processes.
     `numbered`: batches hold (row, draw), where the row comes for the draw-th time (from 0) in this
-    epoch of all processes; `HandDataset` augments each draw in its own way.
-    `cameras`: one name per row; the K images of an identity then come from as many cameras as it has.
-    Raises `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
+    epoch of all processes; `HandDataset` augments each draw in its own way. `cameras`: one name per
+    row; the K images of an identity then come from as many cameras as it has. Raises
+    `PromptSGError` when there are fewer than P identities, or when n does not divide P."""
 
-    def __init__(self, identities, p, k, seed=0, batches=None, share=(0, 1),
-                 numbered=False, cameras=None):
-        self.groups = [rows for _, rows in sorted(pd.Series(list(identities)).groupby(list(identities)).indices.items())]
+    def __init__(
+        self, identities, p, k, seed=0, batches=None, share=(0, 1), numbered=False, cameras=None
+    ):
+        self.groups = [
+            rows
+            for _, rows in sorted(
+                pd.Series(list(identities)).groupby(list(identities)).indices.items()
+            )
+        ]
         if not 1 <= p <= len(self.groups):
-            raise PromptSGError(f"a batch of {p} identities cannot be drawn from the {len(self.groups)} that are trained on; set batch_size to at most "
-                                f"{len(self.groups) * k} (now {p} x {k}; on the command line --set batch_size={len(self.groups) * k}) or give more people: "
-                                "of those in the data some are kept for test and validation")
+            raise PromptSGError(
+                f"a batch of {p} identities cannot be drawn from the {len(self.groups)} that are "
+                "trained on; set batch_size to at most "
+                f"{len(self.groups) * k} (now {p} x {k}; on the command line --set "
+                f"batch_size={len(self.groups) * k}) or give more people: "
+                "of those in the data some are kept for test and validation"
+            )
         if p % share[1]:
-            raise PromptSGError(f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make batch_size a multiple of "
-                                f"instances x {share[1]}")
+            raise PromptSGError(
+                f"{p} identities a batch cannot be dealt out evenly to {share[1]} processes; make "
+                "batch_size a multiple of "
+                f"instances x {share[1]}"
+            )
         self.p, self.k, self.seed, self.epoch, self.share = p, k, seed, 0, share
         self.numbered = numbered
         self.cameras = None if cameras is None else pd.factorize(pd.Series(list(cameras)))[0]
@@ -106,7 +174,7 @@ class PKSampler(Sampler):
             rows = [row for group in groups for row in self._draw(group, rng)]
             if self.numbered:  # before the batch is dealt out, so all processes count the same
                 rows = [(row, next(draws[row])) for row in rows]
-            yield rows[self.share[0] * own:][:own]
+            yield rows[self.share[0] * own :][:own]
 
 # %% ../nbs/01_data.ipynb #cell021
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -118,7 +186,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class _Normalise:
     """uint8 (3, H, W) -> float32, (x / 255 - mean) / std as one scale and one shift in place.
 
-    By NumPy: an image is so small that PyTorch's threads would wait longer for each other than they work."""
+    By NumPy: an image is so small that PyTorch's threads would wait longer for each other than they
+    work."""
 
     def __init__(self, mean, std):
         self.mean, self.std = tuple(mean), tuple(std)
@@ -137,7 +206,9 @@ class _Normalise:
 
 @dataclass(frozen=True)
 class _RandomShift:
-    "A random crop of the image (C, H, W) padded by `pad` pixels of its own edge or of black, back to its size; draws as `v2.RandomCrop` does."
+    """A random crop of the image (C, H, W) padded by `pad` pixels of its own edge or of black, back
+    to its size; draws as `v2.RandomCrop` does."""
+
     pad: int
     fill: str = "edge"
 
@@ -152,13 +223,16 @@ def _moved(image, by, fill="edge"):
     kept = max(image.shape[1] - abs(by), 0)
     edge = np.repeat(image[:, :1] if by > 0 else image[:, -1:], image.shape[1] - kept, axis=1)
     edge = edge if fill == "edge" else np.zeros_like(edge)
-    return np.concatenate([edge, image[:, :kept]] if by > 0 else [image[:, image.shape[1] - kept:], edge], axis=1)
+    return np.concatenate(
+        [edge, image[:, :kept]] if by > 0 else [image[:, image.shape[1] - kept :], edge], axis=1
+    )
 
 
 @dataclass(frozen=True)
 class _RandomErasing:
-    """With probability `p`, 0 or normal noise in a rectangle of a normalised image (C, H, W), in place
-    (Zhong et al. 2020); draws the rectangle as `v2.RandomErasing` does."""
+    """With probability `p`, 0 or normal noise in a rectangle of a normalised image (C, H, W), in
+    place (Zhong et al. 2020); draws the rectangle as `v2.RandomErasing` does."""
+
     p: float
     fill: str = "mean"
 
@@ -167,16 +241,23 @@ class _RandomErasing:
             top, left, height, width = self._rectangle(*image.shape[1:])
             whole = (len(image), height, width)
             new = torch.randn(whole).numpy() if self.fill == "noise" else 0
-            image.numpy()[:, top:top + height, left:left + width] = new
+            image.numpy()[:, top : top + height, left : left + width] = new
         return image
 
     def _rectangle(self, height, width):
         uniform = lambda low, high: torch.empty(1).uniform_(low, high)
         for _ in range(10):
-            area, ratio = height * width * uniform(0.02, 0.33).item(), uniform(math.log(0.3), math.log(3.3)).exp().item()
+            area, ratio = (
+                height * width * uniform(0.02, 0.33).item(),
+                uniform(math.log(0.3), math.log(3.3)).exp().item(),
+            )
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if h < height and w < width:
-                return *(int(torch.randint(0, free + 1, (1,))) for free in (height - h, width - w)), h, w
+                return (
+                    *(int(torch.randint(0, free + 1, (1,))) for free in (height - h, width - w)),
+                    h,
+                    w,
+                )
         return 0, 0, 0, 0  # a narrow image: none fits
 
 
@@ -186,27 +267,40 @@ def _stretch(size):
 
 
 def _pixels(size):
-    "First steps of both transforms: a PIL image, or its stretched pixels as they are -> uint8 (3, height, width)."
+    """First steps of both transforms: a PIL image, or its stretched pixels as they are -> uint8 (3,
+    height, width)."""
     return [_stretch(size), v2.PILToTensor()]
 
 
 def eval_transform(size, mean=CLIP_MEAN, std=CLIP_STD, mirrored=False):
-    """PIL image, or uint8 tensor (3, height, width) of that size -> normalised float tensor (3, height,
-    width); nothing random. `mirrored`: of its mirror image."""
+    """PIL image, or uint8 tensor (3, height, width) of that size -> normalised float tensor (3,
+    height, width); nothing random. `mirrored`: of its mirror image."""
     mirror = [v2.RandomHorizontalFlip(1.0)] if mirrored else []
     return v2.Compose([*_pixels(size), *mirror, _Normalise(mean, std)])
 
 
-def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=0.5, jitter=0.0,
-                    crop_from=None, crop_fill="edge", erase_fill="mean"):
-    """PIL image, or uint8 tensor of that size -> normalised float tensor (3, height, width), with the re-ID baseline's augmentation.
+def train_transform(
+    size,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    flip=0.0,
+    pad=10,
+    erase=0.5,
+    jitter=0.0,
+    crop_from=None,
+    crop_fill="edge",
+    erase_fill="mean",
+):
+    """PIL image, or uint8 tensor of that size -> normalised float tensor (3, height, width), with
+    the re-ID baseline's augmentation.
 
-    `flip`: probability of a mirror image, 0 for hands. `pad`: pixels added on each side before a random crop back to
-    `size`. `crop_from` (height, width): the image is stretched to that (a tensor has it already), and `size` is cut
-    out of it anywhere. `jitter`: the largest relative change of brightness, contrast and saturation. `erase`: probability that a
-    rectangle is erased. `crop_fill`: padding repeats the `edge`, or is `black`; `erase_fill`: what is
-    erased becomes the `mean` colour, or `noise`, each pixel anew. The random numbers are
-    torch's, from its generator of the process; `HandDataset` seeds it for each image."""
+    `flip`: probability of a mirror image, 0 for hands. `pad`: pixels added on each side before a
+    random crop back to `size`. `crop_from` (height, width): the image is stretched to that (a
+    tensor has it already), and `size` is cut out of it anywhere. `jitter`: the largest relative
+    change of brightness, contrast and saturation. `erase`: probability that a rectangle is erased.
+    `crop_fill`: padding repeats the `edge`, or is `black`; `erase_fill`: what is erased becomes the
+    `mean` colour, or `noise`, each pixel anew. The random numbers are torch's, from its generator
+    of the process; `HandDataset` seeds it for each image."""
     steps = _pixels(crop_from or size)
     if crop_from:
         steps.append(v2.RandomCrop(tuple(size)))
@@ -216,7 +310,9 @@ def train_transform(size, mean=CLIP_MEAN, std=CLIP_STD, flip=0.0, pad=10, erase=
         steps.append(v2.RandomHorizontalFlip(flip))
     if jitter:
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-    return v2.Compose([*steps, _Normalise(mean, std), *([_RandomErasing(erase, erase_fill)] if erase else [])])
+    return v2.Compose(
+        [*steps, _Normalise(mean, std), *([_RandomErasing(erase, erase_fill)] if erase else [])]
+    )
 
 # %% ../nbs/01_data.ipynb #cell025
 DECODING = f"pictures as read by way {READING} and Pillow {PIL.__version__}"  # caches hold to it
@@ -224,7 +320,8 @@ _DAY = 24 * 60 * 60  # seconds; nobody writes one file for so long
 
 
 def cache_folder():
-    "Where caches lie: the environment variable PROMPTSG_CACHE, or runs/cache below the working directory."
+    """Where caches lie: the environment variable PROMPTSG_CACHE, or runs/cache below the working
+    directory."""
     return Path(os.environ.get("PROMPTSG_CACHE", "runs/cache"))
 
 
@@ -236,9 +333,11 @@ def writable_folder(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PromptSGError(f"the cache folder {folder} cannot be made ({error.strerror}); set the "
-                            "environment variable PROMPTSG_CACHE to a folder that can be written, or "
-                            "cache_pixels and cache_frozen to false") from None
+        raise PromptSGError(
+            f"the cache folder {folder} cannot be made ({error.strerror}); set the "
+            "environment variable PROMPTSG_CACHE to a folder that can be written, or "
+            "cache_pixels and cache_frozen to false"
+        ) from None
     delete_old(folder.glob(f"{UNFINISHED}*"))
     return folder
 
@@ -278,7 +377,8 @@ def _hashed(path):
 
 
 class PixelCache:
-    """Images decoded and stretched to `size` (height, width) once, in a folder below `folder` (`cache_folder()` for None).
+    """Images decoded and stretched to `size` (height, width) once, in a folder below `folder`
+    (`cache_folder()` for None).
 
     `add(paths)` makes what is missing or not as written, with a progress bar; `load(path)` is the
     stretched image as a tensor. An image that changes is seen by the next `PixelCache`.
@@ -290,14 +390,15 @@ class PixelCache:
         self.folder = Path(folder or cache_folder()) / sha256(kind.encode()).hexdigest()[:16]
         self.shape, begin = (3, *size), BytesIO()
         np.save(begin, np.zeros(self.shape, np.uint8))
-        self.begin = begin.getvalue()[:-math.prod(self.shape)]  # of every file
+        self.begin = begin.getvalue()[: -math.prod(self.shape)]  # of every file
 
     def add(self, paths):
         "Have these images ready. A path is hashed and its entry checked once by this object."
         writable_folder(self.folder)
         new = [path for path in dict.fromkeys(paths) if path not in self.files]
-        files = {path: self.folder / f"{digest}.npy"
-                 for path, digest in zip(new, content_hashes(new))}
+        files = {
+            path: self.folder / f"{digest}.npy" for path, digest in zip(new, content_hashes(new))
+        }
         sources = {file: path for path, file in files.items()}  # equal images are decoded once
         whole = read_all(self._is_whole, sources, "checking the cache", progress=False)
         say_damaged(whole.count(False), self.folder)
@@ -344,7 +445,8 @@ def mixed_seed(*numbers):
 
 @contextmanager
 def seeded(*numbers):
-    "Within the block torch's CPU generator starts from these numbers; after it, it goes on as before."
+    """Within the block torch's CPU generator starts from these numbers; after it, it goes on as
+    before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mixed_seed(*numbers))
         yield
@@ -365,28 +467,35 @@ def camera_numbers(frame, names):
 
 @dataclass
 class HandDataset(Dataset):
-    """The images of a DataFrame: item i is `dict(image (3, H, W), label, index, aspect)`, the last two
-    its row and `promptsg.config.aspect_number`.
+    """The images of a DataFrame: item i is `dict(image (3, H, W), label, index, aspect)`, the last
+    two its row and `promptsg.config.aspect_number`.
 
     An item is asked for by its row, or by (row, draw) as a `numbered` `PKSampler` does. What a
     transform draws depends on (seed, epoch, row, draw) alone; call `set_epoch(e)` before epoch e.
 
-    `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels` must have the transform's size. Raises
-    `PromptSGError` for an identity that `labels` does not have, and for an image that cannot be read, naming the file."""
+    `labels` maps identity -> class number (`class_index`); without it every label is -1. `pixels`
+    must have the transform's size. Raises `PromptSGError` for an identity that `labels` does not
+    have, and for an image that cannot be read, naming the file."""
+
     frame: pd.DataFrame
-    transform: Callable              # PIL image, or with `pixels` uint8 (3, H, W) -> tensor
+    transform: Callable  # PIL image, or with `pixels` uint8 (3, H, W) -> tensor
     labels: dict | None = None
-    pixels: PixelCache | None = None # take images from this cache, which is filled at once
-    seed: int = 0                    # of the transform's random numbers
+    pixels: PixelCache | None = None  # take images from this cache, which is filled at once
+    seed: int = 0  # of the transform's random numbers
     epoch: int = 0
-    cameras: tuple = ()              # names; an item then has `camera`, its number among them or -1
+    cameras: tuple = ()  # names; an item then has `camera`, its number among them or -1
 
     def __post_init__(self):
         unknown = set(self.frame.identity) - set(self.labels) if self.labels is not None else ()
         if unknown:
-            raise PromptSGError(f"identity {min(unknown)} has no class number; make labels with class_index of the training frame")
+            raise PromptSGError(
+                f"identity {min(unknown)} has no class number; make labels with class_index of the "
+                "training frame"
+            )
         self.paths = list(self.frame.path)
-        self.numbers = [-1 if self.labels is None else self.labels[identity] for identity in self.frame.identity]
+        self.numbers = [
+            -1 if self.labels is None else self.labels[identity] for identity in self.frame.identity
+        ]
         self.aspects = aspect_numbers(self.frame)
         self.seen_by = camera_numbers(self.frame, self.cameras)
         self.load = load_image if self.pixels is None else self.pixels.load
@@ -410,8 +519,11 @@ class HandDataset(Dataset):
 
 # %% ../nbs/01_data.ipynb #cell028
 def batches(loader):
-    "The batches of `loader`; a `PromptSGError` from a worker process comes out as its own one sentence."
+    """The batches of `loader`; a `PromptSGError` from a worker process comes out as its own one
+    sentence."""
     try:
         yield from loader
     except PromptSGError as error:
-        raise PromptSGError(re.sub(r"^promptsg\.\w+\.\w+Error: ", "", error.args[0].strip().splitlines()[-1])) from None
+        raise PromptSGError(
+            re.sub(r"^promptsg\.\w+\.\w+Error: ", "", error.args[0].strip().splitlines()[-1])
+        ) from None

@@ -14,8 +14,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .biometrics import (Calibration, Comparisons, cllr, compare_all, group_rates, min_cllr,
-                                 open_set_draws, rates_at, reliability, verification)
+from promptsg.biometrics import (
+    Calibration,
+    Comparisons,
+    cllr,
+    compare_all,
+    group_rates,
+    min_cllr,
+    open_set_draws,
+    rates_at,
+    reliability,
+    verification,
+)
 from .config import PromptSGError, shown
 from .files import read_csv, read_json, write_json
 from .heads import Whitening
@@ -29,8 +39,8 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
     by the others.
 
     `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made
-    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images` or `none`), for too
-    few people, and as `promptsg.biometrics.compare_all` does."""
+    for None. Raises `PromptSGError` where everybody was trained on (`val_type: images` or `none`),
+    for too few people, and as `promptsg.biometrics.compare_all` does."""
     feed = feed or Feed(model, model.config)
     if not model.config.epochs:
         return _by_folds(model, train_people(splits), feed, folds, seed)
@@ -129,8 +139,14 @@ def fit_decision(model, splits, kind="logistic", feed=None):
     `PromptSGError` as `train_side_scores`."""
     scores, genuine, people = train_side_scores(model, splits, feed)
     fitted = Calibration.fit(scores, genuine, kind)
-    return Decision(fitted, weights_hash(model), people, int(genuine.sum()), int((~genuine).sum()),
-                    embedding_settings(model))
+    return Decision(
+        fitted,
+        weights_hash(model),
+        people,
+        int(genuine.sum()),
+        int((~genuine).sum()),
+        embedding_settings(model),
+    )
 
 # %% ../nbs/23_decisions.ipynb #said
 def decision_table(decision, comparisons, ratios=(1, 10, 100, 1000), draws=1000):
@@ -248,7 +264,7 @@ def decided_row(model, splits, feed=None, draws=200):
     and the least there is, and of "likelihood ratio at least 100" how often it is said of two
     people (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not
     claimed, or nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
-    feed, reason = feed or Feed(model, model.config), ""
+    feed = feed or Feed(model, model.config)
     test = splits.test
     tested = compare_all(feed.embed(test).of(test), test.identity)
     verified = verification(tested, (0.01,), draws).set_index("measure")
@@ -326,8 +342,10 @@ def what_to_say(decision, similarity, identities, run):
     people = pd.Series(ratios).groupby(np.asarray(identities)).max().sort_values(ascending=False)
     _, nobody = who_is_it(people.to_numpy()[None])
     first = in_a_sentence(people.iloc[0], nobody[0], people.index[0])
-    among = (f"among {len(people):,} identities, at even odds that one of them is right, with ratios "
-             "of images of one aspect, like those of the run's data")
+    among = (
+        f"among {len(people):,} identities, at even odds that one of them is right, with ratios "
+        "of images of one aspect, like those of the run's data"
+    )
     wrong = "" if nobody[0] > 0.5 else how_often_wrong(run, people.iloc[0], len(people))
     return [first, among] + [f"how often that is wrong: {wrong}"] * bool(wrong)
 
@@ -342,8 +360,10 @@ def how_often_wrong(run, log_ratio, identities):
     with suppress(PromptSGError, AttributeError, KeyError, IndexError, TypeError, ValueError):
         table = read_csv(file)
         row = table[np.log(table.ratio) <= log_ratio + 1e-9].iloc[-1]
-        return (f"a likelihood ratio of {row.ratio:,.0f} or more was said of two people in "
-                f"{100 * row.FMR:.2g} % [{100 * row.FMR_low:.2g}, {100 * row.FMR_high:.2g}] of the "
-                "comparisons of test people, so of a stranger in up to "
-                f"{min(100, 100 * identities * row.FMR):.2g} % of searches among {identities:,}")
+        return (
+            f"a likelihood ratio of {row.ratio:,.0f} or more was said of two people in "
+            f"{100 * row.FMR:.2g} % [{100 * row.FMR_low:.2g}, {100 * row.FMR_high:.2g}] of the "
+            "comparisons of test people, so of a stranger in up to "
+            f"{min(100, 100 * identities * row.FMR):.2g} % of searches among {identities:,}"
+        )
     return ""

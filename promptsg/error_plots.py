@@ -14,8 +14,7 @@ from scipy import stats
 from .biometrics import Comparisons, det_table, open_set_rates
 from .config import PromptSGError
 from .metrics import eer, roc
-from .plots import (BLUE, DARK, GREY, RED, add_legend, new_figure, styled,
-                            styles_of)
+from .plots import BLUE, DARK, GREY, RED, add_legend, new_figure, styled, styles_of
 
 # %% ../nbs/14a_error_plots.ipynb #det
 _TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
@@ -23,7 +22,7 @@ _TICKS = np.array([1e-5, 1e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4
 
 def _deviate_axis(axis, low, high):
     "Ticks of an axis of normal deviates, in percent."
-    ticks = _TICKS[(_TICKS >= low) & (_TICKS <= high)]
+    ticks = _TICKS[(low <= _TICKS) & (high >= _TICKS)]
     axis.set_ticks(stats.norm.ppf(ticks), [f"{100 * tick:g}" for tick in ticks])
 
 
@@ -31,14 +30,21 @@ def _error_curves(curves, labels, x, y):
     """A figure of tables with columns x, y, low, high (0..1) on axes of normal deviates.
     `labels`: what the legend says of each."""
     figure, ((ax,),) = new_figure(figsize=(5, 4) if len(curves) <= 4 else (7, 4))
-    rates = np.concatenate([table[[y, "low", "high"]].to_numpy().ravel()
-                            for table in curves.values()])
+    rates = np.concatenate(
+        [table[[y, "low", "high"]].to_numpy().ravel() for table in curves.values()]
+    )
     floor = rates[rates > 0].min() / 2 if (rates > 0).any() else 1e-3
     place = lambda values: stats.norm.ppf(np.clip(values, floor, 0.9))
     for (name, table), look in zip(curves.items(), styles_of(curves)):
         across = stats.norm.ppf(table[x])
-        ax.fill_between(across, place(table.low), place(table.high), color=look["color"],
-                        alpha=0.15, linewidth=0)
+        ax.fill_between(
+            across,
+            place(table.low),
+            place(table.high),
+            color=look["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
         every = max(1, len(table) // 8)
         ax.plot(across, place(table[y]), **look, markevery=every, label=labels[name])
     left = min(table[x].min() for table in curves.values())
@@ -53,15 +59,17 @@ def _error_curves(curves, labels, x, y):
 
 
 @styled
-def plot_det(curves: dict, # name -> `promptsg.biometrics.Comparisons`
-             draws: int = 200 # of the bootstrap over people
-            ) -> Figure:
+def plot_det(
+    curves: dict,  # name -> `promptsg.biometrics.Comparisons`
+    draws: int = 200,  # of the bootstrap over people
+) -> Figure:
     """DET curves on axes of normal deviates, with 95 % bands over people and the EER in the legend.
     `PromptSGError` without comparisons, and where there are too few people for any rate."""
     _check_named(curves, Comparisons, "Comparisons of promptsg.biometrics")
     tables = {name: det_table(found, draws=draws) for name, found in curves.items()}
-    labels = {name: f"{name}: EER {100 * table.attrs['eer']:.1f} "
-                    f"%" for name, table in tables.items()}
+    labels = {
+        name: f"{name}: EER {100 * table.attrs['eer']:.1f} %" for name, table in tables.items()
+    }
     figure, ax = _error_curves(tables, labels, "fmr", "fnmr")
     ax.set(xlabel="impostors that match (FMR, %)", ylabel="genuine that do not match (FNMR, %)")
     return figure
@@ -69,10 +77,14 @@ def plot_det(curves: dict, # name -> `promptsg.biometrics.Comparisons`
 
 def _check_named(curves, kind, word):
     "`PromptSGError` unless it is a dict of such values, and not empty."
-    if not curves or not isinstance(curves, dict) or not all(
-            isinstance(one, kind) for one in curves.values()):
-        raise PromptSGError(f"there is nothing to draw; give a dict from names to {word}, "
-                            "at least one")
+    if (
+        not curves
+        or not isinstance(curves, dict)
+        or not all(isinstance(one, kind) for one in curves.values())
+    ):
+        raise PromptSGError(
+            f"there is nothing to draw; give a dict from names to {word}, at least one"
+        )
 
 # %% ../nbs/14a_error_plots.ipynb #open
 @styled
@@ -99,16 +111,22 @@ def plot_open_set(
 
 # %% ../nbs/14a_error_plots.ipynb #rel
 @styled
-def plot_reliability(tables: dict # name -> table of `promptsg.biometrics.reliability`
-                    ) -> Figure:
+def plot_reliability(
+    tables: dict,  # name -> table of `promptsg.biometrics.reliability`
+) -> Figure:
     "Said against is, in percent. `PromptSGError` without a table."
     _check_named(tables, pd.DataFrame, "tables of reliability")
     figure, ((ax,),) = new_figure(figsize=(3.6, 3.4))
     ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1)
     for (name, table), look in zip(tables.items(), styles_of(tables)):
         ax.plot(100 * table["said"], 100 * table["is"], **look, label=name)
-    ax.set(xlabel="said: the same person (%)", ylabel="is the same person (%)", aspect="equal",
-           xlim=(-3, 103), ylim=(-3, 103))
+    ax.set(
+        xlabel="said: the same person (%)",
+        ylabel="is the same person (%)",
+        aspect="equal",
+        xlim=(-3, 103),
+        ylim=(-3, 103),
+    )
     add_legend(figure, ax, len(tables), loc="upper left")
     return figure
 
@@ -117,13 +135,16 @@ _PANELS = {"FMR": "FMR (%)", "FNMR": "FNMR (%)", "rank1": "Rank-1 (%)", "mAP": "
 
 
 @styled
-def plot_groups(tables: dict # attribute -> table of `promptsg.biometrics.group_rates`
-               ) -> Figure:
+def plot_groups(
+    tables: dict,  # attribute -> table of `promptsg.biometrics.group_rates`
+) -> Figure:
     """FMR and FNMR of each group, with Rank-1 and mAP where the tables have them, all people's rate
     as a dotted line. `PromptSGError` without a table."""
     _check_named(tables, pd.DataFrame, "tables of group_rates")
-    rows = pd.concat([table[table.group != "all"].assign(attribute=name)
-                      for name, table in tables.items()], ignore_index=True)
+    rows = pd.concat(
+        [table[table.group != "all"].assign(attribute=name) for name, table in tables.items()],
+        ignore_index=True,
+    )
     everybody = next(iter(tables.values())).iloc[0]
     panels = [name for name in _PANELS if name in rows and name in everybody]
     size = (min(9, 2.2 + 2 * len(panels)), 1 + 0.24 * (len(rows) + len(tables)))
@@ -134,9 +155,17 @@ def plot_groups(tables: dict # attribute -> table of `promptsg.biometrics.group_
     labels = [f"{row.group} ({row.people})" for row in rows.itertuples()]
     axes[0, 0].set_yticks(places, labels)
     for attribute, own in rows.groupby("attribute", sort=False):
-        axes[0, 0].annotate(attribute, (0, places[own.index[0]]), (-6, 13), fontweight="bold",
-                            xycoords=axes[0, 0].get_yaxis_transform(), textcoords="offset points",
-                            ha="right", va="center", fontsize=8)
+        axes[0, 0].annotate(
+            attribute,
+            (0, places[own.index[0]]),
+            (-6, 13),
+            fontweight="bold",
+            xycoords=axes[0, 0].get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
     axes[0, 0].set_ylim(places.max() + 0.6, -1.6)
     return figure
 
@@ -153,13 +182,26 @@ def _draw_groups(ax, rows, places, name, of_all):
     for row, place in zip(rows.to_dict("records"), places):
         value = 100 * row[name]
         if np.isnan(value):
-            ax.annotate("not judged", (100 * of_all, place), (4, 0), textcoords="offset points",
-                        va="center", fontsize=7, color=GREY)
+            ax.annotate(
+                "not judged",
+                (100 * of_all, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                color=GREY,
+            )
             continue
         ends = [100 * row.get(f"{name}{end}", row[name]) for end in ("_low", "_high")]
         ax.plot(ends, [place, place], color=BLUE, linewidth=1.4)
-        ax.plot(value, place, "o", color=BLUE, markersize=5,
-                markerfacecolor="white" if name in ("FMR", "FNMR") and not value else BLUE)
+        ax.plot(
+            value,
+            place,
+            "o",
+            color=BLUE,
+            markersize=5,
+            markerfacecolor="white" if name in ("FMR", "FNMR") and not value else BLUE,
+        )
     ax.set_xlabel(_PANELS[name])
     ax.grid(axis="x")
     ax.grid(visible=False, axis="y")
@@ -177,7 +219,9 @@ def _thin(far, tar, points=400):
 
 @styled
 def plot_roc(
-    pairs: dict,  # name -> (scores (N,), higher more alike; genuine (N,) bool), as `promptsg.metrics.pairs` gives them
+    # name -> (scores (N,), higher more alike; genuine (N,) bool), as `promptsg.metrics.pairs` gives
+    # them
+    pairs: dict,
 ) -> Figure:
     """ROC of several versions in percent, EER in the legend. Raises `PromptSGError` without pairs
     of both kinds, or for NaN."""

@@ -38,15 +38,18 @@ from .splits import TrainSide
 @dataclass(frozen=True)
 class Protocol:
     "What is ranked against what, and how average precision is taken."
+
     name: str
     gallery: str  # which galleries of `Splits`
-    ap: str       # rule of `promptsg.metrics`
+    ap: str  # rule of `promptsg.metrics`
 
 
-PROTOCOLS = {"clipfh": Protocol("clipfh", gallery="galleries", ap="mean"),
-             "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid"),
-             # persons, vehicles: the set's own queries and gallery, distractors in it
-             "official": Protocol("official", gallery="galleries_all", ap="mean")}
+PROTOCOLS = {
+    "clipfh": Protocol("clipfh", gallery="galleries", ap="mean"),
+    "mba": Protocol("mba", gallery="galleries_all", ap="trapezoid"),
+    # persons, vehicles: the set's own queries and gallery, distractors in it
+    "official": Protocol("official", gallery="galleries_all", ap="mean"),
+}
 
 
 def find_protocol(name):
@@ -56,12 +59,25 @@ def find_protocol(name):
     return PROTOCOLS[name]
 
 # %% ../nbs/11_evaluation.ipynb #cell006
-def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="cpu", progress=True, dataset=HandDataset, key="image", made=None):
+def embed_frame(
+    embed,
+    frame,
+    transform,
+    batch_size=64,
+    num_workers=0,
+    device="cpu",
+    progress=True,
+    dataset=HandDataset,
+    key="image",
+    made=None,
+):
     """Embeddings (N, D) of the frame's images, float32 on the CPU, each row of length 1.
 
-    `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path that the frame lists twice is
-    decoded and embedded once. `dataset(frame, transform)` and `key` say what else than images may be fed; of several keys, `embed` gets
-    all. `made(rows)` is given what `embed` makes of each batch, float32. Raises `PromptSGError` for an empty frame, an unreadable image, or an embedding with NaN or infinity."""
+    `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path
+    that the frame lists twice is decoded and embedded once. `dataset(frame, transform)` and `key`
+    say what else than images may be fed; of several keys, `embed` gets all. `made(rows)` is given
+    what `embed` makes of each batch, float32. Raises `PromptSGError` for an empty frame, an
+    unreadable image, or an embedding with NaN or infinity."""
     if not len(frame):
         raise PromptSGError("there is no image to embed; check the split or the folder")
     keys, (places, _) = (key,) if isinstance(key, str) else key, pd.factorize(frame.path)
@@ -72,7 +88,7 @@ def embed_frame(embed, frame, transform, batch_size=64, num_workers=0, device="c
     with torch.inference_mode(), bar:
         for batch in batches(loader):
             found = embed(*(batch[name].to(device) for name in keys)).float().cpu()
-            _check_numbers(found, once.path[bar.n:])
+            _check_numbers(found, once.path[bar.n :])
             rows.append(found)
             if made is not None:
                 made(found)
@@ -84,70 +100,98 @@ def _check_numbers(rows, paths):
     "`PromptSGError` for an embedding (B, D) of the first of the paths that is no number."
     bad = ~rows.isfinite().all(1)
     if bad.any():
-        raise PromptSGError(f"the embedding of {paths.iloc[int(bad.nonzero()[0])]} has NaN or infinite "
-                            "values; train again with a lower learning rate")
+        raise PromptSGError(
+            f"the embedding of {paths.iloc[int(bad.nonzero()[0])]} has NaN or infinite "
+            "values; train again with a lower learning rate"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     "Embeddings of distinct images, found again by path."
-    rows: dict              # path -> row
+
+    rows: dict  # path -> row
     features: torch.Tensor  # (N, D), unit length
     trained_on: TrainSide | None = None  # of the model that made them: who may not be ranked
 
     def of(self, frame):
-        "(len(frame), D) in the frame's order. `PromptSGError` naming the first image that was not embedded."
+        """(len(frame), D) in the frame's order. `PromptSGError` naming the first image that was not
+        embedded."""
         try:
             return self.features[[self.rows[path] for path in frame.path]]
         except KeyError as error:
-            raise PromptSGError(f"{error.args[0]} was not embedded; embed the frames that are to be compared together") from None
+            raise PromptSGError(
+                f"{error.args[0]} was not embedded; embed the frames that are to be compared "
+                "together"
+            ) from None
 
 
 def embed_images(embed, frame, transform, **loading):
-    "`Embeddings` of every distinct image of a frame, each embedded once. `loading`: as in `embed_frame`."
+    """`Embeddings` of every distinct image of a frame, each embedded once. `loading`: as in
+    `embed_frame`."""
     frame = frame.drop_duplicates("path")
-    return Embeddings({path: row for row, path in enumerate(frame.path)}, embed_frame(embed, frame, transform, **loading))
+    return Embeddings(
+        {path: row for row, path in enumerate(frame.path)},
+        embed_frame(embed, frame, transform, **loading),
+    )
 
 
 def ranked_images(splits, protocols=("clipfh",)):
     "The rows of every image that the protocols rank: the test images and the galleries."
-    galleries = [gallery for name in protocols for gallery in getattr(splits, find_protocol(name).gallery)]
+    galleries = [
+        gallery for name in protocols for gallery in getattr(splits, find_protocol(name).gallery)
+    ]
     return pd.concat([splits.test, *galleries])
 
 # %% ../nbs/11_evaluation.ipynb #alone
 @torch.inference_mode()
 def batch_dependence(embed, *inputs):
-    """How far an embedding depends on its batch: the largest distance, 0..2, between an image's unit
-    embedding in the whole batch and alone, in the batch turned round, or in each half of it.
+    """How far an embedding depends on its batch: the largest distance, 0..2, between an image's
+    unit embedding in the whole batch and alone, in the batch turned round, or in each half of it.
 
-    `embed(*inputs)` -> (B, D), in evaluation mode; `inputs`: images (B, 3, H, W) and whatever else has
-    a row an image, such as aspect numbers (B,). 0 but for rounding where it depends on the image
-    alone. `PromptSGError` for fewer than two images."""
+    `embed(*inputs)` -> (B, D), in evaluation mode; `inputs`: images (B, 3, H, W) and whatever else
+    has a row an image, such as aspect numbers (B,). 0 but for rounding where it depends on the
+    image alone. `PromptSGError` for fewer than two images."""
     count = len(inputs[0])
     if count < 2:
-        raise PromptSGError("one image has no neighbours; give at least two to see whether an embedding depends on them")
+        raise PromptSGError(
+            "one image has no neighbours; give at least two to see whether an embedding depends on "
+            "them"
+        )
     order = torch.arange(count)
     rows = lambda chosen: F.normalize(embed(*(x[chosen] for x in inputs)).float(), dim=1).cpu()
     whole, half = rows(order), count // 2
-    others = {"alone": torch.cat([rows(order[n:n + 1]) for n in range(count)]),
-              "turned round": rows(order.flip(0)).flip(0),
-              "in halves": torch.cat([rows(order[:half]), rows(order[half:])])}
+    others = {
+        "alone": torch.cat([rows(order[n : n + 1]) for n in range(count)]),
+        "turned round": rows(order.flip(0)).flip(0),
+        "in halves": torch.cat([rows(order[:half]), rows(order[half:])]),
+    }
     return max((other - whole).norm(dim=1).max().item() for other in others.values())
 
 # %% ../nbs/11_evaluation.ipynb #cell008
 MEASURES = ["rank1", "rank5", "rank10", "mAP", "mINP"]
-MEASUREMENT = ("protocol", "aspect", "splits", "data_hash", "config_hash", "weights", "cross",
-               "control")
+MEASUREMENT = (
+    "protocol",
+    "aspect",
+    "splits",
+    "data_hash",
+    "config_hash",
+    "weights",
+    "cross",
+    "control",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     "One evaluation; `save(folder)`, `Result.load(folder)`."
+
     per_split: pd.DataFrame  # split, rank1, rank5, rank10, mAP, mINP: 0..1
-    per_query: pd.DataFrame  # split, path, identity, ap (0..1), first_hit (place of the first match, from
-                             # 1); of a query without a match ap and first_hit are missing. Those of
-                             # `ATTRIBUTES` that the data has follow.
-    cmc: np.ndarray          # (n_splits, 20), 0..1
+    # split, path, identity, ap (0..1), first_hit (place of the first match, from
+    per_query: pd.DataFrame
+    # 1); of a query without a match ap and first_hit are missing. Those of
+    # `ATTRIBUTES` that the data has follow.
+    cmc: np.ndarray  # (n_splits, 20), 0..1
     # protocol, config, hashes, versions, machine; `MEASUREMENT`: of what, `control`, in which of
     # `promptsg.controls`
     record: dict
@@ -162,15 +206,15 @@ class Result:
         return table.rename_axis("measure")
 
     def interval(self, measure="mAP"):
-        """A `Difference` from 0, in percent: the value, its 95 % interval over people, and how many these
-        are. `measure`: mAP, rank1, rank5 or rank10."""
+        """A `Difference` from 0, in percent: the value, its 95 % interval over people, and how many
+        these are. `measure`: mAP, rank1, rank5 or rank10."""
         return interval_of(self, measure)
 
     def save(self, folder):
         """Write result.json, per_split.csv, summary.csv and per_query.csv.
 
-        The same measurement is replaced whole. Raises `PromptSGError` where `folder` holds the result
-        of another one, and where the disk refuses; nothing has changed then."""
+        The same measurement is replaced whole. Raises `PromptSGError` where `folder` holds the
+        result of another one, and where the disk refuses; nothing has changed then."""
         folder = Path(folder)
         self._check_place(folder)
         record = {"summary": self.summary.T.to_dict(), **self.record, "cmc": self.cmc.tolist()}
@@ -188,8 +232,10 @@ class Result:
         for name in MEASUREMENT:
             old, new = stored.get(name), self.record.get(name)
             if old != new:
-                raise PromptSGError(f"{folder} holds a result of another {name} ({old!r}, not {new!r}), which "
-                                    "would be lost; choose another folder with --out, or delete that one")
+                raise PromptSGError(
+                    f"{folder} holds a result of another {name} ({old!r}, not {new!r}), which "
+                    "would be lost; choose another folder with --out, or delete that one"
+                )
 
     @classmethod
     def load(cls, folder):
@@ -202,7 +248,9 @@ class Result:
             return cls(*tables, np.array(record.pop("cmc"), float), record)._checked(summary)
         except (PromptSGError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = str(error).split(";")[0]
-            raise PromptSGError(f"{folder} holds no whole evaluation result ({reason}); evaluate again") from None
+            raise PromptSGError(
+                f"{folder} holds no whole evaluation result ({reason}); evaluate again"
+            ) from None
 
     def _checked(self, summary):
         "The result itself; `ValueError` unless its tables and the stored `summary` say the same."
@@ -225,14 +273,32 @@ def _write_together(folder, texts):
             part.write_bytes(texts[name].encode("utf-8", "surrogateescape"))
 
 
-_ABOUT = {"protocol": dict, "aspect": str, "splits": int, "queries": int, "gallery": int, "left_out": dict,
-          "queries_without_match": int, "right_images": list, "camera_filter": bool, "data_hash": str,
-          "cross": bool, "source": str, "versions": dict, "machine": dict,
-          "config": (dict, type(None)), "config_hash": (str, type(None)), "summary": dict, "cmc": list}
+_ABOUT = {
+    "protocol": dict,
+    "aspect": str,
+    "splits": int,
+    "queries": int,
+    "gallery": int,
+    "left_out": dict,
+    "queries_without_match": int,
+    "right_images": list,
+    "camera_filter": bool,
+    "data_hash": str,
+    "cross": bool,
+    "source": str,
+    "versions": dict,
+    "machine": dict,
+    "config": (dict, type(None)),
+    "config_hash": (str, type(None)),
+    "summary": dict,
+    "cmc": list,
+}
 # what a reader may know of an image, kept for the rates of groups
 ATTRIBUTES = ("camera", "gender", "age", "skin_color", "nail_polish", "irregularities")
-_TABLES = {"per_split": {"split": int, **dict.fromkeys(MEASURES, float)},
-           "per_query": {"split": int, "path": str, "identity": str, "ap": float, "first_hit": "Int64"}}
+_TABLES = {
+    "per_split": {"split": int, **dict.fromkeys(MEASURES, float)},
+    "per_query": {"split": int, "path": str, "identity": str, "ap": float, "first_hit": "Int64"},
+}
 
 
 def _checked_record(record):
@@ -246,7 +312,8 @@ def _checked_record(record):
 
 
 def _checked_table(folder, name):
-    "One of a result's tables; `PromptSGError` or `ValueError` for other columns or impossible values."
+    """One of a result's tables; `PromptSGError` or `ValueError` for other columns or impossible
+    values."""
     table = read_csv(folder / f"{name}.csv", dtype=_TABLES[name])
     known = [column for column in ATTRIBUTES if column in table and name == "per_query"]
     if list(table) != [*_TABLES[name], *known]:
@@ -268,7 +335,9 @@ def _installed(package):
 @lru_cache
 def processor():
     "This machine's processor as its system names it, such as `AMD EPYC`."
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -277,24 +346,43 @@ def _surroundings(device):
     "Versions and machine, for the record."
     packages = {"promptsg": "promptsg", "torch": "torch", "open_clip": "open_clip_torch"}
     versions = {name: _installed(package) for name, package in packages.items()}
-    machine = {"platform": platform.platform(), "processor": processor(), "cpus": os.cpu_count(),
-               "device": "not recorded" if device is None else str(device)}
+    machine = {
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "device": "not recorded" if device is None else str(device),
+    }
     return {"versions": {"python": platform.python_version(), **versions}, "machine": machine}
 
 
 def _measure(embeddings, query, gallery, protocol, cameras):
     "One split: `evaluate_features`' dict, per query included."
     cams = [part.camera if cameras else None for part in (query, gallery)]
-    return evaluate_features(embeddings.of(query), embeddings.of(gallery), query.identity, gallery.identity,
-                             *cams, ap=protocol.ap, per_query=True)
+    return evaluate_features(
+        embeddings.of(query),
+        embeddings.of(gallery),
+        query.identity,
+        gallery.identity,
+        *cams,
+        ap=protocol.ap,
+        per_query=True,
+    )
 
 
 def _query_table(split, query, values):
     "One split's rows of `Result.per_query`."
     first = pd.Series(values["first_hit"], query.index).astype("Int64")  # missing without a match
     about = query[[name for name in ATTRIBUTES if name in query]]
-    return pd.DataFrame({"split": split, "path": query.path, "identity": query.identity, "ap": values["ap"],
-                         "first_hit": first, **about})
+    return pd.DataFrame(
+        {
+            "split": split,
+            "path": query.path,
+            "identity": query.identity,
+            "ap": values["ap"],
+            "first_hit": first,
+            **about,
+        }
+    )
 
 
 def _several_cameras(rows):
@@ -316,48 +404,83 @@ def _counts(measured):
     "For the record: queries without a match, and the fewest and most right images of the others."
     matches = np.concatenate([one["per_query"]["matches"] for one in measured])
     there = matches[matches > 0]
-    return {"queries_without_match": int((matches == 0).sum()),
-            "right_images": [int(there.min()), int(there.max())]}
+    return {
+        "queries_without_match": int((matches == 0).sum()),
+        "right_images": [int(there.min()), int(there.max())],
+    }
 
 # %% ../nbs/11_evaluation.ipynb #evaluate
-def evaluate(embeddings, splits, protocol="clipfh", config=None, ap=None, device=None,
-             precision="float32", weights=None, left_out=None):
+def evaluate(
+    embeddings,
+    splits,
+    protocol="clipfh",
+    config=None,
+    ap=None,
+    device=None,
+    precision="float32",
+    weights=None,
+    left_out=None,
+):
     """Measure every split under a protocol: a `Result`.
 
-    `ap` ("mean" or "trapezoid") takes average precision by another rule than the protocol's, and the
-    record says so. Where the images have several cameras (column `camera`), a query's matches of its
-    own camera are left out. The rest only goes into the record: `config` (a `Config`); with what the
-    embeddings were made: `device`, `precision`, `weights` (a word or hash for them); `left_out`,
-    {reason: images} beyond what the splits count. Raises `PromptSGError` for an unknown protocol or
-    rule, for images that `embeddings` does not have, for people that the model was trained on, and for
-    a split whose queries all have no match. `official` needs data with roles."""
+    `ap` ("mean" or "trapezoid") takes average precision by another rule than the protocol's, and
+    the record says so. Where the images have several cameras (column `camera`), a query's matches
+    of its own camera are left out. The rest only goes into the record: `config` (a `Config`); with
+    what the embeddings were made: `device`, `precision`, `weights` (a word or hash for them);
+    `left_out`, {reason: images} beyond what the splits count. Raises `PromptSGError` for an unknown
+    protocol or rule, for images that `embeddings` does not have, for people that the model was
+    trained on, and for a split whose queries all have no match. `official` needs data with
+    roles."""
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
     if protocol.name == "official" and "role" not in splits.queries[0]:
-        raise PromptSGError("protocol official ranks a data set's own queries and gallery, and this data "
-                            "names none; use clipfh or mba, or give a CSV with the columns path, "
-                            "identity, camera and role")
+        raise PromptSGError(
+            "protocol official ranks a data set's own queries and gallery, and this data "
+            "names none; use clipfh or mba, or give a CSV with the columns path, "
+            "identity, camera and role"
+        )
     if embeddings.trained_on is not None:
         embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
     cameras = _several_cameras(used)
-    measured = [_measure(embeddings, query, gallery, protocol, cameras)
-                for query, gallery in zip(splits.queries, galleries)]
-    record = {"protocol": asdict(protocol), "same_galleries_as": _same_galleries(splits, protocol),
-              "aspect": splits.aspect, "source": splits.source, "cross": splits.cross,
-              "splits": len(measured), "queries": len(splits.queries[0]), "gallery": len(galleries[0]),
-              **_counts(measured),
-              "camera_filter": cameras, "left_out": {**splits.excluded, **(left_out or {})},
-              "data_hash": data_hash(used), "config": config and config.model_dump(mode="json"),
-              "config_hash": config and config.hash, "parts": code_in(config) if config else {},
-              "weights": weights, "precision": precision,
-              **_surroundings(device)}
-    rows = [{"split": i, **{name: one[name] for name in MEASURES}} for i, one in enumerate(measured)]
-    queries = [_query_table(i, query, one["per_query"])
-               for i, (query, one) in enumerate(zip(splits.queries, measured))]
-    return Result(pd.DataFrame(rows), pd.concat(queries, ignore_index=True),
-                  np.array([one["cmc_curve"] for one in measured]), record)
+    measured = [
+        _measure(embeddings, query, gallery, protocol, cameras)
+        for query, gallery in zip(splits.queries, galleries)
+    ]
+    record = {
+        "protocol": asdict(protocol),
+        "same_galleries_as": _same_galleries(splits, protocol),
+        "aspect": splits.aspect,
+        "source": splits.source,
+        "cross": splits.cross,
+        "splits": len(measured),
+        "queries": len(splits.queries[0]),
+        "gallery": len(galleries[0]),
+        **_counts(measured),
+        "camera_filter": cameras,
+        "left_out": {**splits.excluded, **(left_out or {})},
+        "data_hash": data_hash(used),
+        "config": config and config.model_dump(mode="json"),
+        "config_hash": config and config.hash,
+        "parts": code_in(config) if config else {},
+        "weights": weights,
+        "precision": precision,
+        **_surroundings(device),
+    }
+    rows = [
+        {"split": i, **{name: one[name] for name in MEASURES}} for i, one in enumerate(measured)
+    ]
+    queries = [
+        _query_table(i, query, one["per_query"])
+        for i, (query, one) in enumerate(zip(splits.queries, measured))
+    ]
+    return Result(
+        pd.DataFrame(rows),
+        pd.concat(queries, ignore_index=True),
+        np.array([one["cmc_curve"] for one in measured]),
+        record,
+    )
 
 # %% ../nbs/11_evaluation.ipynb #notes
 _MINP = "mINP: number of right images / place of the last one, mean over queries"
@@ -377,13 +500,17 @@ def minp_note(results):
 
 
 def conditions(results):
-    """Lines on what is particular in `{name: Result}`: protocols that differ by the rule alone, queries
-    that were left out, the camera filter, another data set than the training's. None where nothing is."""
+    """Lines on what is particular in `{name: Result}`: protocols that differ by the rule alone,
+    queries that were left out, the camera filter, another data set than the training's. None where
+    nothing is."""
     for name, result in results.items():
         said = result.record
         if said["same_galleries_as"]:
-            yield (f"{name}: the galleries are those of {said['same_galleries_as']}, as the data has one "
-                   f"aspect; only the rule of average precision ({said['protocol']['ap']}) is another")
+            yield (
+                f"{name}: the galleries are those of {said['same_galleries_as']}, as the data has "
+                "one "
+                f"aspect; only the rule of average precision ({said['protocol']['ap']}) is another"
+            )
         if said["queries_without_match"]:
             count = counted(said["queries_without_match"], "query", "queries")
             yield f"{name}: {count}, of all splits, without a right image in the gallery: left out"
@@ -404,26 +531,32 @@ def _intervals(results):
     "Lines on results of one split, whose deviation over splits says nothing."
     for name, result in results.items():
         if len(result.per_split) == 1:
-            said = ", ".join(f"{word} {found.difference:.1f} [{found.low:.1f}, {found.high:.1f}]"
-                             for word, found in (("Rank-1", result.interval("rank1")),
-                                                 ("mAP", result.interval("mAP"))))
+            said = ", ".join(
+                f"{word} {found.difference:.1f} [{found.low:.1f}, {found.high:.1f}]"
+                for word, found in (
+                    ("Rank-1", result.interval("rank1")),
+                    ("mAP", result.interval("mAP")),
+                )
+            )
             yield f"{name}: one split; 95 % intervals over {result.interval().units} people: {said}"
 
 # %% ../nbs/11_evaluation.ipynb #cell011
 class Difference(NamedTuple):
     "b - a in percentage points, with its 95 % interval and how much it rests on."
+
     difference: float
     low: float
     high: float
-    p: float          # of no difference, two-sided, 0..1
-    units: int        # people, or images
+    p: float  # of no difference, two-sided, 0..1
+    units: int  # people, or images
     effective: float  # Kish's n: units of equal weight that would say as much
-    trainings: int    # on the side that has more
+    trainings: int  # on the side that has more
 
 
-_QUERY_VALUES = {"mAP": lambda table: table.ap,
-                 **{f"rank{k}": lambda table, k=k: (table.first_hit <= k).astype(float)
-                    for k in (1, 5, 10)}}
+_QUERY_VALUES = {
+    "mAP": lambda table: table.ap,
+    **{f"rank{k}": lambda table, k=k: (table.first_hit <= k).astype(float) for k in (1, 5, 10)},
+}
 _UNITS = {"query": "path", "identity": "identity"}
 
 
@@ -448,10 +581,15 @@ def _check_same(results):
     for other in others:
         for name in ("protocol", "data_hash"):
             if first.record[name] != other.record[name]:
-                raise PromptSGError(f"the results have another {name} ({first.record[name]} and {other.record[name]}); compare what was "
-                                    "measured on the same images under the same protocol")
+                raise PromptSGError(
+                    f"the results have another {name} ({first.record[name]} and "
+                    f"{other.record[name]}); compare what was "
+                    "measured on the same images under the same protocol"
+                )
         if queries(first) != queries(other):
-            raise PromptSGError("the results have other splits of the same images; evaluate both with one Splits")
+            raise PromptSGError(
+                "the results have other splits of the same images; evaluate both with one Splits"
+            )
 
 
 _LEAST_P = 1e-12  # smaller ones are 0
@@ -460,8 +598,12 @@ _LEAST_P = 1e-12  # smaller ones are 0
 def _unit_sums(results, measure, by):
     "(sums (S, U), counts (U,)) per unit, a row a result, units in sorted order."
     rows = [_matched(result) for result in results]
-    tables = [pd.DataFrame({"unit": table[_UNITS[by]], "value": _QUERY_VALUES[measure](table)})
-              .groupby("unit").value.agg(["sum", "count"]) for table in rows]
+    tables = [
+        pd.DataFrame({"unit": table[_UNITS[by]], "value": _QUERY_VALUES[measure](table)})
+        .groupby("unit")
+        .value.agg(["sum", "count"])
+        for table in rows
+    ]
     sums = np.array([table["sum"] for table in tables], float)
     return sums, tables[0]["count"].to_numpy(float)
 
@@ -492,8 +634,9 @@ def effective_number(counts):
 
 
 def difference_of(before, after, counts):
-    """The `Difference` of two sides' sums (S, U), shares 0..1, over units with `counts` (U,) queries:
-    Eqs. (1) to (3). S may differ. One unit alone says nothing: its interval is all there is."""
+    """The `Difference` of two sides' sums (S, U), shares 0..1, over units with `counts` (U,)
+    queries: Eqs. (1) to (3). S may differ. One unit alone says nothing: its interval is all there
+    is."""
     before, after, counts = (np.asarray(x, float) for x in (before, after, counts))
     gain, total = 100 * (after.mean(0) - before.mean(0)), counts.sum()
     found, trainings = gain.sum() / total, max(len(before), len(after))
@@ -506,10 +649,10 @@ def difference_of(before, after, counts):
 
 
 def difference_from(difference, error, units, before, after):
-    """The `Difference` of two sides of which only this is known: the difference and its standard error
-    over `units` people, in points, and each training's mean, in percent, (Sa,) and (Sb,)."""
+    """The `Difference` of two sides of which only this is known: the difference and its standard
+    error over `units` people, in points, and each training's mean, in percent, (Sa,) and (Sb,)."""
     seeds = _seeds(np.asarray(before, float), np.asarray(after, float))
-    parts = [(error ** 2, units - 1), *(part for one in seeds for part in _over_trainings(one))]
+    parts = [(error**2, units - 1), *(part for one in seeds for part in _over_trainings(one))]
     trainings = max(len(before), len(after))
     return Difference(*_interval(float(difference), parts), units, float(units), trainings)
 
@@ -529,8 +672,10 @@ def _interval(found, parts):
 
 def _check_asked(measure, by):
     if measure not in _QUERY_VALUES or by not in _UNITS:
-        raise PromptSGError(f"measure={measure!r}, by={by!r} is not possible; measure is one of "
-                            f"{', '.join(_QUERY_VALUES)}, by one of {', '.join(_UNITS)}")
+        raise PromptSGError(
+            f"measure={measure!r}, by={by!r} is not possible; measure is one of "
+            f"{', '.join(_QUERY_VALUES)}, by one of {', '.join(_UNITS)}"
+        )
 
 
 def paired_difference(a, b, measure="mAP", by="identity"):
@@ -561,10 +706,11 @@ def holm(p):
 
 
 def interval_of(results, measure="mAP", by="identity"):
-    """A measure's mean over splits and trainings with its 95 % interval over people and trainings, in
-    percent: the `Difference` to nothing, by Eqs. (1) to (3).
+    """A measure's mean over splits and trainings with its 95 % interval over people and trainings,
+    in percent: the `Difference` to nothing, by Eqs. (1) to (3).
 
-    `results`: a `Result` or a list of them, one a training. `PromptSGError` as `paired_difference`."""
+    `results`: a `Result` or a list of them, one a training. `PromptSGError` as
+    `paired_difference`."""
     _check_asked(measure, by)
     results = _listed(results)
     _check_same(results)
@@ -574,28 +720,45 @@ def interval_of(results, measure="mAP", by="identity"):
 
 # %% ../nbs/11_evaluation.ipynb #cell012
 def combine(results):
-    """One table of several results (seeds of one version on the same splits), in percent, a row per measure: `mean`; `std` over all
-    splits and seeds together; `std_splits`, over splits of the mean over seeds; `std_seeds`, over seeds of the mean over splits.
+    """One table of several results (seeds of one version on the same splits), in percent, a row per
+    measure: `mean`; `std` over all splits and seeds together; `std_splits`, over splits of the mean
+    over seeds; `std_seeds`, over seeds of the mean over splits.
 
-    Sample standard deviations; 0 where there is one value. Raises `PromptSGError` unless all have the same data, splits and protocol."""
+    Sample standard deviations; 0 where there is one value. Raises `PromptSGError` unless all have
+    the same data, splits and protocol."""
     results = _listed(results)
     _check_same(results)
-    values = pd.concat([100 * result.per_split.set_index("split")[MEASURES] for result in results], keys=range(len(results)), names=["seed"])
-    return pd.DataFrame({"mean": values.mean(), "std": values.std(), "std_splits": values.groupby("split").mean().std(),
-                         "std_seeds": values.groupby("seed").mean().std()}).fillna(0.0).rename_axis("measure")
+    values = pd.concat(
+        [100 * result.per_split.set_index("split")[MEASURES] for result in results],
+        keys=range(len(results)),
+        names=["seed"],
+    )
+    return (
+        pd.DataFrame(
+            {
+                "mean": values.mean(),
+                "std": values.std(),
+                "std_splits": values.groupby("split").mean().std(),
+                "std_seeds": values.groupby("seed").mean().std(),
+            }
+        )
+        .fillna(0.0)
+        .rename_axis("measure")
+    )
 
 # %% ../nbs/11_evaluation.ipynb #cell014
 def rank_gallery(embeddings, queries, gallery, k=10):
-    """The k nearest gallery images of each query: (row numbers of `gallery` (Q, k), cosine similarity (Q, k)), nearest first.
+    """The k nearest gallery images of each query: (row numbers of `gallery` (Q, k), cosine
+    similarity (Q, k)), nearest first.
 
-    Equal similarities keep the gallery's order; k is at most the gallery's size. Raises `PromptSGError` for k below 1 and for
-    images that were not embedded."""
+    Equal similarities keep the gallery's order; k is at most the gallery's size. Raises
+    `PromptSGError` for k below 1 and for images that were not embedded."""
     return top_k(embeddings.of(queries), embeddings.of(gallery), k)
 
 
 def rankable(query, gallery):
-    """The rows of a gallery that may be ranked for one query (a row of a frame): of data with roles,
-    without what the query's own camera shows of the same identity."""
+    """The rows of a gallery that may be ranked for one query (a row of a frame): of data with
+    roles, without what the query's own camera shows of the same identity."""
     if "role" not in gallery:
         return gallery
     own = (gallery.identity == query.identity) & (gallery.camera == query.camera)
@@ -603,8 +766,9 @@ def rankable(query, gallery):
 
 
 def shown_gallery(splits):
-    "The gallery of the first split from which ranked lists are shown: with its distractors, if any."
+    """The gallery of the first split from which ranked lists are shown: with its distractors, if
+    any."""
     return (splits.galleries_all if "role" in splits.queries[0] else splits.galleries)[0]
 
 # %% ../nbs/11_evaluation.ipynb #hiding
-from .looking import areas_under, curve_table, hiding_curves, lost_by_hiding  # also from here
+# also from here

@@ -27,9 +27,26 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from .config import Config, PromptSGError
-from .data import HandDataset, aspect_numbers, batches, eval_transform, find_same, load_image, progress_bar, read_data, run_splits
+from promptsg.data import (
+    HandDataset,
+    aspect_numbers,
+    batches,
+    eval_transform,
+    find_same,
+    load_image,
+    progress_bar,
+    read_data,
+    run_splits,
+)
 from .decisions import Decision, what_to_say
-from .evaluation import Embeddings, Result, evaluate, find_protocol, rank_gallery, ranked_images
+from promptsg.evaluation import (
+    Embeddings,
+    Result,
+    evaluate,
+    find_protocol,
+    rank_gallery,
+    ranked_images,
+)
 from .heads import mirror_sum
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
@@ -44,23 +61,32 @@ def _title(folder):
 
 
 def find_runs(runs):
-    """`{name: run folder}` from a run folder, from a folder with runs anywhere below it, or from such a dict, whose names are kept.
+    """`{name: run folder}` from a run folder, from a folder with runs anywhere below it, or from
+    such a dict, whose names are kept.
 
-    Names are `version@backbone, seed k`, or the folder's own where two would be equal. Raises `PromptSGError` when there is none."""
+    Names are `version@backbone, seed k`, or the folder's own where two would be equal. Raises
+    `PromptSGError` when there is none."""
     if isinstance(runs, dict):
         found = {str(name): Path(folder) for name, folder in runs.items()}
     else:
         folders = sorted(file.parent for file in Path(runs).rglob("config.yml"))
         titles = sorted((*_title(folder), folder) for folder in folders)
         names = [name for _, name, _ in titles]
-        found = {name if names.count(name) == 1 else folder.relative_to(runs).as_posix(): folder for _, name, folder in titles}
+        found = {
+            name if names.count(name) == 1 else folder.relative_to(runs).as_posix(): folder
+            for _, name, folder in titles
+        }
     if not found:
-        raise PromptSGError(f"there is no run in {runs or 'the dict'} yet; make one with `promptsg train --data HANDS --config paper@hand-vit-tiny "
-                            "--out RUN`, then call explore(RUN, data=HANDS)")
+        raise PromptSGError(
+            f"there is no run in {runs or 'the dict'} yet; make one with `promptsg train --data "
+            "HANDS --config paper@hand-vit-tiny "
+            "--out RUN`, then call explore(RUN, data=HANDS)"
+        )
     return found
 
 # %% ../nbs/15_explorer.ipynb #cell006
-_AT_ONCE = 48  # images whose patches the fusion works on: more would not stay in a processor's cache
+# images whose patches the fusion works on: more would not stay in a processor's cache
+_AT_ONCE = 48
 
 
 class OpenRun:
@@ -95,11 +121,14 @@ class OpenRun:
 
     @torch.inference_mode()
     def _tower(self, frame, mirrored=False):
-        "What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D), aspects (N,)}."
+        """What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D), aspects
+        (N,)}."""
         size, device = self.model.backbone.image_size, next(self.model.parameters()).device
         transform = eval_transform(size, self.model.mean, self.model.std, mirrored)
         loader = DataLoader(HandDataset(frame, transform), batch_size=32)
-        bar = progress_bar(batches(loader), self.progress, desc="image tower", total=len(loader), leave=False)
+        bar = progress_bar(
+            batches(loader), self.progress, desc="image tower", total=len(loader), leave=False
+        )
         found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
         if not self.config.looks:
             found = [replace(one, embedding=self.model.read(one.embedding, one)) for one in found]
@@ -119,10 +148,12 @@ class OpenRun:
         known = data[find_same(path, data)]
         if len(known):
             return known.path.iloc[0]
-        own = pd.DataFrame({"path": [path], "identity": ["?"], "image": [Path(path).name],
-                            "aspect": ["?"]})
-        joined = lambda tower, more: more and {name: torch.cat([tower[name], rows])
-                                               for name, rows in more.items()}
+        own = pd.DataFrame(
+            {"path": [path], "identity": ["?"], "image": [Path(path).name], "aspect": ["?"]}
+        )
+        joined = lambda tower, more: (
+            more and {name: torch.cat([tower[name], rows]) for name, rows in more.items()}
+        )
         self.tower, self.turned = map(joined, (self.tower, self.turned), self._towers(own))
         self.frame = pd.concat([self.frame, own], ignore_index=True)
         self.seen.cache_clear()
@@ -146,21 +177,29 @@ class OpenRun:
             return ""
         if self.config.words and prompt == "simplified":
             return ", ".join(self.config.words)
-        return self.config.prompt_template if prompt == "composed" else self.config.simplified_prompt
+        return (
+            self.config.prompt_template if prompt == "composed" else self.config.simplified_prompt
+        )
 
     def _say(self, prompt, words):
         "Set the sentence. `PromptSGError` when it does not fit."
         if not self.config.looks:
             return
         if prompt == "composed" and not self.model.composes:
-            raise PromptSGError("this version makes no pseudo word, so no prompt can be composed; "
-                                "choose simplified")
+            raise PromptSGError(
+                "this version makes no pseudo word, so no prompt can be composed; choose simplified"
+            )
         if self.config.words:
             self.model.prompt.set_prompt(words=tuple(word.strip() for word in words.split(",")))
             return
-        self.model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": words})
+        self.model.prompt.set_prompt(
+            **{"template" if prompt == "composed" else "simplified": words}
+        )
         if prompt == "composed" and self.model.prompt.template.place is None:
-            raise PromptSGError(f"the prompt {words!r} has no place {{}} for the pseudo word; put {{}} where a word about the person belongs")
+            raise PromptSGError(
+                f"the prompt {words!r} has no place {{}} for the pseudo word; put {{}} where a "
+                "word about the person belongs"
+            )
 
     @torch.inference_mode()
     def _see(self, prompt, words):
@@ -202,27 +241,34 @@ class OpenRun:
         return self.model.alike(embeddings.of(one)[0], embeddings.of(self.gallery_for(query)))
 
     def _measure(self, prompt, words):
-        return evaluate(self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config)
+        return evaluate(
+            self.seen(prompt, words)[0], self.splits, self.protocol.name, config=self.config
+        )
 
     def attention(self, paths, prompt, words):
         """(len(paths), heads, rows, columns) where the text looks, each map summing to 1.
         `PromptSGError` without language."""
         embeddings, attention = self.seen(prompt, words)
         if attention is None:
-            raise PromptSGError("no text looks in a version trained without language or fusion, so it has no attention map; choose another")
+            raise PromptSGError(
+                "no text looks in a version trained without language or fusion, so it has no "
+                "attention map; choose another"
+            )
         return attention[[embeddings.rows[path] for path in paths]].numpy()
 
 # %% ../nbs/15_explorer.ipynb #cell008
 @dataclass(frozen=True)
 class State:
     "All that a person has chosen; whatever is shown is a function of it."
+
     run: str
-    query: str                                 # path of a picture
-    prompt: str = "composed"                   # or "simplified"
+    query: str  # path of a picture
+    prompt: str = "composed"  # or "simplified"
     edits: dict = field(default_factory=dict)  # (run, prompt) -> sentence in place of the run's own
-    head: str = "relevance"                    # or of the attention "mean", "every head", "head 1", ...
-    strength: int = 100                        # percent of the overlay
-    top: int = 8                               # gallery images shown
+    # or of the attention "mean", "every head", "head 1", ...
+    head: str = "relevance"
+    strength: int = 100  # percent of the overlay
+    top: int = 8  # gallery images shown
 
 
 def _thumbnail(path):
@@ -241,10 +287,19 @@ class Explorer:
     it is first chosen; the first with language is chosen to begin with."""
 
     def __init__(self, runs, frame, protocol="clipfh", progress=True):
-        self.folders, self.frame, self.protocol, self.progress = find_runs(runs), frame, protocol, progress
+        self.folders, self.frame, self.protocol, self.progress = (
+            find_runs(runs),
+            frame,
+            protocol,
+            progress,
+        )
         self._open, self._kept = {}, tempfile.TemporaryDirectory(prefix="promptsg-explorer-")
         self.picture = lru_cache(512)(_thumbnail)
-        speaks = [name for name, folder in self.folders.items() if Config.from_yaml(folder / "config.yml").looks]
+        speaks = [
+            name
+            for name, folder in self.folders.items()
+            if Config.from_yaml(folder / "config.yml").looks
+        ]
         name = next(iter([*speaks, *self.folders]))
         run = self._opened(name)
         self.state = State(name, run.splits.queries[0].path[0], run.config.eval_prompt)
@@ -252,14 +307,18 @@ class Explorer:
 
     def _opened(self, name):
         if name not in self.folders:
-            raise PromptSGError(f"there is no run {name!r}; choose one of {', '.join(self.folders)}")
+            raise PromptSGError(
+                f"there is no run {name!r}; choose one of {', '.join(self.folders)}"
+            )
         if name not in self._open:
             self._open[name] = OpenRun(self.folders[name], self.frame, self.protocol, self.progress)
         return self._open[name]
 
     def _saying(self, state):
         "(prompt, words) of a state."
-        return state.prompt, state.edits.get((state.run, state.prompt), self._opened(state.run).words(state.prompt))
+        return state.prompt, state.edits.get(
+            (state.run, state.prompt), self._opened(state.run).words(state.prompt)
+        )
 
     def _change(self, **fields):
         "Take a new state once everything that it needs is there."
@@ -269,7 +328,7 @@ class Explorer:
         run.seen(*self._saying(state))
         self.state = state
 
-    # --- choose --------------------------------------------------------------------------------------------------------
+    # --- choose
     def set_run(self, name):
         """Another version, with the kind of prompt that it is evaluated with; the picture and what
         was typed for that version stay."""
@@ -281,8 +340,10 @@ class Explorer:
 
     def set_upload(self, name, content):
         "A picture of one's own, from the bytes of its file."
-        name = re.sub(r"[^\w.-]+", "_", str(name))[-60:].strip("._") or "picture"  # whatever a browser sends
-        path = Path(tempfile.mkdtemp(dir=self._kept.name)) / name  # a folder each: two files may have one name
+        # whatever a browser sends
+        name = re.sub(r"[^\w.-]+", "_", str(name))[-60:].strip("._") or "picture"
+        # a folder each: two files may have one name
+        path = Path(tempfile.mkdtemp(dir=self._kept.name)) / name
         path.write_bytes(content)
         try:
             self.set_query(path)
@@ -299,10 +360,16 @@ class Explorer:
         """Other words (None: those last typed for this version, or its own), or the other kind of
         prompt, composed or simplified."""
         if not self.run.config.looks:
-            raise PromptSGError(f"{self.state.run} was trained without language or fusion, so its ranking has no prompt; choose another version")
+            raise PromptSGError(
+                f"{self.state.run} was trained without language or fusion, so its ranking has no "
+                "prompt; choose another version"
+            )
         prompt = prompt or self.state.prompt
         key = self.state.run, prompt
-        self._change(prompt=prompt, edits=self.state.edits if words is None else {**self.state.edits, key: words})
+        self._change(
+            prompt=prompt,
+            edits=self.state.edits if words is None else {**self.state.edits, key: words},
+        )
 
     def reset_prompt(self):
         "The run's own words again."
@@ -312,7 +379,7 @@ class Explorer:
         "`head`, `strength` (percent) or `top`."
         self._change(**fields)
 
-    # --- read ----------------------------------------------------------------------------------------------------------
+    # --- read
     @property
     def run(self):
         return self._opened(self.state.run)
@@ -353,10 +420,13 @@ class Explorer:
         gallery = self.run.gallery_for(self.state.query)
         query = self.run.frame[self.run.frame.path == self.state.query]
         places, near = rank_gallery(self.run.seen(*self.said)[0], query, gallery, self.state.top)
-        found = gallery.iloc[places[0].tolist()][["image", "identity", "path"]].reset_index(drop=True)
+        found = gallery.iloc[places[0].tolist()][["image", "identity", "path"]].reset_index(
+            drop=True
+        )
         who = query.identity.iloc[0]
-        found = found.assign(similarity=near[0].tolist(),
-                             right=None if who == "?" else found.identity == who)
+        found = found.assign(
+            similarity=near[0].tolist(), right=None if who == "?" else found.identity == who
+        )
         alike = self.run.alike(*self.said, self.state.query)
         return found if alike is None else found.assign(alike=[alike[row] for row in places[0]])
 
@@ -367,7 +437,10 @@ class Explorer:
         run = self.run
         if run.decision is None or self.said != self.as_evaluated(self.state.run):
             return []
-        gallery, query = run.gallery_for(self.state.query), run.frame[run.frame.path == self.state.query]
+        gallery, query = (
+            run.gallery_for(self.state.query),
+            run.frame[run.frame.path == self.state.query],
+        )
         embeddings = run.seen(*self.said)[0]
         similarity = (embeddings.of(query) @ embeddings.of(gallery).T)[0]
         return what_to_say(run.decision, similarity, gallery.identity, run.folder)
@@ -383,28 +456,32 @@ class Explorer:
         return [self.state.query, self.ranked().path[0]]
 
     def relevance(self):
-        """Maps (2, 1, rows, columns) of the query and its nearest gallery image: what their embeddings
-        depend on, each summing to 1."""
+        """Maps (2, 1, rows, columns) of the query and its nearest gallery image: what their
+        embeddings depend on, each summing to 1."""
         return np.stack([self.run.relevance(path, *self.said) for path in self.pair])[:, None]
 
     def on_hand(self, maps):
-        """(K,), how maps (2, K, rows, columns) of the `pair` lie on the hand, the area under the ROC
-        (0..1), mean over the two, and the kind of mask, drawn or saturation. One's own picture has no
-        mask and does not count."""
+        """(K,), how maps (2, K, rows, columns) of the `pair` lie on the hand, the area under the
+        ROC (0..1), mean over the two, and the kind of mask, drawn or saturation. One's own picture
+        has no mask and does not count."""
         areas, kinds = [], set()
         for path, one in zip(self.pair, maps):
             row = self.run.frame[(self.run.frame.path == path) & (self.run.frame.identity != "?")]
             if len(row):
                 mask_of, kind = hand_mask_of(row)
                 hand = on_patches(mask_of(row.iloc[0]), maps.shape[2:])
-                areas.append(area_under_roc(one.reshape(len(one), -1), np.tile(hand, (len(one), 1))))
+                areas.append(
+                    area_under_roc(one.reshape(len(one), -1), np.tile(hand, (len(one), 1)))
+                )
                 kinds.add(kind)
         return np.mean(areas, axis=0), " and ".join(sorted(kinds))
 
     @property
     def shown(self):
         "The name in `measures` of what the ranking shows."
-        return self.state.run + ("" if self.said == self.as_evaluated(self.state.run) else ", this prompt")
+        return self.state.run + (
+            "" if self.said == self.as_evaluated(self.state.run) else ", this prompt"
+        )
 
     def measures(self):
         """`{name: Result}`: each version as it is evaluated, if it was opened or evaluated before,
@@ -422,18 +499,23 @@ class Explorer:
 
 # %% ../nbs/15_explorer.ipynb #cell010
 def draw_ranked(explorer, figure=None):
-    "The ranked list of the query: `plot_ranked_lists`. `figure`: an earlier one, drawn anew where it fits."
+    """The ranked list of the query: `plot_ranked_lists`. `figure`: an earlier one, drawn anew where
+    it fits."""
     found = explorer.ranked()
     right = None if found.right.isna().all() else found.right.tolist()
-    row = dict(query=explorer.picture(explorer.state.query), right=right,
-               gallery=[explorer.picture(path) for path in found.path],
-               similarity=found.similarity.tolist(),
-               alike=found.alike.tolist() if "alike" in found else None)
+    row = dict(
+        query=explorer.picture(explorer.state.query),
+        right=right,
+        gallery=[explorer.picture(path) for path in found.path],
+        similarity=found.similarity.tolist(),
+        alike=found.alike.tolist() if "alike" in found else None,
+    )
     return plot_ranked_lists([row], top=explorer.state.top, digits=3, figure=figure)
 
 
 def _chosen_maps(explorer):
-    "(maps (2, K, rows, columns), their K names) that the state asks for; relevance without language."
+    """(maps (2, K, rows, columns), their K names) that the state asks for; relevance without
+    language."""
     head, names = explorer.state.head, explorer.heads
     if head == "relevance" or not names:
         return explorer.relevance(), ["relevance"]
@@ -441,36 +523,53 @@ def _chosen_maps(explorer):
     mean = "mean of words" if explorer.run.config.fusion == "pool" else "mean of heads"
     chosen = {"every head": (maps, names)}
     chosen |= {name: (maps[:, [number]], [name]) for number, name in enumerate(names)}
-    return chosen.get(head, (maps.mean(1, keepdims=True), [mean]))  # a version with fewer heads shows their mean
+    # a version with fewer heads shows their mean
+    return chosen.get(head, (maps.mean(1, keepdims=True), [mean]))
 
 
 def draw_attention(explorer, figure=None):
-    """The chosen maps over the query and its nearest gallery image, relevance or where the text looks:
-    `plot_attention_grid`. Over each stands its area under the ROC, hand against background, mean of
-    the two pictures. `figure`: an earlier one, drawn anew where it fits."""
+    """The chosen maps over the query and its nearest gallery image, relevance or where the text
+    looks: `plot_attention_grid`. Over each stands its area under the ROC, hand against background,
+    mean of the two pictures. `figure`: an earlier one, drawn anew where it fits."""
     (maps, names), state = _chosen_maps(explorer), explorer.state
     areas, _ = explorer.on_hand(maps)
     labels = [f"{name}\nAUROC {area:.2f}" for name, area in zip(names, areas)]
-    pictures = [explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1]) for path in explorer.pair]
-    return plot_attention_grid(pictures, maps, ["query", "nearest"], labels, strength=state.strength / 100, figure=figure)
+    pictures = [
+        explorer.picture(path).resize(explorer.run.model.backbone.image_size[::-1])
+        for path in explorer.pair
+    ]
+    return plot_attention_grid(
+        pictures, maps, ["query", "nearest"], labels, strength=state.strength / 100, figure=figure
+    )
 
 
 def draw_cmc(explorer):
     "CMC curves of `measures()`, the one shown named so: `plot_cmc`."
     curves = {name: result.cmc for name, result in explorer.measures().items()}
-    return plot_cmc({name + (", shown" if name == explorer.shown else ""): curve for name, curve in curves.items()})
+    return plot_cmc(
+        {
+            name + (", shown" if name == explorer.shown else ""): curve
+            for name, curve in curves.items()
+        }
+    )
 
 # %% ../nbs/15_explorer.ipynb #cell012
 def _note(text):
     "A sentence for the person in front of it; screen readers say it when it changes."
-    return f'<div role="status" style="line-height:1.4;white-space:normal">{html.escape(text)}</div>' if text else ""
+    return (
+        f'<div role="status" style="line-height:1.4;white-space:normal">{html.escape(text)}</div>'
+        if text
+        else ""
+    )
 
 
 @dataclass
 class _Kept:
     "What makes drawing again fast, and changes nothing that is seen."
+
     figures: dict = field(default_factory=dict)  # name of a view -> its last figure
-    places: dict = field(default_factory=dict)   # kind of figure -> places of its axes and of its texts
+    # kind of figure -> places of its axes and of its texts
+    places: dict = field(default_factory=dict)
 
     def draw(self, name, draw, explorer):
         "The figure of a view, drawn into its last one where that fits."
@@ -479,91 +578,163 @@ class _Kept:
 
 
 def _image(figure, words, places):
-    """A figure as an HTML image, with `words` for those who do not see it; in a very narrow cell it scrolls rather than shrink to nothing.
+    """A figure as an HTML image, with `words` for those who do not see it; in a very narrow cell it
+    scrolls rather than shrink to nothing.
 
-    `places` remembers where figures of each size and number of axes had theirs: laying one out takes as long as drawing it."""
+    `places` remembers where figures of each size and number of axes had theirs: laying one out
+    takes as long as drawing it."""
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     kind = (*figure.get_size_inches(), len(figure.axes))
     if kind not in places:
         canvas.draw()
-        places[kind] = [ax.get_position(original=True) for ax in figure.axes], [text.get_position() for text in figure.texts]
+        places[kind] = (
+            [ax.get_position(original=True) for ax in figure.axes],
+            [text.get_position() for text in figure.texts],
+        )
     figure.set_layout_engine("none")
     for part, place in zip((*figure.axes, *figure.texts), sum(places[kind], [])):
         part.set_position(place)
     canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
     least = int(0.6 * canvas.get_width_height()[0])
-    return (f'<img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
-            f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+    return (
+        f'<img alt="{html.escape(words)}" style="max-width:100%;min-width:{least}px;height:auto" '
+        f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
 
 
 def _ranked(explorer, kept):
     found, query = explorer.ranked(), Path(explorer.state.query).name
-    right = "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
+    right = (
+        "" if found.right.isna().all() else f", {int(found.right.sum())} of them the same person"
+    )
     said = [f", {one}" if one else "" for one in found.get("alike", [""] * len(found))]
-    nearest = "; ".join(f"{row.image} at {row.similarity:.3f}{alike}"
-                        for row, alike in zip(found.itertuples(), said))
+    nearest = "; ".join(
+        f"{row.image} at {row.similarity:.3f}{alike}"
+        for row, alike in zip(found.itertuples(), said)
+    )
     figure = kept.draw("ranked", draw_ranked, explorer)
     decided = "".join(map(_note, explorer.decided()))
-    return decided + _image(figure, f"{query} and its {len(found)} nearest gallery images{right}: {nearest}", kept.places)
+    return decided + _image(
+        figure,
+        f"{query} and its {len(found)} nearest gallery images{right}: {nearest}",
+        kept.places,
+    )
 
 
 def _attention(explorer, kept):
     "The maps, and in words what they are and how they lie on the hand."
     (maps, names), run = _chosen_maps(explorer), explorer.run
     areas, mask = explorer.on_hand(maps)
-    what = (f"What the embedding depends on (relevance) under the prompt {explorer.words}" if names == ["relevance"]
-            else f"Where the prompt {explorer.words} looks (no explanation of the ranking)")
+    what = (
+        f"What the embedding depends on (relevance) under the prompt {explorer.words}"
+        if names == ["relevance"]
+        else f"Where the prompt {explorer.words} looks (no explanation of the ranking)"
+    )
     if not run.config.looks:
-        what = f"What the embedding depends on (relevance); {explorer.state.run} was trained without language or fusion, so no text looks"
+        what = (
+            f"What the embedding depends on (relevance); {explorer.state.run} was trained "
+            "without language or fusion, so no text looks"
+        )
     said = ", ".join(f"{name} {area:.2f}" for name, area in zip(names, areas))
     figure = kept.draw("attention", draw_attention, explorer)
-    return _image(figure, f"{what}, in the query and in its nearest gallery image; area under the ROC, hand "
-                          f"against background ({mask} mask): {said}", kept.places)
+    return _image(
+        figure,
+        f"{what}, in the query and in its nearest gallery image; area under the ROC, hand "
+        f"against background ({mask} mask): {said}",
+        kept.places,
+    )
 
 
 def _measures(explorer, kept):
     "Rank-1 and mAP of what is shown, in a sentence, over the CMC curves."
     means = {name: result.summary["mean"] for name, result in explorer.measures().items()}
-    said = {name: f"{name}: Rank-1 {row['rank1']:.1f} %, mAP {row['mAP']:.1f} %" for name, row in means.items()}
+    said = {
+        name: f"{name}: Rank-1 {row['rank1']:.1f} %, mAP {row['mAP']:.1f} %"
+        for name, row in means.items()
+    }
     others = "; ".join(text for name, text in said.items() if name != explorer.shown)
-    sentence = f"<b>{html.escape(said[explorer.shown])}</b>" + (f"<br>{html.escape(others)}" if others else "")
-    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}", kept.places)
+    sentence = f"<b>{html.escape(said[explorer.shown])}</b>" + (
+        f"<br>{html.escape(others)}" if others else ""
+    )
+    return f'<div style="line-height:1.4;white-space:normal">{sentence}</div>' + _image(
+        draw_cmc(explorer), f"CMC curves; shown: {said[explorer.shown]}", kept.places
+    )
 
 
 VIEWS = {  # name -> (what is shown as HTML, what of the explorer it hangs on)
     "ranked": (_ranked, lambda e: (e.state.run, e.state.query, e.said, e.state.top)),
-    "attention": (_attention, lambda e: (e.state.run, e.state.query, e.said, e.state.head, e.state.strength)),
+    "attention": (
+        _attention,
+        lambda e: (e.state.run, e.state.query, e.said, e.state.head, e.state.strength),
+    ),
     "measures": (_measures, lambda e: (e.state.run, e.said)),
 }
 
 # %% ../nbs/15_explorer.ipynb #cell013
 def _control(kind, label, tip, basis="240px", **options):
     "A native control with its label, as wide as there is room."
-    return kind(description=label, tooltip=tip, style={"description_width": "initial"} if kind not in (Button, FileUpload) else {},
-                layout=Layout(flex=f"1 1 {basis}", width="auto", min_width="0", max_width="100%"), **options)
+    return kind(
+        description=label,
+        tooltip=tip,
+        style={"description_width": "initial"} if kind not in (Button, FileUpload) else {},
+        layout=Layout(flex=f"1 1 {basis}", width="auto", min_width="0", max_width="100%"),
+        **options,
+    )
 
 
 def _row(*controls):
-    return Box(controls, layout=Layout(display="flex", flex_flow="row wrap", align_items="center", grid_gap="4px 12px", width="100%"))
+    return Box(
+        controls,
+        layout=Layout(
+            display="flex",
+            flex_flow="row wrap",
+            align_items="center",
+            grid_gap="4px 12px",
+            width="100%",
+        ),
+    )
 
 
 class Panel(VBox):
-    """The widgets over an `Explorer`: each control sets one field of its state, and `views["ranked"]`, `["attention"]`, `["measures"]` are drawn from it.
+    """The widgets over an `Explorer`: each control sets one field of its state, and
+    `views["ranked"]`, `["attention"]`, `["measures"]` are drawn from it.
 
-    Controls: `version`, `query`, `random`, `upload`, `path`, `prompt`, `words`, `own`, `head`, `strength`, `top`; their answers to bad input: `notes`."""
+    Controls: `version`, `query`, `random`, `upload`, `path`, `prompt`, `words`, `own`, `head`,
+    `strength`, `top`; their answers to bad input: `notes`."""
 
     def __init__(self, explorer):
         super().__init__()
         self.explorer, self._quiet, self._drawn, self._kept = explorer, False, {}, _Kept()
-        self.views = {name: HTML(layout=Layout(flex="0 1 auto", width="auto", min_width="0", max_width="100%", margin="0", overflow="auto"))
-                      for name in VIEWS}
-        self.notes = {name: HTML(layout=Layout(width="auto", margin="0")) for name in ("version", "query", "prompt")}
+        self.views = {
+            name: HTML(
+                layout=Layout(
+                    flex="0 1 auto",
+                    width="auto",
+                    min_width="0",
+                    max_width="100%",
+                    margin="0",
+                    overflow="auto",
+                )
+            )
+            for name in VIEWS
+        }
+        self.notes = {
+            name: HTML(layout=Layout(width="auto", margin="0"))
+            for name in ("version", "query", "prompt")
+        }
         self._make_choices()
         self._make_prompt()
-        self.children = (_row(self.version, self.query, self.random, self.upload, self.path, self.top), self.notes["version"], self.notes["query"],
-                         _row(self.prompt, self.words, self.own), self.notes["prompt"], self.views["ranked"],
-                         _row(self.head, self.strength), _row(self.views["attention"], self.views["measures"]))
+        self.children = (
+            _row(self.version, self.query, self.random, self.upload, self.path, self.top),
+            self.notes["version"],
+            self.notes["query"],
+            _row(self.prompt, self.words, self.own),
+            self.notes["prompt"],
+            self.views["ranked"],
+            _row(self.head, self.strength),
+            _row(self.views["attention"], self.views["measures"]),
+        )
         self._sync()
         self._draw()
         self._listen()
@@ -572,33 +743,82 @@ class Panel(VBox):
         self.version = _control(Dropdown, "Version", "The run whose model ranks")
         self.query = _control(Dropdown, "Query", "A picture of the first split's queries")
         self.random = _control(Button, "Random query", "Another query, by chance", "110px")
-        self.upload = _control(FileUpload, "Own picture", "A picture from your computer", "110px", accept="image/*")
-        self.path = _control(Text, "or its path", "A picture on the kernel's machine", placeholder="path of a picture, then Enter",
-                             continuous_update=False)
-        self.top = _control(BoundedIntText, "Nearest shown", "How many gallery images", "150px", min=1, max=20)
+        self.upload = _control(
+            FileUpload, "Own picture", "A picture from your computer", "110px", accept="image/*"
+        )
+        self.path = _control(
+            Text,
+            "or its path",
+            "A picture on the kernel's machine",
+            placeholder="path of a picture, then Enter",
+            continuous_update=False,
+        )
+        self.top = _control(
+            BoundedIntText, "Nearest shown", "How many gallery images", "150px", min=1, max=20
+        )
 
     def _make_prompt(self):
-        self.prompt = _control(Dropdown, "Prompt", "composed: with the pseudo word of each picture; simplified: one sentence for all", "180px",
-                               options=["composed", "simplified"])
-        self.words = _control(Text, "Words", "{} is the pseudo word's place, {aspect} the hand's side; Enter applies", "320px", continuous_update=False)
+        self.prompt = _control(
+            Dropdown,
+            "Prompt",
+            "composed: with the pseudo word of each picture; simplified: one sentence for all",
+            "180px",
+            options=["composed", "simplified"],
+        )
+        self.words = _control(
+            Text,
+            "Words",
+            "{} is the pseudo word's place, {aspect} the hand's side; Enter applies",
+            "320px",
+            continuous_update=False,
+        )
         self.own = _control(Button, "Its own words", "Back to the sentence of the run", "110px")
-        self.head = _control(Dropdown, "Map", "relevance: what the embedding depends on; or the attention of a head or a word, or their mean", "180px")
-        self.strength = _control(BoundedIntText, "Overlay (%)", "How much the map covers the picture", "150px", min=0, max=100, step=10)
+        self.head = _control(
+            Dropdown,
+            "Map",
+            "relevance: what the embedding depends on; or the attention of a head or a word, or "
+            "their mean",
+            "180px",
+        )
+        self.strength = _control(
+            BoundedIntText,
+            "Overlay (%)",
+            "How much the map covers the picture",
+            "150px",
+            min=0,
+            max=100,
+            step=10,
+        )
 
     def _listen(self):
         explorer, notes = self.explorer, self.notes
         for control, note, action in (
-                (self.version, "version", self._open_run), (self.query, "query", explorer.set_query), (self.path, "query", self._look_up),
-                (self.upload, "query", self._take_upload), (self.words, "prompt", explorer.set_prompt),
-                (self.prompt, "prompt", lambda kind: explorer.set_prompt(prompt=kind)),
-                *((control, "query", lambda value, name=name: explorer.set_view(**{name: value}))
-                  for name, control in dict(head=self.head, strength=self.strength, top=self.top).items())):
-            control.observe(lambda change, note=note, action=action: self._do(notes[note], action, change["new"]), "value")
+            (self.version, "version", self._open_run),
+            (self.query, "query", explorer.set_query),
+            (self.path, "query", self._look_up),
+            (self.upload, "query", self._take_upload),
+            (self.words, "prompt", explorer.set_prompt),
+            (self.prompt, "prompt", lambda kind: explorer.set_prompt(prompt=kind)),
+            *(
+                (control, "query", lambda value, name=name: explorer.set_view(**{name: value}))
+                for name, control in dict(
+                    head=self.head, strength=self.strength, top=self.top
+                ).items()
+            ),
+        ):
+            control.observe(
+                lambda change, note=note, action=action: self._do(
+                    notes[note], action, change["new"]
+                ),
+                "value",
+            )
         self.random.on_click(lambda _: self._do(notes["query"], explorer.random_query))
         self.own.on_click(lambda _: self._do(notes["prompt"], explorer.reset_prompt))
 
     def _open_run(self, name):
-        self.notes["version"].value = _note(f"Opening {name}; its image tower looks at every picture once ...")
+        self.notes["version"].value = _note(
+            f"Opening {name}; its image tower looks at every picture once ..."
+        )
         self.explorer.set_run(name)
 
     def _look_up(self, path):
@@ -628,7 +848,12 @@ class Panel(VBox):
         self._quiet = True
         self._sync_lists()
         state, language = self.explorer.state, self.explorer.run.config.looks
-        values = {self.prompt: state.prompt, self.words: self.explorer.words, self.strength: state.strength, self.top: state.top}
+        values = {
+            self.prompt: state.prompt,
+            self.words: self.explorer.words,
+            self.strength: state.strength,
+            self.top: state.top,
+        }
         for control, value in values.items():
             if control is not keep:
                 control.value = value
@@ -640,11 +865,21 @@ class Panel(VBox):
     def _sync_lists(self):
         state, queries = self.explorer.state, self.explorer.queries
         listed = [(f"{row.identity}, {row.image}", row.path) for row in queries.itertuples()]
-        own = [] if state.query in set(queries.path) else [(f"own: {Path(state.query).name}", state.query)]
-        heads = ["relevance", *(["mean", "every head"] if self.explorer.heads else []), *self.explorer.heads]
+        own = (
+            []
+            if state.query in set(queries.path)
+            else [(f"own: {Path(state.query).name}", state.query)]
+        )
+        heads = [
+            "relevance",
+            *(["mean", "every head"] if self.explorer.heads else []),
+            *self.explorer.heads,
+        ]
         self._show(self.version, list(self.explorer.folders), state.run)
         self._show(self.query, own + listed, state.query)
-        self._show(self.head, heads, state.head if state.head in heads else heads[min(1, len(heads) - 1)])
+        self._show(
+            self.head, heads, state.head if state.head in heads else heads[min(1, len(heads) - 1)]
+        )
 
     def _show(self, control, options, value):
         "Options that have not changed are left alone: a browser closes a list that is set anew."
@@ -659,15 +894,22 @@ class Panel(VBox):
                 self.views[name].value, self._drawn[name] = view(self.explorer, self._kept), key
 
 # %% ../nbs/15_explorer.ipynb #cell015
-def explore(runs,                # a run folder, a folder with runs below it, or a dict from names to run folders
-            data=None,           # the data folder that the runs were trained on
-            protocol="clipfh",   # or "mba", whose galleries hold every aspect
-            progress=True):      # bars while a run is opened
-    """The explorer as a widget, for a notebook's last line: a `Panel`, or, where there is nothing to look at, a sentence that says what to do."""
+# a run folder, a folder with runs below it, or a dict from names to run folders
+def explore(
+    runs,
+    data=None,  # the data folder that the runs were trained on
+    protocol="clipfh",  # or "mba", whose galleries hold every aspect
+    progress=True,
+):  # bars while a run is opened
+    """The explorer as a widget, for a notebook's last line: a `Panel`, or, where there is nothing
+    to look at, a sentence that says what to do."""
     try:
         folders = find_runs(runs)
         if data is None:
-            raise PromptSGError("the explorer needs the pictures that the runs were trained on; call explore(RUNS, data=FOLDER)")
+            raise PromptSGError(
+                "the explorer needs the pictures that the runs were trained on; call explore(RUNS, "
+                "data=FOLDER)"
+            )
         config = Config.from_yaml(next(iter(folders.values())) / "config.yml")
         frame = read_data(data, config.dataset, config.identity_level)
         return Panel(Explorer(folders, frame, protocol, progress))

@@ -161,7 +161,8 @@ def held(folder):
 
 # %% ../nbs/00a_files.ipynb #content
 def regular(path):
-    "The path itself; `OSError` unless a file is there: a pipe might never answer, a device never end."
+    """The path itself; `OSError` unless a file is there: a pipe might never answer, a device never
+    end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"{path} is no file")
     return path

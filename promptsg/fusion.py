@@ -17,24 +17,33 @@ from .config import PromptSGError
 
 # %% ../nbs/06_fusion.ipynb #cell004
 def scores(query, keys, layer):
-    """Attention scores (B, heads, T, M), queries (B, heads, T, d) on keys `layer(keys)` (B, M, D), d = D / heads, without making the keys.
+    """Attention scores (B, heads, T, M), queries (B, heads, T, d) on keys `layer(keys)` (B, M, D),
+    d = D / heads, without making the keys.
 
     `layer` is (weight (D, D), bias (D,)) of the keys' projection."""
-    weight, bias = (t.unflatten(0, (query.shape[1], -1)) for t in layer)                # (heads, d, D), (heads, d)
-    back = torch.einsum("bhtd,hdw->bhtw", query, weight)                                # (B, heads, T, D)
+    # (heads, d, D), (heads, d)
+    weight, bias = (t.unflatten(0, (query.shape[1], -1)) for t in layer)
+    # (B, heads, T, D)
+    back = torch.einsum("bhtd,hdw->bhtw", query, weight)
     shift = torch.einsum("bhtd,hd->bht", query, bias)
-    return ((back.flatten(1, 2) @ keys.mT).unflatten(1, back.shape[1:3]) + shift[..., None]) / query.shape[-1] ** 0.5
+    return (
+        (back.flatten(1, 2) @ keys.mT).unflatten(1, back.shape[1:3]) + shift[..., None]
+    ) / query.shape[-1] ** 0.5
 
 
 class CrossAttention(nn.Module):
-    """Eq. 7 with several heads: `attend(text (B, T, D), patches (B, M, D)) -> values (B, T, D), map (B, heads, T, M)`.
+    """Eq. 7 with several heads: `attend(text (B, T, D), patches (B, M, D)) -> values (B, T, D), map
+    (B, heads, T, M)`.
 
     Each row of the map sums to 1. `PromptSGError` when D is not a multiple of `heads`."""
 
     def __init__(self, dim, heads):
         super().__init__()
         if dim % heads:
-            raise PromptSGError(f"attention_heads is {heads}, which does not divide the joint space's {dim} dimensions; choose a divisor")
+            raise PromptSGError(
+                f"attention_heads is {heads}, which does not divide the joint space's {dim} "
+                "dimensions; choose a divisor"
+            )
         self.heads = heads
         self.norm_query, self.norm_key = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
@@ -46,12 +55,15 @@ class CrossAttention(nn.Module):
         p = self.norm_key(patches)
         q = split_heads(self.query(self.norm_query(text)), self.heads)
         v = split_heads(self.value(p), self.heads)
-        weights = scores(q, p, (self.key.weight, self.key.bias)).softmax(-1)            # (B, heads, T, M)
+        # (B, heads, T, M)
+        weights = scores(q, p, (self.key.weight, self.key.bias)).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2)), weights, v
 
     def reweight(self, weights, values):
-        "Patch tokens (B, M, D): each patch's value times its share of the attention, mean over queries; 1 = an even share."
-        share = weights.mean(2) * weights.shape[-1]                                     # (B, heads, M)
+        """Patch tokens (B, M, D): each patch's value times its share of the attention, mean over
+        queries; 1 = an even share."""
+        # (B, heads, M)
+        share = weights.mean(2) * weights.shape[-1]
         return self.out((values * share[..., None]).transpose(1, 2).flatten(2))
 
 # %% ../nbs/06_fusion.ipynb #cell006
@@ -66,13 +78,22 @@ def _small(layer):
 class SelfBlock(nn.Module):
     """A pre-norm transformer block, (B, N, D) -> (B, N, D); near the identity at the start.
 
-    `first(x)` is `block(x)[:, :1]` without the other tokens' states, which nobody reads after the last block."""
+    `first(x)` is `block(x)[:, :1]` without the other tokens' states, which nobody reads after the
+    last block."""
 
     def __init__(self, dim, heads, dropout=0.0):
         super().__init__()
         self.heads, self.dropout = heads, nn.Dropout(dropout)
-        self.norm1, self.qkv, self.out = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), _small(nn.Linear(dim, dim))
-        self.norm2, self.up, self.down = nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), _small(nn.Linear(4 * dim, dim))
+        self.norm1, self.qkv, self.out = (
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 3 * dim),
+            _small(nn.Linear(dim, dim)),
+        )
+        self.norm2, self.up, self.down = (
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 4 * dim),
+            _small(nn.Linear(4 * dim, dim)),
+        )
 
     def forward(self, x):
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(self.norm1(x)).chunk(3, -1))
@@ -81,9 +102,13 @@ class SelfBlock(nn.Module):
     def first(self, x):
         normed = self.norm1(x)
         (wq, wk, wv), (bq, bk, bv) = self.qkv.weight.chunk(3), self.qkv.bias.chunk(3)
-        q = split_heads(F.linear(normed[:, :1], wq, bq), self.heads)                    # (B, heads, 1, d)
-        seen = scores(q, normed, (wk, bk)).softmax(-1).squeeze(2) @ normed              # (B, heads, D)
-        values = torch.einsum("bhw,hdw->bhd", seen, wv.unflatten(0, (self.heads, -1))) + bv.unflatten(0, (self.heads, -1))
+        # (B, heads, 1, d)
+        q = split_heads(F.linear(normed[:, :1], wq, bq), self.heads)
+        # (B, heads, D)
+        seen = scores(q, normed, (wk, bk)).softmax(-1).squeeze(2) @ normed
+        values = torch.einsum(
+            "bhw,hdw->bhd", seen, wv.unflatten(0, (self.heads, -1))
+        ) + bv.unflatten(0, (self.heads, -1))
         return self._rest(x[:, :1], values[:, :, None])
 
     def _rest(self, x, seen):
@@ -95,17 +120,19 @@ class SelfBlock(nn.Module):
 @dataclass
 class Fused:
     "What the interaction module returns."
-    embedding: torch.Tensor   # (B, D); (B, (1 + G + T) D) of pooled words
+
+    embedding: torch.Tensor  # (B, D); (B, (1 + G + T) D) of pooled words
     # (B, heads, M) the first cross-attention's map, mean over the text's queries, or (B, T, M) each
     # word's; sums to 1 over M
     attention: torch.Tensor | None  # None: nothing looked
 
 
 class MultiModalInteraction(nn.Module):
-    """PromptSG's multimodal interaction module: `forward(text (B, T, D), patches (B, M, D), embedding (B, D)) -> Fused`.
+    """PromptSG's multimodal interaction module: `forward(text (B, T, D), patches (B, M, D),
+    embedding (B, D)) -> Fused`.
 
-    `cross_layers` cross-attentions, then `self_layers` blocks; `keep` is "patches" or "text" (see above). Raises `PromptSGError` for another
-    `keep` or for heads that do not divide D."""
+    `cross_layers` cross-attentions, then `self_layers` blocks; `keep` is "patches" or "text" (see
+    above). Raises `PromptSGError` for another `keep` or for heads that do not divide D."""
 
     def __init__(self, dim, heads=8, cross_layers=1, self_layers=2, keep="patches", dropout=0.0):
         super().__init__()
@@ -120,19 +147,28 @@ class MultiModalInteraction(nn.Module):
     @classmethod
     def from_config(cls, config, dim, grid):
         blocks = config.transformer_layers - config.cross_attention_layers
-        return cls(dim, config.attention_heads, config.cross_attention_layers, blocks, config.fusion,
-                   config.dropout)
+        return cls(
+            dim,
+            config.attention_heads,
+            config.cross_attention_layers,
+            blocks,
+            config.fusion,
+            config.dropout,
+        )
 
     def forward(self, text, patches, embedding):
         maps = []
         for layer in self.cross:
             attended, weights, values = layer(text, patches)
-            maps.append(weights.mean(2))                                                # (B, heads, M)
+            # (B, heads, M)
+            maps.append(weights.mean(2))
             text = text + self.dropout(attended)
             embedding = embedding + self.dropout(attended.mean(1))
             if self.keep == "patches":
                 patches = patches + self.dropout(layer.reweight(weights, values))
-        tokens = torch.cat([embedding[:, None], patches], 1) if self.keep == "patches" else text.flip(1)
+        tokens = (
+            torch.cat([embedding[:, None], patches], 1) if self.keep == "patches" else text.flip(1)
+        )
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         for block in self.blocks[-1:]:
@@ -141,15 +177,17 @@ class MultiModalInteraction(nn.Module):
 
 # %% ../nbs/06_fusion.ipynb #pool
 def cell_weights(grid, cells):
-    """(G, M): how much each of the `grid` (rows, columns) of M patches weighs in the mean of each of
-    the `cells` (rows, columns) of G; each row sums to 1.
+    """(G, M): how much each of the `grid` (rows, columns) of M patches weighs in the mean of each
+    of the `cells` (rows, columns) of G; each row sums to 1.
 
     Cells share a patch where they do not divide the patches evenly. `PromptSGError` for more cells
     than patches."""
     if any(many > there for many, there in zip(cells, grid)):
-        raise PromptSGError(f"patch_grid is {'x'.join(map(str, cells))}, but the image tower has "
-                            f"{'x'.join(map(str, grid))} patches; choose at most as many cells")
-    one = torch.eye(grid[0] * grid[1]).unflatten(1, grid)        # (M, rows, columns)
+        raise PromptSGError(
+            f"patch_grid is {'x'.join(map(str, cells))}, but the image tower has "
+            f"{'x'.join(map(str, grid))} patches; choose at most as many cells"
+        )
+    one = torch.eye(grid[0] * grid[1]).unflatten(1, grid)  # (M, rows, columns)
     return F.adaptive_avg_pool2d(one, cells).flatten(1).T.contiguous()
 
 
@@ -157,9 +195,9 @@ class WordPooling(nn.Module):
     """Equation (1), without a parameter, in float32.
 
     `forward(directions (T, D) or (B, T, D), patches (B, M, D), embedding (B, D), tokens (B, M, D))
-    -> Fused`; `tokens` are what the words look at and pool, dense ones or the patches again. `cells`
-    (G, M) are `cell_weights`; one cell, the mean of all patches, for None. Not `beside`: what the words
-    pool, without class token and patches."""
+    -> Fused`; `tokens` are what the words look at and pool, dense ones or the patches again.
+    `cells` (G, M) are `cell_weights`; one cell, the mean of all patches, for None. Not `beside`:
+    what the words pool, without class token and patches."""
 
     def __init__(self, dim, words=1, temperature=50.0, cells=None, beside=True):
         super().__init__()
@@ -170,18 +208,24 @@ class WordPooling(nn.Module):
 
     @classmethod
     def from_config(cls, config, dim, grid):
-        return cls(dim, len(config.words) or 1, config.word_temperature,
-                   cell_weights(grid, config.patch_grid), config.pool_beside)
+        return cls(
+            dim,
+            len(config.words) or 1,
+            config.word_temperature,
+            cell_weights(grid, config.patch_grid),
+            config.pool_beside,
+        )
 
     def forward(self, directions, patches, embedding, tokens):
         with torch.autocast(tokens.device.type, enabled=False):
             unit = lambda x: F.normalize(x.float(), dim=-1)
             tokens = unit(tokens)
-            cosines = directions.float() @ tokens.mT                         # (B, T, M)
+            cosines = directions.float() @ tokens.mT  # (B, T, M)
             attention = (self.temperature * cosines).softmax(-1)
-            parts = [attention @ tokens]                                     # (B, T, D)
+            parts = [attention @ tokens]  # (B, T, D)
             if self.beside:
-                parts = [embedding[:, None], self.means(unit(patches)), *parts]  # (B, 1, D), (B, G, D)
+                # (B, 1, D), (B, G, D)
+                parts = [embedding[:, None], self.means(unit(patches)), *parts]
             return Fused(torch.cat([unit(part.float()).flatten(1) for part in parts], 1), attention)
 
     def means(self, patches):

@@ -10,7 +10,7 @@ __all__ = ['HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_ma
 # %% ../nbs/07_heads.ipynb #cell002
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,46 +21,65 @@ from .config import PromptSGError
 # %% ../nbs/07_heads.ipynb #cell004
 class HeadOutput(NamedTuple):
     "What a head returns."
+
     embedding: Tensor  # (B, D') what retrieval ranks with, not L2-normalised
-    logits: Tensor     # (B, C) one score per training identity, for the identity loss
-    more: tuple = ()   # (B, C) each: those of further classifiers, which have an identity loss each
+    logits: Tensor  # (B, C) one score per training identity, for the identity loss
+    more: tuple = ()  # (B, C) each: those of further classifiers, which have an identity loss each
 
 # %% ../nbs/07_heads.ipynb #cell005
-def check_labels(labels: Tensor,             # (B,) integers
-                 rows: int,                  # B, how many the batch has
-                 classes: Optional[int] = None # C; None: any number is a label
-                ) -> None:
+def check_labels(
+    labels: Tensor,  # (B,) integers
+    rows: int,  # B, how many the batch has
+    classes: int | None = None,  # C; None: any number is a label
+) -> None:
     """Raises `PromptSGError` unless `labels` are `rows` integers, each in 0..classes-1.
 
-    On a GPU an index out of range kills the process with a message that names no label, but looking would make each step wait for it: there
-    the range is not looked at, and `HandDataset` gives no label out of range."""
+    On a GPU an index out of range kills the process with a message that names no label, but looking
+    would make each step wait for it: there the range is not looked at, and `HandDataset` gives no
+    label out of range."""
     if labels.shape != (rows,):
-        raise PromptSGError(f"labels have shape {tuple(labels.shape)} where the batch has {rows} rows; give one label per row.")
+        raise PromptSGError(
+            f"labels have shape {tuple(labels.shape)} where the batch has {rows} rows; give one "
+            "label per row."
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise PromptSGError(f"labels are {labels.dtype}; give integer class numbers.")
-    if classes is not None and rows and labels.device.type == "cpu" and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise PromptSGError(f"labels run from {int(labels.min())} to {int(labels.max())} where there are {classes} classes; "
-                            f"number the identities 0 to {classes - 1}.")
+    if (
+        classes is not None
+        and rows
+        and labels.device.type == "cpu"
+        and not 0 <= int(labels.min()) <= int(labels.max()) < classes
+    ):
+        raise PromptSGError(
+            f"labels run from {int(labels.min())} to {int(labels.max())} where there are {classes} "
+            "classes; "
+            f"number the identities 0 to {classes - 1}."
+        )
 
 # %% ../nbs/07_heads.ipynb #cell007
 class LinearHead(nn.Module):
     """A linear classifier; the embedding is the feature as it came.
 
-    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, dim), logits (B, num_classes))`; labels are not used."""
+    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, dim), logits (B,
+    num_classes))`; labels are not used."""
+
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.out_dim = dim  # D' of the embedding
         self.classifier = nn.Linear(dim, num_classes, bias=False)
         nn.init.normal_(self.classifier.weight, std=0.001)
 
-    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> HeadOutput:
         return HeadOutput(features, self.classifier(features))
 
 # %% ../nbs/07_heads.ipynb #cell009
 class BNNeck(nn.Module):
-    """Optional linear reduction, then batch normalisation without a shift, Eq. (1): (B, dim) -> (B, out_dim).
+    """Optional linear reduction, then batch normalisation without a shift, Eq. (1): (B, dim) -> (B,
+    out_dim).
 
-    `out_dim` is `reduced_dim` with `reduction`, else `dim`. In training it needs two rows or more, for a variance."""
+    `out_dim` is `reduced_dim` with `reduction`, else `dim`. In training it needs two rows or more,
+    for a variance."""
+
     def __init__(self, dim: int, reduction: bool = False, reduced_dim: int = 256):
         super().__init__()
         self.out_dim = reduced_dim if reduction else dim
@@ -72,43 +91,58 @@ class BNNeck(nn.Module):
         return self.norm(self.reduction(features))
 
 # %% ../nbs/07_heads.ipynb #cell012
-def add_angular_margin(cosine: Tensor, # (...) cosine between a sample and its own class, -1..1
-                       margin: float   # m in radians, 0 <= m < pi
-                      ) -> Tensor:     # (...) what ArcFace puts in its place
-    "cos(theta + m), Eq. (2), continued by cos(theta) - m sin(m) past theta = pi - m, where it would rise again."
-    sine = (1 - cosine.square()).clamp(min=1e-12).sqrt()  # the floor keeps the slope finite at theta = 0 and pi
+def add_angular_margin(
+    cosine: Tensor,  # (...) cosine between a sample and its own class, -1..1
+    margin: float,  # m in radians, 0 <= m < pi
+) -> Tensor:  # (...) what ArcFace puts in its place
+    """cos(theta + m), Eq. (2), continued by cos(theta) - m sin(m) past theta = pi - m, where it
+    would rise again."""
+    # the floor keeps the slope finite at theta = 0 and pi
+    sine = (1 - cosine.square()).clamp(min=1e-12).sqrt()
     moved = cosine * math.cos(margin) - sine * math.sin(margin)
     return torch.where(cosine > -math.cos(margin), moved, cosine - margin * math.sin(margin))
 
 # %% ../nbs/07_heads.ipynb #cell013
 class ArcFace(nn.Module):
-    """Additive angular margins, Eq. (2) (Deng et al. 2019); the embedding is the feature as it came.
+    """Additive angular margins, Eq. (2) (Deng et al. 2019); the embedding is the feature as it
+    came.
 
-    `forward(features (B, dim), labels (B,) or None)` -> `HeadOutput(embedding (B, dim), logits (B, num_classes))`, logits in
-    -scale*(1 + margin)..scale; without labels, scaled cosines. Cosines are computed in float32 whatever the autocast.
-    Raises `PromptSGError` for a scale <= 0, a margin outside 0..pi or labels that are not classes."""
+    `forward(features (B, dim), labels (B,) or None)` -> `HeadOutput(embedding (B, dim), logits (B,
+    num_classes))`, logits in -scale*(1 + margin)..scale; without labels, scaled cosines. Cosines
+    are computed in float32 whatever the autocast. Raises `PromptSGError` for a scale <= 0, a margin
+    outside 0..pi or labels that are not classes."""
+
     def __init__(self, dim: int, num_classes: int, scale: float = 30.0, margin: float = 0.5):
         super().__init__()
         if scale <= 0 or not 0 <= margin < math.pi:
-            raise PromptSGError(f"ArcFace got scale {scale} and margin {margin}; give a scale above 0 and a margin in radians, 0 to pi.")
+            raise PromptSGError(
+                f"ArcFace got scale {scale} and margin {margin}; give a scale above 0 and a margin "
+                "in radians, 0 to pi."
+            )
         self.out_dim, self.scale, self.margin = dim, scale, margin
         self.weight = nn.Parameter(torch.empty(num_classes, dim))
         nn.init.xavier_uniform_(self.weight)
 
-    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
-        with torch.autocast(features.device.type, enabled=False):  # bfloat16 keeps 2-3 digits of a cosine: too few for margins
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> HeadOutput:
+        # bfloat16 keeps 2-3 digits of a cosine: too few for margins
+        with torch.autocast(features.device.type, enabled=False):
             cosine = F.normalize(features.float()) @ F.normalize(self.weight.float()).T  # (B, C)
         if labels is not None:
             check_labels(labels, *cosine.shape)
             index = labels.long()[:, None]  # (B, 1)
-            cosine = cosine.scatter(1, index, add_angular_margin(cosine.gather(1, index).clamp(-1, 1), self.margin))
+            cosine = cosine.scatter(
+                1, index, add_angular_margin(cosine.gather(1, index).clamp(-1, 1), self.margin)
+            )
         return HeadOutput(features, self.scale * cosine)
 
 # %% ../nbs/07_heads.ipynb #cell020
 class BNNeckLinear(nn.Module):
-    """`BNNeck`, then `LinearHead` on what it gives. The embedding is the one after the normalisation (see above).
+    """`BNNeck`, then `LinearHead` on what it gives. The embedding is the one after the
+    normalisation (see above).
 
-    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, out_dim), logits (B, num_classes))`; labels are not used."""
+    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, out_dim), logits (B,
+    num_classes))`; labels are not used."""
+
     def __init__(self, dim: int, num_classes: int, reduction: bool = False, reduced_dim: int = 256):
         super().__init__()
         self.neck = BNNeck(dim, reduction, reduced_dim)
@@ -119,16 +153,26 @@ class BNNeckLinear(nn.Module):
     def from_config(cls, config, dim: int, num_classes: int, first: int):
         return cls(dim, num_classes, config.bnneck_reduction, config.bnneck_dim)
 
-    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> HeadOutput:
         return self.linear(self.neck(features))
 
 # %% ../nbs/07_heads.ipynb #cell021
 class BNNeckArcFace(nn.Module):
-    """`BNNeck`, then `ArcFace` on what it gives. The embedding is the one after the normalisation (see above).
+    """`BNNeck`, then `ArcFace` on what it gives. The embedding is the one after the normalisation
+    (see above).
 
-    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, out_dim), logits (B, num_classes))`."""
-    def __init__(self, dim: int, num_classes: int, reduction: bool = False, reduced_dim: int = 256,
-                 scale: float = 30.0, margin: float = 0.5):
+    `forward(features (B, dim), labels)` -> `HeadOutput(embedding (B, out_dim), logits (B,
+    num_classes))`."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        reduction: bool = False,
+        reduced_dim: int = 256,
+        scale: float = 30.0,
+        margin: float = 0.5,
+    ):
         super().__init__()
         self.neck = BNNeck(dim, reduction, reduced_dim)
         self.arcface = ArcFace(self.neck.out_dim, num_classes, scale, margin)
@@ -136,19 +180,27 @@ class BNNeckArcFace(nn.Module):
 
     @classmethod
     def from_config(cls, config, dim: int, num_classes: int, first: int):
-        return cls(dim, num_classes, config.bnneck_reduction, config.bnneck_dim,
-                   config.arcface_scale, config.arcface_margin)
+        return cls(
+            dim,
+            num_classes,
+            config.bnneck_reduction,
+            config.bnneck_dim,
+            config.arcface_scale,
+            config.arcface_margin,
+        )
 
-    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> HeadOutput:
         return self.arcface(self.neck(features), labels)
 
 # %% ../nbs/07_heads.ipynb #pair
 class BNNeckPair(nn.Module):
-    """A `BNNeckLinear` for each of two vectors that stand side by side (Li et al., AAAI 2023); the embedding is both after their
-    normalisation.
+    """A `BNNeckLinear` for each of two vectors that stand side by side (Li et al., AAAI 2023); the
+    embedding is both after their normalisation.
 
-    `forward(features (B, first + dim), labels)` -> `HeadOutput(embedding (B, first + dim), logits (B, num_classes) of the second, more: those
-    of the first)`; labels are not used. Raises `PromptSGError` for features of another width."""
+    `forward(features (B, first + dim), labels)` -> `HeadOutput(embedding (B, first + dim), logits
+    (B, num_classes) of the second, more: those of the first)`; labels are not used. Raises
+    `PromptSGError` for features of another width."""
+
     def __init__(self, dim: int, num_classes: int, first: int):
         super().__init__()
         self.first, self.second = BNNeckLinear(first, num_classes), BNNeckLinear(dim, num_classes)
@@ -158,16 +210,23 @@ class BNNeckPair(nn.Module):
     def from_config(cls, config, dim: int, num_classes: int, first: int):
         return cls(dim, num_classes, first)
 
-    def forward(self, features: Tensor, labels: Optional[Tensor] = None) -> HeadOutput:
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> HeadOutput:
         if features.shape[1] != self.out_dim:
-            raise PromptSGError(f"the head bnneck_pair got {features.shape[1]} numbers an image and reads {self.sizes[0]} and "
-                                f"{self.sizes[1]} side by side; give it both vectors.")
-        (x, logits, _), (y, own, _) = self.first(features[:, :self.sizes[0]]), self.second(features[:, self.sizes[0]:])
+            raise PromptSGError(
+                f"the head bnneck_pair got {features.shape[1]} numbers an image and reads "
+                f"{self.sizes[0]} and "
+                f"{self.sizes[1]} side by side; give it both vectors."
+            )
+        (x, logits, _), (y, own, _) = (
+            self.first(features[:, : self.sizes[0]]),
+            self.second(features[:, self.sizes[0] :]),
+        )
         return HeadOutput(torch.cat([x, y], 1), own, (logits,))
 
 # %% ../nbs/07_heads.ipynb #new31
 def shrunk_covariance(residuals: Tensor) -> Tensor:
-    "Covariance (D, D) of centred rows (N, D), shrunk as Ledoit and Wolf (2004) do, Eq. (4): it has an inverse unless all rows are 0."
+    """Covariance (D, D) of centred rows (N, D), shrunk as Ledoit and Wolf (2004) do, Eq. (4): it
+    has an inverse unless all rows are 0."""
     n, dim = residuals.shape
     plain = residuals.T @ residuals / n
     round_one = plain.trace() / dim * torch.eye(dim, dtype=plain.dtype)
@@ -177,9 +236,12 @@ def shrunk_covariance(residuals: Tensor) -> Tensor:
 
 
 class Whitening(nn.Module):
-    """Embeddings (B, D) of any length -> (B, D) whose scatter within an identity is round, Eq. (3), in float32; before `fit` only their length becomes 1.
+    """Embeddings (B, D) of any length -> (B, D) whose scatter within an identity is round, Eq. (3),
+    in float32; before `fit` only their length becomes 1.
 
-    `fit(embeddings (N, D), labels (N,) class numbers from 0)` raises `PromptSGError` where no identity has two different images."""
+    `fit(embeddings (N, D), labels (N,) class numbers from 0)` raises `PromptSGError` where no
+    identity has two different images."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
@@ -193,10 +255,15 @@ class Whitening(nn.Module):
     def fit(self, embeddings: Tensor, labels: Tensor) -> None:
         check_labels(labels, len(embeddings))
         x, labels = F.normalize(embeddings.cpu().double()), labels.cpu().long()
-        centres = torch.zeros(int(labels.max()) + 1, x.shape[1], dtype=x.dtype).index_add_(0, labels, x)
+        centres = torch.zeros(int(labels.max()) + 1, x.shape[1], dtype=x.dtype).index_add_(
+            0, labels, x
+        )
         residuals = x - (centres / labels.bincount()[:, None])[labels]
         if residuals.square().sum() < 1e-12:
-            raise PromptSGError("whitening learns from how one person's images differ, and no person has two different ones; set whiten to false")
+            raise PromptSGError(
+                "whitening learns from how one person's images differ, and no person has two "
+                "different ones; set whiten to false"
+            )
         scales, directions = torch.linalg.eigh(shrunk_covariance(residuals))
         self.mean.copy_(x.mean(0))
         self.matrix.copy_(directions * scales.rsqrt() @ directions.T)
@@ -242,16 +309,19 @@ def mirror_sum(features, mirrored):
     return to_length_one(one + other, "the sum of features and mirror images' features").float()
 
 # %% ../nbs/07_heads.ipynb #shares
-def shares(query: Tensor,                   # (Q, D) what is ranked with, of any length
-           gallery: Tensor,                 # (G, D)
-           parts: int,                      # P, all of D / P numbers
-           matrix: Optional[Tensor] = None  # (D, D) the whitening's; None: there is none
-          ) -> Tensor:                      # (Q, G, P) float64
+def shares(
+    query: Tensor,  # (Q, D) what is ranked with, of any length
+    gallery: Tensor,  # (G, D)
+    parts: int,  # P, all of D / P numbers
+    matrix: Tensor | None = None,  # (D, D) the whitening's; None: there is none
+) -> Tensor:  # (Q, G, P) float64
     """What each part adds to the cosine of a query and a gallery image, Eq. (5); the sum over parts
     is the cosine. `PromptSGError` unless the parts divide D."""
     if query.shape[1] % parts:
-        raise PromptSGError(f"embeddings of {query.shape[1]} dimensions are not made of {parts} "
-                            "equal parts; give the number of parts of the model that made them")
+        raise PromptSGError(
+            f"embeddings of {query.shape[1]} dimensions are not made of {parts} "
+            "equal parts; give the number of parts of the model that made them"
+        )
     rows = F.normalize(torch.cat([query, gallery]).cpu().double())
     forth, back = rows, rows
     if matrix is not None:
@@ -272,7 +342,7 @@ def standings(shares: Tensor) -> Tensor:
 
 
 def likeness(standing: Tensor, words: Sequence[str]) -> str:
-    """"alike in ring, unlike in skin", of a pair's standings (T,) in T words: the highest and the
+    """ "alike in ring, unlike in skin", of a pair's standings (T,) in T words: the highest and the
     lowest. Empty where there are fewer than two words, or no difference between them."""
     if len(words) < 2 or standing.max() - standing.min() < 1e-6:
         return ""

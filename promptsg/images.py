@@ -33,22 +33,27 @@ except ImportError:
 READING = 2  # counted up when `load_image` gives other pixels for the same file: caches hold to it
 
 _LEFT_OUT = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # IPTC may hold EPS
-_USUAL = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")              # tried first
+_USUAL = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")  # tried first
 Image.init()
 if register_heif_opener:
     register_heif_opener()
 _FORMATS = sorted(set(Image.OPEN) - _LEFT_OUT, key=lambda kind: (kind not in _USUAL, kind))
-IMAGE_ENDINGS = frozenset(ending for ending, kind in Image.registered_extensions().items()
-                          if kind in (*_FORMATS, "MPO"))            # MPO: JPEGs in a row
+IMAGE_ENDINGS = frozenset(
+    ending for ending, kind in Image.registered_extensions().items() if kind in (*_FORMATS, "MPO")
+)  # MPO: JPEGs in a row
 
 _REASONS = {
     "HEIC picture, which pip install pillow-heif makes readable": ".heic .heics .heif .heifs .hif",
-    "raw file of a camera, to be exported as JPEG or PNG":
-        ".3fr .arw .cr2 .cr3 .dng .erf .iiq .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f",
-    "drawing or page (SVG, EPS, PDF), to be exported as PNG":
-        ".ai .emf .eps .pdf .ps .svg .svgz .wmf",
-    "format that Pillow does not read here, to be saved as JPEG or PNG":
-        ".apng .avif .exr .hdr .j2k .jp2 .jpx .jxl .jxr .mpo .psd .tif .tiff .wdp .webp .xcf"}
+    "raw file of a camera, to be exported as JPEG or PNG": ".3fr .arw .cr2 .cr3 .dng .erf .iiq "
+    ".mrw .nef .nrw .orf .pef .raf .raw "
+    ".rw2 .srw .x3f",
+    "drawing or page (SVG, EPS, PDF), to be exported as "
+    "PNG": ".ai .emf .eps .pdf .ps .svg .svgz .wmf",
+    "format that Pillow does not read here, to be saved as JPEG or PNG": ".apng .avif .exr .hdr "
+    ".j2k .jp2 .jpx .jxl .jxr "
+    ".mpo .psd .tif .tiff "
+    ".wdp .webp .xcf",
+}
 _WHY_NOT = {ending: reason for reason, endings in _REASONS.items() for ending in endings.split()}
 
 
@@ -63,12 +68,22 @@ def progress_bar(iterable=None, show=True, **options):
     return tqdm(iterable, disable=None if show else True, **options)
 
 # %% ../nbs/01a_images.ipynb #cell023
-GROUND = "white"             # what lies under transparent pixels
+GROUND = "white"  # what lies under transparent pixels
 _LARGE, _one_large = 1 << 24, Lock()  # pixels
-_TURNS = dict(zip(range(2, 9), (  # EXIF orientation -> what makes the picture upright
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
-    Image.Transpose.ROTATE_90)))
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (  # EXIF orientation -> what makes the picture upright
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+            Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_270,
+            Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90,
+        ),
+    )
+)
 # a picture is read or refused, with nothing in between
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -89,9 +104,12 @@ def _reason(error):
     if isinstance(error, Image.DecompressionBombError):
         most = 2 * Image.MAX_IMAGE_PIXELS
         return f"it has more than {most:,} pixels; shrink it or take it out of the data"
-    reasons = {FileNotFoundError: "it is missing", PermissionError: "this user may not open it",
-               MemoryError: "there is too little memory for it",
-               Exception: "it is damaged or no image"}
+    reasons = {
+        FileNotFoundError: "it is missing",
+        PermissionError: "this user may not open it",
+        MemoryError: "there is too little memory for it",
+        Exception: "it is damaged or no image",
+    }
     reason = next(said for kind, said in reasons.items() if isinstance(error, kind))
     return f"{reason}; restore the file or take it out of the data"
 
@@ -103,17 +121,23 @@ def _opened(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise _Refused("it is no file; take it out of the data")  # a pipe would never answer
         # given a name, Pillow maps files into memory, and garbles a TIFF that lies on its side
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
-            with _one_large if image.width * image.height > _LARGE else nullcontext():
-                yield image
+        with (
+            open(path, "rb") as file,
+            Image.open(file, formats=_FORMATS) as image,
+            _one_large if image.width * image.height > _LARGE else nullcontext(),
+        ):
+            yield image
     except Exception as error:  # decoders raise all kinds
         raise ImageError(f"{path} cannot be read: {_reason(error)}") from None
 
 
 def _mend_transparent_colour(image):
     "Pillow makes 8 of a PNG's 2, 4 or 16 bits, but not of those of the transparent colour."
-    mend = {"L;2": lambda x: x * 85, "L;4": lambda x: x * 17,
-            "RGB;16B": lambda x: tuple(value >> 8 for value in x)}
+    mend = {
+        "L;2": lambda x: x * 85,
+        "L;4": lambda x: x * 17,
+        "RGB;16B": lambda x: tuple(value >> 8 for value in x),
+    }
     raw = image.tile[0][3] if image.format == "PNG" and image.tile else None
     if raw in mend and "transparency" in image.info:
         image.info["transparency"] = mend[raw](image.info["transparency"])
@@ -137,8 +161,9 @@ def _from_deep(white, reverse, image):
     values = np.asarray(image)
     if not (values.min() >= 0 and values.max() <= white):  # NaN is neither
         kind = "numbers outside 0..1" if white == 1 else f"values outside 0..{white}"
-        raise _Refused(f"it holds {kind}, and which of them is white is not said; "
-                       "save it with 8 or 16 bits")
+        raise _Refused(
+            f"it holds {kind}, and which of them is white is not said; save it with 8 or 16 bits"
+        )
     grey = np.rint(values * np.float32(255 / white)).astype(np.uint8)
     grey = 255 - grey if reverse else grey
     grey[values == image.info.get("transparency", -1)] = 255
@@ -207,8 +232,10 @@ def _sentence(broken):
     why = str(broken[paths[0]]).partition("cannot be read: ")[2].partition(";")[0]
     first = f" (the first: {why})" if why else ""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return (f"{len(paths)} images cannot be read{first}: {', '.join(map(str, paths[:3]))}{more}; "
-            "restore the files or take them out of the data")
+    return (
+        f"{len(paths)} images cannot be read{first}: {', '.join(map(str, paths[:3]))}{more}; "
+        "restore the files or take them out of the data"
+    )
 
 
 def read_all(read, paths, desc, progress=True):
@@ -223,6 +250,7 @@ def read_all(read, paths, desc, progress=True):
             return read(path)
         except ImageError as error:
             errors[path] = error
+
     drawn = progress_bar(total=len(paths), desc=desc, unit="image", show=bool(progress and paths))
     with ThreadPoolExecutor() as pool, drawn as bar:
         for one in pool.map(attempt, paths):  # Pillow's decoders let other threads run
@@ -238,8 +266,8 @@ SMALLEST = 32  # pixels
 
 class Finding(NamedTuple):
     what: str
-    count: int       # pictures
-    examples: list   # up to three names
+    count: int  # pictures
+    examples: list  # up to three names
 
 
 def _glance(path):
@@ -286,9 +314,15 @@ def survey(frame, progress=True):
     finding = lambda what, found: Finding(what, len(found), [str(path) for path in found[:3]])
     seen = {path: look for path, look in looks.items() if look}
     same, count = _shared(frame, {path: look[2] for path, look in seen.items()})
-    return [finding("cannot be read", [path for path in paths if path not in seen]),
-            finding("turned upright by their EXIF orientation",
-                    [path for path, look in seen.items() if look[1]]),
-            finding(f"smaller than {SMALLEST} pixels, so that hardly a hand is left in them",
-                    [path for path, look in seen.items() if look[0] < SMALLEST]),
-            Finding("the same picture under two identities", count, same[:3])]
+    return [
+        finding("cannot be read", [path for path in paths if path not in seen]),
+        finding(
+            "turned upright by their EXIF orientation",
+            [path for path, look in seen.items() if look[1]],
+        ),
+        finding(
+            f"smaller than {SMALLEST} pixels, so that hardly a hand is left in them",
+            [path for path, look in seen.items() if look[0] < SMALLEST],
+        ),
+        Finding("the same picture under two identities", count, same[:3]),
+    ]

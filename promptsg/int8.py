@@ -20,14 +20,22 @@ from open_clip.transformer import ResidualAttentionBlock
 from PIL import Image
 from torch import nn
 
-from .backbone import QuickGELU, ViTBackbone, read_tensors, save_tensors, split_heads, tensor_hash
+from promptsg.backbone import (
+    QuickGELU,
+    ViTBackbone,
+    read_tensors,
+    save_tensors,
+    split_heads,
+    tensor_hash,
+)
 from .config import ASPECTS, PromptSGError
 from .data import eval_transform
 
 # %% ../nbs/03a_int8.ipynb #linear
 @lru_cache
 def input_levels():
-    "How many steps above 0 a product's input may have here: 255, 127, or 0 where products are wrong."
+    """How many steps above 0 a product's input may have here: 255, 127, or 0 where products are
+    wrong."""
     for levels in (255, 127):
         product = Int8Linear(torch.ones(8, 256), torch.zeros(8), 0, 1, levels)
         largest = product(torch.full((8, 256), levels + 0.5))
@@ -37,7 +45,8 @@ def input_levels():
 
 
 class Int8Linear(nn.Module):
-    """Eq. (1): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low` to `high`.
+    """Eq. (1): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low` to
+    `high`.
 
     Its argument is `x / step + offset`, which whoever makes x folds into what it does, and is
     overwritten; the offset has the half that turns cutting off into rounding."""
@@ -56,13 +65,25 @@ class Int8Linear(nn.Module):
 
     def forward(self, x):
         x = x.clamp_(0, self.levels).to(torch.uint8)
-        return torch.ops.onednn.qlinear_pointwise(x, self.step, self.zero, self.packed, self.steps,
-                                                  self.zeros, self.bias, 1.0, 0, torch.float32, "none",
-                                                  [], "")
+        return torch.ops.onednn.qlinear_pointwise(
+            x,
+            self.step,
+            self.zero,
+            self.packed,
+            self.steps,
+            self.zeros,
+            self.bias,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
 
 # %% ../nbs/03a_int8.ipynb #block
 _PARTS = ("qkv", "out", "up", "down")  # the products of a block
-_SHARE = 0.6                           # of a channel's size that goes into the weights
+_SHARE = 0.6  # of a channel's size that goes into the weights
 
 
 def _range(x):
@@ -73,12 +94,15 @@ def _range(x):
 
 @torch.inference_mode()
 def channel_ranges(backbone, images):
-    "{`block.part`: (2, C)} of what each product of a ViT's blocks is given, over images (B, 3, H, W)."
+    """{`block.part`: (2, C)} of what each product of a ViT's blocks is given, over images (B, 3, H,
+    W)."""
     x, found = backbone.stem(images), {}
     for number, block in enumerate(backbone.blocks):
         attn, normed = block.attn, block.ln_1(x)
-        q, k, v = (split_heads(t, attn.num_heads) for t in
-                   F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1))
+        q, k, v = (
+            split_heads(t, attn.num_heads)
+            for t in F.linear(normed, attn.in_proj_weight, attn.in_proj_bias).chunk(3, -1)
+        )
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + block.ls_1(attn.out_proj(seen))
         second = block.ln_2(x)
@@ -93,7 +117,7 @@ def _shared(ranges, weight):
     "c of Eq. (2) (C,), and the range (low, high) of x / c."
     size = ranges.abs().amax(0).clamp(min=1e-6)
     wide = size.clamp(min=size.median())
-    c = wide ** _SHARE / weight.abs().amax(0).clamp(min=1e-6) ** (1 - _SHARE)
+    c = wide**_SHARE / weight.abs().amax(0).clamp(min=1e-6) ** (1 - _SHARE)
     return c, (ranges[0] * wide / size / c).min(), (ranges[1] * wide / size / c).max()
 
 
@@ -114,8 +138,8 @@ class _Attention(nn.Module):
 
 
 class _MLP(nn.Module):
-    """`down(factor * activation(up(x)))`. QuickGELU, None here, is silu(z) / 1.702 of z = 1.702 x: its
-    numbers are in `up` and in the factor (C,)."""
+    """`down(factor * activation(up(x)))`. QuickGELU, None here, is silu(z) / 1.702 of z = 1.702 x:
+    its numbers are in `up` and in the factor (C,)."""
 
     def __init__(self, up, down, activation, factor):
         super().__init__()
@@ -128,18 +152,24 @@ class _MLP(nn.Module):
 
 
 class Int8Block(nn.Module):
-    "An open_clip block in int8; `ranges` {part: (2, C)} as `channel_ranges` gives them of one block."
+    """An open_clip block in int8; `ranges` {part: (2, C)} as `channel_ranges` gives them of one
+    block."""
 
     @torch.no_grad()
     def __init__(self, block, ranges):
         super().__init__()
         attn, mlp = block.attn, block.mlp
-        weights = dict(zip(_PARTS, (attn.in_proj_weight, attn.out_proj.weight, mlp.c_fc.weight,
-                                    mlp.c_proj.weight)))
+        weights = dict(
+            zip(
+                _PARTS,
+                (attn.in_proj_weight, attn.out_proj.weight, mlp.c_fc.weight, mlp.c_proj.weight),
+            )
+        )
         shared = {part: _shared(ranges[part], weight) for part, weight in weights.items()}
         c = {part: values[0] for part, values in shared.items()}
-        product = lambda part, weight, bias: Int8Linear(weight * c[part], bias, *shared[part][1:],
-                                                          input_levels())
+        product = lambda part, weight, bias: Int8Linear(
+            weight * c[part], bias, *shared[part][1:], input_levels()
+        )
         quick = isinstance(mlp.gelu, QuickGELU)
         z = 1.702 if quick else 1.0
         out = product("out", weights["out"], attn.out_proj.bias)
@@ -164,21 +194,32 @@ class Int8Block(nn.Module):
 
 # %% ../nbs/03a_int8.ipynb #model
 def drawn_images(size, mean, std, count=24):
-    "Normalised images (count, 3, H, W) of drawn hands, each another person's, of all aspects in turn."
+    """Normalised images (count, 3, H, W) of drawn hands, each another person's, of all aspects in
+    turn."""
     from promptsg.synth import Nuisance, draw_hand, person_of  # here: it brings OpenCV along
+
     still, aspects = eval_transform(size, mean, std), list(ASPECTS)
-    hands = [draw_hand(person_of(7, number), Nuisance.sample(np.random.default_rng([7, number])),
-                       aspects[number % len(aspects)]) for number in range(count)]
+    hands = [
+        draw_hand(
+            person_of(7, number),
+            Nuisance.sample(np.random.default_rng([7, number])),
+            aspects[number % len(aspects)],
+        )
+        for number in range(count)
+    ]
     return torch.stack([still(Image.fromarray(hand)) for hand in hands])
 
 
 def check_int8(model):
     "`PromptSGError` for an image tower that has no int8 blocks."
-    plain = (isinstance(model.backbone, ViTBackbone)
-             and all(type(block) is ResidualAttentionBlock for block in model.backbone.blocks))
+    plain = isinstance(model.backbone, ViTBackbone) and all(
+        type(block) is ResidualAttentionBlock for block in model.backbone.blocks
+    )
     if not plain:
-        raise PromptSGError(f"precision int8 is made for CLIP's vision transformers, and {model.config.tower} "
-                            "is none; set precision to no")
+        raise PromptSGError(
+            f"precision int8 is made for CLIP's vision transformers, and {model.config.tower} "
+            "is none; set precision to no"
+        )
 
 
 def _twin(module, **children):
@@ -189,7 +230,8 @@ def _twin(module, **children):
 
 
 def _ranges(model, folder):
-    "`channel_ranges` over drawn hands: those of the cache for these weights, else made, and kept there."
+    """`channel_ranges` over drawn hands: those of the cache for these weights, else made, and kept
+    there."""
     backbone = model.backbone
     about = f"{tensor_hash(backbone.state_dict())} {backbone.image_size} {model.mean} {model.std}"
     file = Path(folder) / f"int8-{sha256(about.encode()).hexdigest()[:16]}.safetensors"
@@ -199,9 +241,15 @@ def _ranges(model, folder):
         images = drawn_images(backbone.image_size, model.mean, model.std).split(8)
         parts = [channel_ranges(backbone, batch) for batch in images]
         every = {name: [part[name] for part in parts] for name in parts[0]}
-        found = {name: torch.stack([torch.stack([one[0] for one in all_]).amin(0),
-                                    torch.stack([one[1] for one in all_]).amax(0)])
-                 for name, all_ in every.items()}
+        found = {
+            name: torch.stack(
+                [
+                    torch.stack([one[0] for one in all_]).amin(0),
+                    torch.stack([one[1] for one in all_]).amax(0),
+                ]
+            )
+            for name, all_ in every.items()
+        }
     try:
         save_tensors(file, found)
     except PromptSGError:  # a folder that cannot be written: they are made again next time
@@ -210,7 +258,8 @@ def _ranges(model, folder):
 
 
 def int8_model(model, folder):
-    """The model with its tower's blocks in int8, for embedding on a CPU; the rest is the model's own.
+    """The model with its tower's blocks in int8, for embedding on a CPU; the rest is the model's
+    own.
 
     `folder`: where the ranges are kept. `PromptSGError` for a tower that is no ViT of CLIP's."""
     check_int8(model)
@@ -226,7 +275,8 @@ _verdicts = {}  # (width, tokens, threads) -> seconds of a float32 and an int8 b
 
 
 def int8_pays(model):
-    "Whether int8 is faster here than float32; where not, one line on stderr says so, once a process."
+    """Whether int8 is faster here than float32; where not, one line on stderr says so, once a
+    process."""
     check_int8(model)
     width, tokens = model.backbone.width, 1 + model.backbone.grid[0] * model.backbone.grid[1]
     key = (width, tokens, torch.get_num_threads(), next(model.parameters()).device.type)
@@ -248,7 +298,10 @@ def _slower(block, tokens, width, device, rounds=3):
     try:
         if not input_levels():
             return "its products are wrong on this processor"
-        ways = [block, Int8Block(block, {part: one.expand(2, wide.get(part, width)) for part in _PARTS})]
+        ways = [
+            block,
+            Int8Block(block, {part: one.expand(2, wide.get(part, width)) for part in _PARTS}),
+        ]
         took = [[], []]
         for _ in range(rounds + 1):
             for way, seconds in zip(ways, took):

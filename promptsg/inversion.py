@@ -15,17 +15,24 @@ from .config import PromptSGError
 class TextualInversionMLP(nn.Module):
     """PromptSG's inversion network: `s = mlp(v)`, v (B, D) -> s* (B, W).
 
-    `scale` is the standard deviation of the text encoder's word embeddings: where s* starts. `depth` linear layers (the paper: 3);
-    `norm=False` leaves the normalisation after the last layer out, and s* as long as it comes. `kind` is "promptsg" (ReLU between
-    the layers, batch normalisation last) or "handid" (layer norm, GELU and a share `dropout` of units dropped between them, layer
-    norm last: Baisa et al., IPTA 2025). With batch normalisation, training needs batches of two or more (`PromptSGError`): there are no
-    statistics of one sample."""
+    `scale` is the standard deviation of the text encoder's word embeddings: where s* starts.
+    `depth` linear layers (the paper: 3); `norm=False` leaves the normalisation after the last layer
+    out, and s* as long as it comes. `kind` is "promptsg" (ReLU between the layers, batch
+    normalisation last) or "handid" (layer norm, GELU and a share `dropout` of units dropped between
+    them, layer norm last: Baisa et al., IPTA 2025). With batch normalisation, training needs
+    batches of two or more (`PromptSGError`): there are no statistics of one sample."""
 
-    def __init__(self, dim, width, hidden=512, scale=1.0, depth=3, norm=True, kind="promptsg", dropout=0.0):
+    def __init__(
+        self, dim, width, hidden=512, scale=1.0, depth=3, norm=True, kind="promptsg", dropout=0.0
+    ):
         super().__init__()
         between, last = {
             "promptsg": (lambda: [nn.ReLU()], nn.BatchNorm1d),
-            "handid": (lambda: [nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)], nn.LayerNorm)}[kind]
+            "handid": (
+                lambda: [nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)],
+                nn.LayerNorm,
+            ),
+        }[kind]
         sizes, layers = [dim] + [hidden] * (depth - 1) + [width], []
         for pair in zip(sizes, sizes[1:]):
             layers += [*(between() if layers else []), nn.Linear(*pair)]
@@ -36,7 +43,9 @@ class TextualInversionMLP(nn.Module):
 
     def forward(self, embedding):
         if self.batch_norm and self.training and len(embedding) < 2:
-            raise PromptSGError("the inversion MLP's batch normalisation cannot train on 1 image, and a "
-                                "process was given no more; make batch_size two or more for each process, "
-                                "or set inversion_norm to false")
+            raise PromptSGError(
+                "the inversion MLP's batch normalisation cannot train on 1 image, and a "
+                "process was given no more; make batch_size two or more for each process, "
+                "or set inversion_norm to false"
+            )
         return self.layers(embedding)

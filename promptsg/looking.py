@@ -27,8 +27,8 @@ from .synth import drawn_mask
 
 # %% ../nbs/11a_looking.ipynb #masks
 def saturation_mask(picture, threshold=0.12):
-    """bool (H, W): where a picture's saturation (HSV, 0..1) is above the threshold; on a white ground
-    a stand-in for the hand."""
+    """bool (H, W): where a picture's saturation (HSV, 0..1) is above the threshold; on a white
+    ground a stand-in for the hand."""
     return np.asarray(picture.convert("HSV"))[..., 1] / 255 > threshold
 
 
@@ -38,8 +38,8 @@ def photograph_mask(row):
 
 
 def hand_mask_of(frame):
-    """(`mask_of`, "drawn" or "saturation"): what gives the mask (H, W) of a row of a frame, and what
-    kind of mask that is; the true one for hands that `promptsg synth` drew."""
+    """(`mask_of`, "drawn" or "saturation"): what gives the mask (H, W) of a row of a frame, and
+    what kind of mask that is; the true one for hands that `promptsg synth` drew."""
     roots = {Path(path).parent.parent for path in frame.path}
     if roots and all((root / DRAWN).is_file() for root in roots):
         return lambda row: drawn_mask(Path(row.path).parent.parent, Path(row.path).name), "drawn"
@@ -53,14 +53,16 @@ def on_patches(mask, grid):
 
 # %% ../nbs/11a_looking.ipynb #roc
 def area_under_roc(maps, masks):
-    """(N,): Eq. (1) of each map (N, M) on its mask (N, M) of booleans, 0..1; NaN where a mask has no
-    hand or no background.
+    """(N,): Eq. (1) of each map (N, M) on its mask (N, M) of booleans, 0..1; NaN where a mask has
+    no hand or no background.
 
     `PromptSGError` where the shapes differ."""
     maps, masks = np.asarray(maps, float), np.asarray(masks, bool)
     if maps.shape != masks.shape or maps.ndim != 2:
-        raise PromptSGError(f"maps {maps.shape} and masks {masks.shape} must have one shape (N, M); "
-                            "give a mask of the same patches for each map")
+        raise PromptSGError(
+            f"maps {maps.shape} and masks {masks.shape} must have one shape (N, M); "
+            "give a mask of the same patches for each map"
+        )
     ranks, hand = pd.DataFrame(maps).rank(axis=1).to_numpy(), masks.sum(1)
     pairs = hand * (masks.shape[1] - hand)
     above = (ranks * masks).sum(1) - hand * (hand + 1) / 2
@@ -96,7 +98,8 @@ FILLS = {"blur": _blurred, "ground": _ground, "mean": _mean_colour}
 
 
 def filled(images, fill="blur"):
-    "What hidden patches of images (B, 3, H, W) become, the same shape. `PromptSGError` for another fill."
+    """What hidden patches of images (B, 3, H, W) become, the same shape. `PromptSGError` for
+    another fill."""
     if fill not in FILLS:
         raise PromptSGError(f"fill is {fill!r}; choose one of {', '.join(FILLS)}")
     return FILLS[fill](images)
@@ -109,13 +112,16 @@ def first_patches(maps, count):
 
 
 def hide(images, hidden, fill="blur"):
-    """Images (B, 3, H, W) whose `hidden` patches, bool (B, M) over `cells_of` their size, are `filled`.
+    """Images (B, 3, H, W) whose `hidden` patches, bool (B, M) over `cells_of` their size, are
+    `filled`.
 
     `PromptSGError` for another number of patches, or another `fill`."""
     cells = cells_of(images.shape[2:])
     if hidden.shape != (len(images), cells[0] * cells[1]):
-        raise PromptSGError(f"hidden patches {tuple(hidden.shape)} do not fit {len(images)} images of "
-                            f"{cells[0]} x {cells[1]} patches; give bool (images, patches)")
+        raise PromptSGError(
+            f"hidden patches {tuple(hidden.shape)} do not fit {len(images)} images of "
+            f"{cells[0]} x {cells[1]} patches; give bool (images, patches)"
+        )
     places = hidden.to(images.device).unflatten(1, cells)[:, None].float()
     places = F.interpolate(places, images.shape[2:]) > 0.5  # nearest
     return torch.where(places, filled(images, fill), images)
@@ -139,8 +145,9 @@ def relevance(model, images, prompt=None, aspects=None, steps=4):
     """Eq. (2): what of each image its embedding depends on, (B, rows, columns) over `cells_of` its
     size, each map summing to 1.
 
-    `images` (B, 3, H, W), normalised; `prompt`, `aspects` as in the model's `embed`; `steps` is K. An
-    image whose embedding nothing moves gets an even map. `PromptSGError` for fewer than one step."""
+    `images` (B, 3, H, W), normalised; `prompt`, `aspects` as in the model's `embed`; `steps` is K.
+    An image whose embedding nothing moves gets an even map. `PromptSGError` for fewer than one
+    step."""
     if steps < 1:
         raise PromptSGError(f"steps is {steps}; give at least 1")
     seen = lambda x: F.normalize(model(x, prompt, aspects=aspects).retrieval.float(), dim=1)
@@ -169,7 +176,8 @@ def _path(similar, start, images, steps):
 
 
 def contrast(images):
-    "The control of `relevance`, of the same shape: Eq. (2) with 1 for the gradient; no model is read."
+    """The control of `relevance`, of the same shape: Eq. (2) with 1 for the gradient; no model is
+    read."""
     apart = (_apart(images, filled(images, start)) for start in STARTS)
     return _even(sum(_over_cells(one.abs().sum(1)) for one in apart))
 
@@ -195,8 +203,9 @@ def kinds_of(model):
 
 
 def maps_of(model, kind, images, prompt=None, aspects=None):
-    """(B, K, rows, columns) of one of `kinds_of(model)`, each map summing to 1: a map for each head or
-    word, on the tower's own grid; for relevance and contrast K = 1. `PromptSGError` for another kind."""
+    """(B, K, rows, columns) of one of `kinds_of(model)`, each map summing to 1: a map for each head
+    or word, on the tower's own grid; for relevance and contrast K = 1. `PromptSGError` for another
+    kind."""
     if kind not in kinds_of(model):
         raise PromptSGError(f"this model has no map {kind!r}; it has {', '.join(kinds_of(model))}")
     if kind == "relevance":
@@ -207,7 +216,8 @@ def maps_of(model, kind, images, prompt=None, aspects=None):
 
 
 def on_cells(maps, cells):
-    "Maps (B, rows, columns) on the patches `cells`: each takes what lies at its place; the sum is 1."
+    """Maps (B, rows, columns) on the patches `cells`: each takes what lies at its place; the sum is
+    1."""
     there = maps if maps.shape[1:] == cells else F.interpolate(maps[:, None].float(), cells)[:, 0]
     return there / there.sum((1, 2), keepdim=True)
 
@@ -218,13 +228,14 @@ def _loader(model, frame, batch_size):
     return torch.utils.data.DataLoader(HandDataset(frame, transform), batch_size=batch_size)
 
 
-def where_it_looks(model, frame, mask_of, prompt=None, batch_size=16, progress=True,
-                   kind="relevance"):
+def where_it_looks(
+    model, frame, mask_of, prompt=None, batch_size=16, progress=True, kind="relevance"
+):
     """How a model's maps lie on the hands of a frame: a DataFrame, a row an image.
 
     `mask_of(row)` gives the mask (H, W) of a row of the frame; `kind` is one of `kinds_of(model)`.
-    Columns: `path`, `aspect`, `auc` (0..1, mean over heads or words), `share` of the map on the hand,
-    `area` of the hand (0..1). Images whose mask is all hand or all background have no `auc`.
+    Columns: `path`, `aspect`, `auc` (0..1, mean over heads or words), `share` of the map on the
+    hand, `area` of the hand (0..1). Images whose mask is all hand or all background have no `auc`.
     `PromptSGError` for a kind that the model has not."""
     device, rows = next(model.parameters()).device, []
     loader = _loader(model, frame, batch_size)
@@ -241,8 +252,13 @@ def _looked(maps, row, mask):
     hand = on_patches(mask, maps.shape[1:])
     maps = maps.reshape(len(maps), -1)
     auc = area_under_roc(maps, np.broadcast_to(hand, maps.shape)).mean()
-    return dict(path=row.path, aspect=row.aspect, auc=auc, share=maps[:, hand].sum(1).mean(),
-                area=hand.mean())
+    return dict(
+        path=row.path,
+        aspect=row.aspect,
+        auc=auc,
+        share=maps[:, hand].sum(1).mean(),
+        area=hand.mean(),
+    )
 
 # %% ../nbs/11a_looking.ipynb #curves
 SHARES = tuple(np.linspace(0, 1, 11).round(1).tolist())
@@ -256,8 +272,8 @@ def some_queries(queries, images, seed=0):
 
 
 def query_maps(model, queries, kinds=None, prompt=None, batch_size=16, progress=True):
-    """{kind: maps (N, rows, columns)} of a frame's images on their patches (`cells_of`), mean over heads
-    or words; `kinds`: of `kinds_of(model)`, all for None."""
+    """{kind: maps (N, rows, columns)} of a frame's images on their patches (`cells_of`), mean over
+    heads or words; `kinds`: of `kinds_of(model)`, all for None."""
     kinds, cells = kinds or kinds_of(model), cells_of(model.backbone.image_size)
     device, found = next(model.parameters()).device, {kind: [] for kind in kinds}
     loader = _loader(model, queries, batch_size)
@@ -269,16 +285,30 @@ def query_maps(model, queries, kinds=None, prompt=None, batch_size=16, progress=
     return {kind: torch.cat(maps) for kind, maps in found.items()}
 
 
-def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill="blur", draws=5,
-                  seed=0, modes=("deletion", "insertion"), prompt=None, batch_size=16, progress=True):
-    """Average precision of queries of which a share is hidden (deletion) or alone shown (insertion).
+def hiding_curves(
+    model,
+    queries,
+    gallery,
+    embeddings,
+    maps,
+    shares=SHARES,
+    fill="blur",
+    draws=5,
+    seed=0,
+    modes=("deletion", "insertion"),
+    prompt=None,
+    batch_size=16,
+    progress=True,
+):
+    """Average precision of queries of which a share is hidden (deletion) or alone shown
+    (insertion).
 
     `queries`, `gallery`: frames; `embeddings`: `promptsg.evaluation.Embeddings` that have the
     gallery's; `maps`: {name: (N, rows, columns)} over `cells_of` the model's image size, such as
     `query_maps`. A DataFrame: `mode`, `order` (a map's name, or random), `draw` (0, or of `draws`),
     `share` (0..1), `path`, `identity`, `ap` (0..1, mean of precisions). Queries without a match are
-    left out. `PromptSGError` for maps of another shape, for shares beyond 0..1, and where no query has
-    a match."""
+    left out. `PromptSGError` for maps of another shape, for shares beyond 0..1, and where no query
+    has a match."""
     cells = cells_of(model.backbone.image_size)
     _check_curves(maps, shares, (len(queries), *cells), draws)
     orders = _orders(maps, len(queries), cells[0] * cells[1], draws, seed)
@@ -289,8 +319,9 @@ def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill
         for batch in batches(loader):
             rows, images = batch["index"], batch["image"].to(device)
             aspects, ends = batch["aspect"].to(device), {}  # all or nothing hidden: embedded once
-            embed = lambda hidden: model.embed(hide(images, hidden, fill), prompt,
-                                               aspects=aspects).cpu()
+            embed = lambda hidden: model.embed(
+                hide(images, hidden, fill), prompt, aspects=aspects
+            ).cpu()
             for mode, name, draw, share in levels:
                 hidden = _hidden(orders[name, draw][rows], share, mode)
                 end = hidden.float().mean().item()
@@ -298,28 +329,39 @@ def hiding_curves(model, queries, gallery, embeddings, maps, shares=SHARES, fill
                     ends[end] = embed(hidden)
                 seen[mode, name, draw, share].append(ends[end] if end in ends else embed(hidden))
                 bar.update()
-    table = [_ranked(torch.cat(seen[level]), queries, gallery, embeddings)
-             .assign(**dict(zip(("mode", "order", "draw", "share"), level))) for level in levels]
+    table = [
+        _ranked(torch.cat(seen[level]), queries, gallery, embeddings).assign(
+            **dict(zip(("mode", "order", "draw", "share"), level))
+        )
+        for level in levels
+    ]
     table = pd.concat(table, ignore_index=True).dropna(subset=["ap"])
     return table[["mode", "order", "draw", "share", "path", "identity", "ap"]]
 
 
 def _check_curves(maps, shares, shape, draws):
-    wrong = [f"{name} {tuple(one.shape)}" for name, one in maps.items() if tuple(one.shape) != shape]
+    wrong = [
+        f"{name} {tuple(one.shape)}" for name, one in maps.items() if tuple(one.shape) != shape
+    ]
     if wrong:
-        raise PromptSGError(f"maps have the shapes {', '.join(wrong)} where {shape} is needed; give each "
-                            "query its map over the patches, as query_maps makes them")
+        raise PromptSGError(
+            f"maps have the shapes {', '.join(wrong)} where {shape} is needed; give each "
+            "query its map over the patches, as query_maps makes them"
+        )
     if not shares or min(shares) < 0 or max(shares) > 1 or draws < 1:
-        raise PromptSGError(f"shares {tuple(shares)} and {draws} draws are not possible; give shares "
-                            "between 0 and 1, and at least one draw")
+        raise PromptSGError(
+            f"shares {tuple(shares)} and {draws} draws are not possible; give shares "
+            "between 0 and 1, and at least one draw"
+        )
 
 
 def _orders(maps, count, patches, draws, seed):
     "{(name, draw): weights (N, M) by which patches are named}."
     random = torch.Generator().manual_seed(seed)
     named = {(name, 0): torch.as_tensor(one).flatten(1).cpu() for name, one in maps.items()}
-    return named | {("random", draw): torch.rand(count, patches, generator=random)
-                    for draw in range(draws)}
+    return named | {
+        ("random", draw): torch.rand(count, patches, generator=random) for draw in range(draws)
+    }
 
 
 def _hidden(weights, share, mode):
@@ -330,14 +372,15 @@ def _hidden(weights, share, mode):
 
 def _ranked(features, queries, gallery, embeddings):
     "path, identity and ap of queries with these embeddings (Q, D); no ap without a match."
-    found = evaluate_features(features, embeddings.of(gallery), queries.identity, gallery.identity,
-                              per_query=True)["per_query"]
+    found = evaluate_features(
+        features, embeddings.of(gallery), queries.identity, gallery.identity, per_query=True
+    )["per_query"]
     return queries[["path", "identity"]].reset_index(drop=True).assign(ap=found["ap"])
 
 # %% ../nbs/11a_looking.ipynb #ratio
 def curve_table(curves):
-    """mAP in percent of `hiding_curves`, a row a share, a column for each (mode, order); random is the
-    mean of its draws."""
+    """mAP in percent of `hiding_curves`, a row a share, a column for each (mode, order); random is
+    the mean of its draws."""
     means = curves.groupby(["mode", "order", "share"], sort=False).ap.mean()
     return 100 * means.unstack(["mode", "order"]).sort_index()
 
@@ -350,7 +393,8 @@ def areas_under(curves):
 
 class Lost(NamedTuple):
     "What hiding patches costs: mAP in percentage points, their ratio, and its 95 % interval."
-    lost: float         # named patches hidden
+
+    lost: float  # named patches hidden
     lost_random: float  # as many random ones hidden
     ratio: float
     low: float
@@ -358,20 +402,26 @@ class Lost(NamedTuple):
 
 
 def lost_by_hiding(curves, order, share=0.1, n=2000, seed=0):
-    """`Lost` when the share that a map, `order`, names is hidden, from `hiding_curves` with the shares
-    0 and `share`.
+    """`Lost` when the share that a map, `order`, names is hidden, from `hiding_curves` with the
+    shares 0 and `share`.
 
-    The interval draws identities, `n` times. The ratio is infinite where random patches cost nothing
-    and named ones do, and NaN where neither costs anything. `PromptSGError` for an order or a share
-    that the curves have not."""
+    The interval draws identities, `n` times. The ratio is infinite where random patches cost
+    nothing and named ones do, and NaN where neither costs anything. `PromptSGError` for an order or
+    a share that the curves have not."""
     deleted = curves[curves["mode"] == "deletion"]
     ap = deleted.groupby(["order", "share", "identity"]).ap.mean().unstack("identity")
     count = deleted[(deleted.order == order) & (deleted.share == share)].groupby("identity").size()
     try:
-        whole, named, random = ap.loc[(order, 0.0)], ap.loc[(order, share)], ap.loc[("random", share)]
+        whole, named, random = (
+            ap.loc[(order, 0.0)],
+            ap.loc[(order, share)],
+            ap.loc[("random", share)],
+        )
     except KeyError:
-        raise PromptSGError(f"the curves have no deletion by {order!r} with the shares 0 and {share}; "
-                            "make them with hiding_curves") from None
+        raise PromptSGError(
+            f"the curves have no deletion by {order!r} with the shares 0 and {share}; "
+            "make them with hiding_curves"
+        ) from None
     lost = 100 * np.stack([whole - named, whole - random]) * count.reindex(ap.columns).to_numpy()
     draws = np.random.default_rng(seed).integers(lost.shape[1], size=(n, lost.shape[1]))
     ratios = _ratio(*lost[:, draws].sum(2))
@@ -382,18 +432,32 @@ def lost_by_hiding(curves, order, share=0.1, n=2000, seed=0):
 
 
 def _ratio(named, random):
-    "named / random where random patches cost something, infinite where only named ones do, else NaN."
+    """named / random where random patches cost something, infinite where only named ones do, else
+    NaN."""
     named, random = np.asarray(named), np.asarray(random)
     over = np.where(named > 0, np.inf, np.nan)
     return np.where(random > 0, named / np.where(random > 0, random, 1), over)
 
 # %% ../nbs/11a_looking.ipynb #table
-LOOKING = ("map", "mask", "images", "auc", "share", "area", "fill", "lost", "lost_random", "ratio",
-           "low", "high")
+LOOKING = (
+    "map",
+    "mask",
+    "images",
+    "auc",
+    "share",
+    "area",
+    "fill",
+    "lost",
+    "lost_random",
+    "ratio",
+    "low",
+    "high",
+)
 
 
-def looking_table(model, queries, gallery, embeddings, images=48, seed=0, fill="blur", draws=5,
-                  progress=True):
+def looking_table(
+    model, queries, gallery, embeddings, images=48, seed=0, fill="blur", draws=5, progress=True
+):
     """A row for each of a model's maps: how it lies on the hand, and what its named tenth costs.
 
     `images` queries are drawn by `seed` (`some_queries`); the rest as in `hiding_curves`. Columns,
@@ -403,12 +467,31 @@ def looking_table(model, queries, gallery, embeddings, images=48, seed=0, fill="
     mask_of, mask = hand_mask_of(chosen)
     masks = [mask_of(row) for row in chosen.itertuples()]
     maps = query_maps(model, chosen, progress=progress)
-    curves = hiding_curves(model, chosen, gallery, embeddings, maps, (0.0, 0.1), fill, draws, seed,
-                           ("deletion",), progress=progress)
+    curves = hiding_curves(
+        model,
+        chosen,
+        gallery,
+        embeddings,
+        maps,
+        (0.0, 0.1),
+        fill,
+        draws,
+        seed,
+        ("deletion",),
+        progress=progress,
+    )
     rows = []
     for kind, one in maps.items():
         looked = map(_looked, one[:, None].numpy(), chosen.itertuples(), masks)
         means = pd.DataFrame(looked)[["auc", "share", "area"]].mean()
-        rows.append(dict(map=kind, mask=mask, images=len(chosen), **means, fill=fill,
-                         **lost_by_hiding(curves, kind)._asdict()))
+        rows.append(
+            dict(
+                map=kind,
+                mask=mask,
+                images=len(chosen),
+                **means,
+                fill=fill,
+                **lost_by_hiding(curves, kind)._asdict(),
+            )
+        )
     return pd.DataFrame(rows, columns=LOOKING)

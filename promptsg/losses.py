@@ -14,22 +14,30 @@ from .config import PromptSGError
 from .heads import check_labels
 
 # %% ../nbs/08_losses.ipynb #cell004
-def identity_loss(logits: Tensor,        # (B, C) from the head
-                  labels: Tensor,        # (B,) integers 0..C-1
-                  smoothing: float = 0.1 # epsilon, 0 <= epsilon < 1
-                 ) -> Tensor:            # scalar >= 0
-    "Cross-entropy with label smoothing, Eq. (2). Raises `PromptSGError` for labels that are not classes or a bad smoothing."
+def identity_loss(
+    logits: Tensor,  # (B, C) from the head
+    labels: Tensor,  # (B,) integers 0..C-1
+    smoothing: float = 0.1,  # epsilon, 0 <= epsilon < 1
+) -> Tensor:  # scalar >= 0
+    """Cross-entropy with label smoothing, Eq. (2). Raises `PromptSGError` for labels that are not
+    classes or a bad smoothing."""
     check_labels(labels, *logits.shape)
     if not 0 <= smoothing < 1:
-        raise PromptSGError(f"label smoothing is {smoothing}; give a value from 0 up to, but not including, 1.")
+        raise PromptSGError(
+            f"label smoothing is {smoothing}; give a value from 0 up to, but not including, 1."
+        )
     return F.cross_entropy(logits, labels.long(), label_smoothing=smoothing)
 
 # %% ../nbs/08_losses.ipynb #cell008
-def batch_hard_triplet(embedding: Tensor,    # (B, D) not normalised by this function
-                       labels: Tensor,       # (B,) integers; equal means the same identity
-                       margin: float = 0.3   # m >= 0, in units of the embedding's Euclidean distance
-                      ) -> Tensor:           # scalar >= 0; 0 when no anchor has both a positive and a negative
-    "Batch-hard triplet loss, Eq. (3) (Hermans et al. 2017). Raises `PromptSGError` for bad labels or a negative margin."
+def batch_hard_triplet(
+    embedding: Tensor,  # (B, D) not normalised by this function
+    labels: Tensor,  # (B,) integers; equal means the same identity
+    # m >= 0, in units of the embedding's Euclidean distance
+    margin: float = 0.3,
+    # scalar >= 0; 0 when no anchor has both a positive and a negative
+) -> Tensor:
+    """Batch-hard triplet loss, Eq. (3) (Hermans et al. 2017). Raises `PromptSGError` for bad labels
+    or a negative margin."""
     check_labels(labels, len(embedding))
     if margin < 0:
         raise PromptSGError(f"the triplet margin is {margin}; give a distance of 0 or more.")
@@ -41,33 +49,44 @@ def batch_hard_triplet(embedding: Tensor,    # (B, D) not normalised by this fun
     nearest = distance.masked_fill(same, torch.inf).amin(1)
     usable = positive.any(1) & ~same.all(1)
     hinge = (margin + farthest - nearest).relu()
-    return torch.where(usable, hinge, 0).sum() / usable.sum().clamp(min=1)  # not hinge[usable]: counting rows makes a GPU wait
+    # not hinge[usable]: counting rows makes a GPU wait
+    return torch.where(usable, hinge, 0).sum() / usable.sum().clamp(min=1)
 
 # %% ../nbs/08_losses.ipynb #cell012
-def _one_way(logits: Tensor,   # (B, B) similarity / temperature, rows rank columns
-             positive: Tensor  # (B, B) bool, at least one per row
-            ) -> Tensor:       # scalar
-    "Mean over rows of the mean over positives of -log softmax: Eq. (4), and Eq. (5) on the transpose."
+def _one_way(
+    logits: Tensor,  # (B, B) similarity / temperature, rows rank columns
+    positive: Tensor,  # (B, B) bool, at least one per row
+) -> Tensor:  # scalar
+    """Mean over rows of the mean over positives of -log softmax: Eq. (4), and Eq. (5) on the
+    transpose."""
     log_p = logits.log_softmax(1).masked_fill(~positive, 0)
     return -(log_p.sum(1) / positive.sum(1)).mean()
 
 # %% ../nbs/08_losses.ipynb #cell013
-def supcon(image: Tensor,              # v (B, D)
-           text: Tensor,               # l (B, D); row i is the sentence composed for image i
-           labels: Tensor,             # (B,) integers; equal means the same identity
-           temperature: float = 0.07,  # tau > 0
-           unit: bool = True,          # of vectors of length 1; False: as long as they come
-           direction: str = "both"     # both, or "image_to_text", Eq. (4), or "text_to_image", Eq. (5), alone
-          ) -> Tensor:                 # scalar >= 0
-    """PromptSG's symmetric supervised contrastive loss, Eqs. (4)-(6). With K images of each identity it cannot fall below
-    2 ln K: K positives share one softmax. Without `unit` the dot products take the cosines' place (CLIP-ReID's). Raises
-    `PromptSGError` for shapes that differ, bad labels, temperature or direction."""
+def supcon(
+    image: Tensor,  # v (B, D)
+    text: Tensor,  # l (B, D); row i is the sentence composed for image i
+    labels: Tensor,  # (B,) integers; equal means the same identity
+    temperature: float = 0.07,  # tau > 0
+    unit: bool = True,  # of vectors of length 1; False: as long as they come
+    # both, or "image_to_text", Eq. (4), or "text_to_image", Eq. (5), alone
+    direction: str = "both",
+) -> Tensor:  # scalar >= 0
+    """PromptSG's symmetric supervised contrastive loss, Eqs. (4)-(6). With K images of each
+    identity it cannot fall below 2 ln K: K positives share one softmax. Without `unit` the dot
+    products take the cosines' place (CLIP-ReID's). Raises `PromptSGError` for shapes that differ,
+    bad labels, temperature or direction."""
     if image.shape != text.shape:
-        raise PromptSGError(f"images are {tuple(image.shape)} and texts {tuple(text.shape)}; give one text per image, equally long.")
+        raise PromptSGError(
+            f"images are {tuple(image.shape)} and texts {tuple(text.shape)}; give one text per "
+            "image, equally long."
+        )
     if not temperature > 0:
         raise PromptSGError(f"the temperature is {temperature}; give a value above 0.")
     check_labels(labels, len(image))
-    v, l = (F.normalize(x.float()) if unit else x.float() for x in (image, text))
+    v, l = (  # noqa: E741
+        F.normalize(x.float()) if unit else x.float() for x in (image, text)
+    )
     logits = v @ l.T / temperature  # (B, B)
     positive = labels[:, None] == labels
     ways = {"image_to_text": (logits,), "text_to_image": (logits.T,), "both": (logits, logits.T)}
@@ -76,12 +95,17 @@ def supcon(image: Tensor,              # v (B, D)
     return sum(_one_way(one, positive) for one in ways[direction])
 
 # %% ../nbs/08_losses.ipynb #cell019
-def centre_loss(embedding: Tensor, # (B, D)
-                labels: Tensor,    # (B,) integers 0..C-1
-                centres: Tensor    # (C, D), usually a parameter
-               ) -> Tensor:        # scalar >= 0
-    "Half the mean squared distance to the own centre, Eq. (7). Raises `PromptSGError` for bad labels or unequal widths."
+def centre_loss(
+    embedding: Tensor,  # (B, D)
+    labels: Tensor,  # (B,) integers 0..C-1
+    centres: Tensor,  # (C, D), usually a parameter
+) -> Tensor:  # scalar >= 0
+    """Half the mean squared distance to the own centre, Eq. (7). Raises `PromptSGError` for bad
+    labels or unequal widths."""
     check_labels(labels, len(embedding), len(centres))
     if embedding.shape[1] != centres.shape[1]:
-        raise PromptSGError(f"embeddings have {embedding.shape[1]} values and centres {centres.shape[1]}; they must agree.")
+        raise PromptSGError(
+            f"embeddings have {embedding.shape[1]} values and centres {centres.shape[1]}; they "
+            "must agree."
+        )
     return (embedding.float() - centres[labels.long()].float()).square().sum(1).mean() / 2

@@ -8,9 +8,10 @@ __all__ = ['AP_RULES', 'Ranking', 'rank', 'average_precision', 'first_hit', 'inv
 
 # %% ../nbs/10_metrics.ipynb #cell002
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Number
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,37 +23,55 @@ from .config import PromptSGError
 
 # %% ../nbs/10_metrics.ipynb #cell004
 class Ranking(NamedTuple):
-    "Where each query's matches are, (Q, M), the least similar first, M the most that any query has; the rest of a row is filled up, with hits False."
-    hits: Tensor          # bool: there is a match
-    before: Tensor        # images more similar than this match
-    shown: Tensor         # images at least as similar: those up to the end of its tied group
+    """Where each query's matches are, (Q, M), the least similar first, M the most that any query
+    has; the rest of a row is filled up, with hits False."""
+
+    hits: Tensor  # bool: there is a match
+    before: Tensor  # images more similar than this match
+    shown: Tensor  # images at least as similar: those up to the end of its tied group
     found_before: Tensor  # matches more similar
-    found: Tensor         # matches at least as similar
+    found: Tensor  # matches at least as similar
 
 # %% ../nbs/10_metrics.ipynb #cell005
 def _counts(scores, thresholds):
-    "How many of each row's sorted `scores` (Q, N) are above, and how many at or above, each of its `thresholds` (Q, M): two (Q, M)."
-    return tuple(scores.shape[1] - torch.searchsorted(scores, thresholds, right=right) for right in (True, False))
+    """How many of each row's sorted `scores` (Q, N) are above, and how many at or above, each of
+    its `thresholds` (Q, M): two (Q, M)."""
+    return tuple(
+        scores.shape[1] - torch.searchsorted(scores, thresholds, right=right)
+        for right in (True, False)
+    )
+
 
 def _check_finite(*ends):
-    "Raises `PromptSGError` unless the lowest and highest of some scores are finite: numpy's and torch's are NaN if any score is."
+    """Raises `PromptSGError` unless the lowest and highest of some scores are finite: numpy's and
+    torch's are NaN if any score is."""
     if not all(map(math.isfinite, ends)):
-        raise PromptSGError("the similarity holds NaN or infinite values, so there is nothing to rank by; look for them in the embeddings.")
+        raise PromptSGError(
+            "the similarity holds NaN or infinite values, so there is nothing to rank by; look for "
+            "them in the embeddings."
+        )
 
-_TOGETHER = 2**21  # scores compared in one call: a thread waits for Python's lock between calls, and what it found lies in memory
+
+# scores compared in one call: a thread waits for Python's lock between calls, and what it found
+# lies in memory
+_TOGETHER = 2**21
+
 
 def _row_places(scores, lowest, limits, places, sizes):
-    """How many of each row's `scores` reach its `lowest` (Q, 1), into `sizes` (Q,): only they are sorted; and how many of them are not above
-    each of `limits` (Q, L), into `places` (Q, L). Raises `PromptSGError` for NaN and infinity."""
+    """How many of each row's `scores` reach its `lowest` (Q, 1), into `sizes` (Q,): only they are
+    sorted; and how many of them are not above each of `limits` (Q, L), into `places` (Q, L). Raises
+    `PromptSGError` for NaN and infinity."""
     width = scores.shape[1]
     step = max(1, min(len(scores), _TOGETHER // width))
     below = np.empty((step, width), bool)  # once: fresh memory is slow to come by
     for first in range(0, len(scores), step):
         rows = slice(first, first + step)
         block = scores[rows]
-        below = np.less(block, lowest[rows], out=below[:len(block)])
-        found = np.flatnonzero(np.logical_not(below, out=below))  # NaN is not below either, so one comparison finds all there is to refuse
-        reaching, start = block.ravel().take(found, mode="clip"), 0  # no index is outside, so none has to be looked at
+        below = np.less(block, lowest[rows], out=below[: len(block)])
+        # NaN is not below either, so one comparison finds all there is to refuse
+        found = np.flatnonzero(np.logical_not(below, out=below))
+        # no index is outside, so none has to be looked at
+        reaching, start = block.ravel().take(found, mode="clip"), 0
         _check_finite(reaching.max(initial=0))
         ends = found.searchsorted(width * np.arange(1, len(below) + 1))
         sizes[rows] = np.diff(ends, prepend=0)
@@ -62,37 +81,62 @@ def _row_places(scores, lowest, limits, places, sizes):
             place[:] = high.searchsorted(limit, "right")
             start = end
 
+
 _SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
 
+
 def _gallery_counts(scores, thresholds):
-    "`_counts` of unsorted scores, thresholds rising, on all of torch's threads; short rows, and a GPU, are faster with everything at once."
+    """`_counts` of unsorted scores, thresholds rising, on all of torch's threads; short rows, and a
+    GPU, are faster with everything at once."""
     if scores.is_cuda or scores.shape[1] <= _SHORT:
         _check_finite(scores.amax())
         return _counts(scores.contiguous().sort(dim=1).values, thresholds)
-    below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))  # above it is what is at or above the threshold
+    # above it is what is at or above the threshold
+    below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))
     limits, threads = torch.cat([thresholds, below], 1), torch.get_num_threads()
-    places, sizes = torch.empty(limits.shape, dtype=torch.long), torch.empty(len(limits), dtype=torch.long)
-    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in (scores, thresholds[:, :1], limits, places, sizes)]
+    places, sizes = (
+        torch.empty(limits.shape, dtype=torch.long),
+        torch.empty(len(limits), dtype=torch.long),
+    )
+    shares = [
+        [part.numpy() for part in table.tensor_split(threads)]
+        for table in (scores, thresholds[:, :1], limits, places, sizes)
+    ]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_row_places, *shares))
     return (sizes[:, None] - places).chunk(2, 1)
 
 # %% ../nbs/10_metrics.ipynb #cell006
-def rank(similarity: Tensor,        # (Q, G) float32 or float64, higher is nearer; -infinity, of an image that is no match, ranks last
-         columns: Tensor,           # (Q, M) gallery images of the query's identity
-         hits: Tensor,              # (Q, M) bool: this one is a match
-         out: Tensor | None = None  # (Q, M) bool: this one is left out for this query
-        ) -> Ranking:
-    """Where the matches are. A column that is neither a hit nor out fills up its row and counts for nothing.
+# (Q, G) float32 or float64, higher is nearer; -infinity, of an image that is no match, ranks last
+def rank(
+    similarity: Tensor,
+    columns: Tensor,  # (Q, M) gallery images of the query's identity
+    hits: Tensor,  # (Q, M) bool: this one is a match
+    out: Tensor | None = None,  # (Q, M) bool: this one is left out for this query
+) -> Ranking:
+    """Where the matches are. A column that is neither a hit nor out fills up its row and counts for
+    nothing.
 
     Raises `PromptSGError` for NaN, for infinity, and for a match at -infinity."""
     scores = similarity.gather(1, columns)
-    def only(mask):  # rising; infinity fills the rows up, and those columns that hold nothing else are cut off
-        return scores.masked_fill(~mask, torch.inf).sort(dim=1).values[:, :max(1, int(mask.sum(1).max()))].contiguous()
+
+    # rising; infinity fills the rows up, and those columns that hold nothing else are cut off
+    def only(mask):
+        return (
+            scores.masked_fill(~mask, torch.inf)
+            .sort(dim=1)
+            .values[:, : max(1, int(mask.sum(1).max()))]
+            .contiguous()
+        )
+
     def among(own):
-        return [count - (own == torch.inf).sum(1, keepdim=True) for count in _counts(own, thresholds)]
+        return [
+            count - (own == torch.inf).sum(1, keepdim=True) for count in _counts(own, thresholds)
+        ]
+
     thresholds = only(hits)
-    _check_finite(thresholds[:, 0].clamp(max=0).amin())  # a match at -infinity; the rest is looked at while it is counted
+    # a match at -infinity; the rest is looked at while it is counted
+    _check_finite(thresholds[:, 0].clamp(max=0).amin())
     before, shown = _gallery_counts(similarity, thresholds)
     found_before, found = among(thresholds)
     if out is not None:
@@ -103,35 +147,51 @@ def rank(similarity: Tensor,        # (Q, G) float32 or float64, higher is neare
 def _precision_after(ranking):
     return ranking.found.double() / ranking.shown.clamp(min=1)
 
+
 def _precision_around(ranking):
-    before = torch.where(ranking.before > 0, ranking.found_before.double() / ranking.before.clamp(min=1), 1.0)
+    before = torch.where(
+        ranking.before > 0, ranking.found_before.double() / ranking.before.clamp(min=1), 1.0
+    )
     return (before + _precision_after(ranking)) / 2
+
 
 AP_RULES = {"mean": _precision_after, "trapezoid": _precision_around}
 
 # %% ../nbs/10_metrics.ipynb #cell009
-def average_precision(ranking: Ranking,
-                      ap: str = "mean"  # "mean": mean of precisions, Eq. (2); "trapezoid": Eq. (3)
-                     ) -> Tensor:       # (Q,) float64, 0..1, NaN without a match
-    "Average precision per query. With ties, 'mean' equals scikit-learn's. Raises `PromptSGError` for an unknown rule."
+def average_precision(
+    ranking: Ranking,
+    ap: str = "mean",  # "mean": mean of precisions, Eq. (2); "trapezoid": Eq. (3)
+) -> Tensor:  # (Q,) float64, 0..1, NaN without a match
+    """Average precision per query. With ties, 'mean' equals scikit-learn's. Raises `PromptSGError`
+    for an unknown rule."""
     if ap not in AP_RULES:
-        raise PromptSGError(f"there is no average precision rule '{ap}'; choose one of {', '.join(AP_RULES)}.")
+        raise PromptSGError(
+            f"there is no average precision rule '{ap}'; choose one of {', '.join(AP_RULES)}."
+        )
     return (AP_RULES[ap](ranking) * ranking.hits).sum(1) / ranking.hits.sum(1)
 
 # %% ../nbs/10_metrics.ipynb #cell010
 def first_hit(ranking: Ranking) -> Tensor:
-    "(Q,) float64 rank of the first match, 1 is best; in a tie, after the wrong images of its group. NaN without a match."
+    """(Q,) float64 rank of the first match, 1 is best; in a tie, after the wrong images of its
+    group. NaN without a match."""
     matches = ranking.hits.sum(1)
-    wrong = (ranking.shown - ranking.found).gather(1, (matches - 1).clamp(min=0)[:, None]).squeeze(1)  # up to the end of the nearest one's group
+    # up to the end of the nearest one's group
+    wrong = (
+        (ranking.shown - ranking.found).gather(1, (matches - 1).clamp(min=0)[:, None]).squeeze(1)
+    )
     return torch.where(matches > 0, wrong.double() + 1, torch.nan)
 
+
 def inverse_negative_penalty(ranking: Ranking) -> Tensor:
-    "(Q,) float64, 0..1: matches over the rank of the last one, Eq. (4); in a tie, the end of its group. NaN without a match."
+    """(Q,) float64, 0..1: matches over the rank of the last one, Eq. (4); in a tie, the end of its
+    group. NaN without a match."""
     matches = ranking.hits.sum(1)
     return torch.where(matches > 0, matches.double() / ranking.shown[:, 0], torch.nan)
 
+
 def cmc(hit_rank: Tensor, top: int = 20) -> Tensor:
-    "CMC curve, Eq. (1), from `first_hit` (Q,): (top,) share of queries with a match in the first 1..top. NaN is left out."
+    """CMC curve, Eq. (1), from `first_hit` (Q,): (top,) share of queries with a match in the first
+    1..top. NaN is left out."""
     hit_rank = hit_rank[~hit_rank.isnan()]
     return (hit_rank[:, None] <= torch.arange(1, top + 1)).double().mean(0)
 
@@ -140,99 +200,153 @@ def _array(values, name):
     "A 1-D numpy array without missing values."
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if values.ndim != 1 or pd.isna(values).any():
-        raise PromptSGError(f"{name} must be one list without missing values; it has shape {values.shape} and "
-                            f"{int(pd.isna(values).sum())} missing.")
+        raise PromptSGError(
+            f"{name} must be one list without missing values; it has shape {values.shape} and "
+            f"{int(pd.isna(values).sum())} missing."
+        )
     return values
 
+
 _KINDS = {"U": {"text"}, "b": {"numbers"}, "i": {"numbers"}, "u": {"numbers"}, "f": {"numbers"}}
+
 
 def _kind(of):
     if issubclass(of, str):
         return "text"
     return "numbers" if issubclass(of, (Number, np.number, np.bool_)) else of.__name__
 
+
 def _kinds(values):
     "The kinds of value in an array: values of two kinds are never equal."
     return _KINDS.get(values.dtype.kind) or {_kind(type(value)) for value in values}
 
+
 def _codes(query, gallery, name, shape):
-    "Ids or cameras of both sides as integers, equal exactly where the values are equal: (Q,), (G,)."
+    """Ids or cameras of both sides as integers, equal exactly where the values are equal: (Q,),
+    (G,)."""
     query, gallery = _array(query, f"query_{name}"), _array(gallery, f"gallery_{name}")
     if (len(query), len(gallery)) != tuple(shape):
-        raise PromptSGError(f"the similarity is {shape[0]} queries x {shape[1]} gallery images, but query_{name} has {len(query)} "
-                            f"and gallery_{name} {len(gallery)} entries; they must agree.")
+        raise PromptSGError(
+            f"the similarity is {shape[0]} queries x {shape[1]} gallery images, but query_{name} "
+            f"has {len(query)} "
+            f"and gallery_{name} {len(gallery)} entries; they must agree."
+        )
     if not len(query) or not len(gallery):
-        raise PromptSGError(f"there are {len(query)} queries and {len(gallery)} gallery images; a ranking needs at least one of each.")
+        raise PromptSGError(
+            f"there are {len(query)} queries and {len(gallery)} gallery images; a ranking needs at "
+            "least one of each."
+        )
     if len(_kinds(query) | _kinds(gallery)) > 1:
         sides = (" and ".join(sorted(_kinds(side))) for side in (query, gallery))
-        raise PromptSGError("query_{0} are {1} and gallery_{0} are {2}, which are never equal; write "
-                            "both sides the same way, such as all as text.".format(name, *sides))
-    if query.dtype != gallery.dtype:  # as objects, or numpy would round the numbers of one to the type of the other
+        raise PromptSGError(
+            "query_{0} are {1} and gallery_{0} are {2}, which are never equal; write "
+            "both sides the same way, such as all as text.".format(name, *sides)
+        )
+    # as objects, or numpy would round the numbers of one to the type of the other
+    if query.dtype != gallery.dtype:
         query, gallery = query.astype(object), gallery.astype(object)
     codes = torch.from_numpy(pd.factorize(np.concatenate([query, gallery]))[0])
-    return codes[:len(query)], codes[len(query):]
+    return codes[: len(query)], codes[len(query) :]
 
 # %% ../nbs/10_metrics.ipynb #cell020
 def _labels(shape, query_ids, gallery_ids, query_cams, gallery_cams):
-    "Ids and cameras as integers: two pairs (query, gallery); the second is None without cameras. Checks everything."
+    """Ids and cameras as integers: two pairs (query, gallery); the second is None without cameras.
+    Checks everything."""
     ids = _codes(query_ids, gallery_ids, "ids", shape)
     if (query_cams is None) != (gallery_cams is None):
-        raise PromptSGError("cameras are given for only one of queries and gallery; give both, or neither to switch the filter off.")
+        raise PromptSGError(
+            "cameras are given for only one of queries and gallery; give both, or neither to "
+            "switch the filter off."
+        )
     return ids, None if query_cams is None else _codes(query_cams, gallery_cams, "cams", shape)
 
+
 def _same_identity(ids, cams, device) -> tuple[int, Callable]:
-    "The most gallery images that any query's identity has, and a function from a slice of queries to (columns, hits, out) of `rank`."
-    (query, gallery), cams = (codes.to(device) for codes in ids), cams and [codes.to(device) for codes in cams]
+    """The most gallery images that any query's identity has, and a function from a slice of queries
+    to (columns, hits, out) of `rank`."""
+    (query, gallery), cams = (
+        (codes.to(device) for codes in ids),
+        cams and [codes.to(device) for codes in cams],
+    )
     ordered, order = gallery.sort(stable=True)
     first, last = torch.searchsorted(ordered, query), torch.searchsorted(ordered, query, right=True)
+
     def matches(rows):
-        at = first[rows, None] + torch.arange(max(1, int((last - first)[rows].max())), device=device)
+        at = first[rows, None] + torch.arange(
+            max(1, int((last - first)[rows].max())), device=device
+        )
         columns, same = order[at.clamp(max=len(order) - 1)], at < last[rows, None]
         if cams is None:
             return columns, same, None
         own = cams[0][rows, None] == cams[1][columns]
         return columns, same & ~own, same & own
+
     return int((last - first).max()), matches
+
 
 def _matrix(similarity) -> Tensor:
     "A (Q, G) tensor of floats."
     similarity = torch.as_tensor(similarity)
     if similarity.ndim != 2:
-        raise PromptSGError(f"the similarity has shape {tuple(similarity.shape)}; give one row per query and one column per gallery image.")
+        raise PromptSGError(
+            f"the similarity has shape {tuple(similarity.shape)}; give one row per query and one "
+            "column per gallery image."
+        )
     return similarity.detach() if similarity.is_floating_point() else similarity.double()
+
 
 def _wide(scores: Tensor) -> Tensor:
     "The scores in at least float32."
     return scores.float() if scores.element_size() < 4 else scores
+
 
 def _finite(scores: Tensor) -> Tensor:
     "The scores themselves; raises `PromptSGError` for NaN or infinity."
     _check_finite(*scores.aminmax())
     return scores
 
+
 def _fit(memory_mb, each, fixed=0):
     "How many items of `each` bytes fit into `memory_mb` beside `fixed` bytes: at least one."
     if not memory_mb > 0:
-        raise PromptSGError(f"memory_mb is {memory_mb}; give the memory to work in, in MB, above 0.")
+        raise PromptSGError(
+            f"memory_mb is {memory_mb}; give the memory to work in, in MB, above 0."
+        )
     return max(1, int((memory_mb * 1e6 - fixed) // each))
 
 # %% ../nbs/10_metrics.ipynb #cell021
-def _per_query(block: Callable, shape, labels, ap: str, memory_mb: float, device, fixed: int = 0, copied: bool = True) -> dict:
-    """Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that takes memory.
+def _per_query(
+    block: Callable,
+    shape,
+    labels,
+    ap: str,
+    memory_mb: float,
+    device,
+    fixed: int = 0,
+    copied: bool = True,
+) -> dict:
+    """Rank as many queries at a time as fit; block(rows) gives their similarities, `copied` if that
+    takes memory.
 
     Arrays (Q,): ap, inp, first_hit, matches."""
     most, matches = _same_identity(*labels, device)
     sorted_whole = torch.device(device).type == "cuda" or shape[1] <= _SHORT
-    each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most  # bytes a query; a sort keeps the order too
+    # bytes a query; a sort keeps the order too
+    each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most
     step, parts = _fit(memory_mb, each, fixed), []
     for first in range(0, shape[0], step):
         rows = slice(first, first + step)
         ranking = rank(block(rows), *matches(rows))
-        found = [average_precision(ranking, ap), inverse_negative_penalty(ranking), first_hit(ranking),
-                 ranking.hits.sum(1).double()]
+        found = [
+            average_precision(ranking, ap),
+            inverse_negative_penalty(ranking),
+            first_hit(ranking),
+            ranking.hits.sum(1).double(),
+        ]
         parts.append(torch.stack(found).cpu())
     values = dict(zip(("ap", "inp", "first_hit", "matches"), torch.cat(parts, 1).numpy()))
     return values | {"matches": values["matches"].astype(int)}
+
 
 def _check_matched(matched, labels):
     "Raises `PromptSGError`, which says why, when no query has a match."
@@ -241,11 +355,16 @@ def _check_matched(matched, labels):
     (query, gallery), cams = labels
     there = int(torch.isin(query, gallery).sum())
     if cams is not None and there:
-        raise PromptSGError(f"the camera filter leaves no query a match: {there} of {len(matched)} queries have "
-                            "images of their identity in the gallery, but all from the query's own camera; give "
-                            "images of other cameras, or no cameras, which switches the filter off.")
-    raise PromptSGError(f"none of the {len(matched)} queries has an image of its identity in the gallery; check "
-                        "that both sides write identities the same way.")
+        raise PromptSGError(
+            f"the camera filter leaves no query a match: {there} of {len(matched)} queries have "
+            "images of their identity in the gallery, but all from the query's own camera; give "
+            "images of other cameras, or no cameras, which switches the filter off."
+        )
+    raise PromptSGError(
+        f"none of the {len(matched)} queries has an image of its identity in the gallery; check "
+        "that both sides write identities the same way."
+    )
+
 
 def _summary(values: dict, labels, per_query: bool) -> dict:
     "Means over the queries that have a match."
@@ -253,88 +372,144 @@ def _summary(values: dict, labels, per_query: bool) -> dict:
     _check_matched(matched, labels)
     curve = cmc(torch.from_numpy(values["first_hit"])).tolist()
     result = {f"rank{k}": curve[k - 1] for k in (1, 5, 10)}
-    result |= {"mAP": float(values["ap"][matched].mean()), "mINP": float(values["inp"][matched].mean()), "cmc_curve": curve,
-               "queries": len(matched), "queries_without_match": int((~matched).sum())}
+    result |= {
+        "mAP": float(values["ap"][matched].mean()),
+        "mINP": float(values["inp"][matched].mean()),
+        "cmc_curve": curve,
+        "queries": len(matched),
+        "queries_without_match": int((~matched).sum()),
+    }
     return result | {"per_query": values} if per_query else result
 
 # %% ../nbs/10_metrics.ipynb #cell022
-def evaluate_ranking(similarity,              # (Q, G) numpy or torch, higher is nearer
-                     query_ids,               # (Q,) numbers or strings
-                     gallery_ids,             # (G,)
-                     query_cams=None,         # (Q,) with gallery_cams: same identity + same camera is left out
-                     gallery_cams=None,       # (G,)
-                     ap: str = "mean",        # "mean" (CLIP-FH, scikit-learn) or "trapezoid" (Market-1501, MBA-Net)
-                     per_query: bool = False, # also give the values behind the means
-                     memory_mb: float = 256   # to work in, beyond the similarity itself; at least one query's row
-                    ) -> dict:
-    """Retrieval measures, each 0..1: rank1, rank5, rank10, mAP, mINP, cmc_curve (list, ranks 1..20); and the counts queries,
-    queries_without_match (left out of the means). With `per_query`, also per_query: dict of (Q,) arrays ap, inp, first_hit,
-    NaN without a match, and matches, how many images are right; ready for a DataFrame. Ties: see above; the
-    order of the gallery never matters.
+def evaluate_ranking(
+    similarity,  # (Q, G) numpy or torch, higher is nearer
+    query_ids,  # (Q,) numbers or strings
+    gallery_ids,  # (G,)
+    # (Q,) with gallery_cams: same identity + same camera is left out
+    query_cams=None,
+    gallery_cams=None,  # (G,)
+    # "mean" (CLIP-FH, scikit-learn) or "trapezoid" (Market-1501, MBA-Net)
+    ap: str = "mean",
+    per_query: bool = False,  # also give the values behind the means
+    # to work in, beyond the similarity itself; at least one query's row
+    memory_mb: float = 256,
+) -> dict:
+    """Retrieval measures, each 0..1: rank1, rank5, rank10, mAP, mINP, cmc_curve (list, ranks
+    1..20); and the counts queries, queries_without_match (left out of the means). With `per_query`,
+    also per_query: dict of (Q,) arrays ap, inp, first_hit, NaN without a match, and matches, how
+    many images are right; ready for a DataFrame. Ties: see above; the order of the gallery never
+    matters.
 
-    Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match, for NaN and
-    infinity, unequal lengths, an empty side, missing ids, ids or cameras that are text on one side and numbers
-    on the other, or no query with a match."""
+    Similarity -infinity puts an image last, as if hidden. Raises `PromptSGError` for it at a match,
+    for NaN and infinity, unequal lengths, an empty side, missing ids, ids or cameras that are text
+    on one side and numbers on the other, or no query with a match."""
     similarity = _matrix(similarity)
     labels = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
-    values = _per_query(lambda rows: _wide(similarity[rows]), similarity.shape, labels, ap, memory_mb, similarity.device, copied=similarity.element_size() < 4)
+    values = _per_query(
+        lambda rows: _wide(similarity[rows]),
+        similarity.shape,
+        labels,
+        ap,
+        memory_mb,
+        similarity.device,
+        copied=similarity.element_size() < 4,
+    )
     return _summary(values, labels, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell025
-_PIECE = 4096  # gallery rows that are normalised at a time, so that no second copy of the gallery is made
+# gallery rows that are normalised at a time, so that no second copy of the gallery is made
+_PIECE = 4096
+
 
 def _features(query, gallery):
     "Both as tensors (Q, D) and (G, D)."
     query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise PromptSGError(f"features have shapes {tuple(query.shape)} and {tuple(gallery.shape)}; give (Q, D) and (G, D) with one D.")
+        raise PromptSGError(
+            f"features have shapes {tuple(query.shape)} and {tuple(gallery.shape)}; give (Q, D) "
+            "and (G, D) with one D."
+        )
     return query.detach(), gallery.detach()
+
 
 def _best_device(device):
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+
 def _unit(features, device):
     return F.normalize(features.to(device).float())
+
 
 def _product(query, gallery, out):
     "query @ gallery.T written into `out`, which may be part of a wider table."
     if out.is_cuda:
         return torch.mm(query, gallery.T, out=out)
-    np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())  # numpy's BLAS needs a sixth less time for this shape than torch's
+    # numpy's BLAS needs a sixth less time for this shape than torch's
+    np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
+
 
 def _cosines(query, gallery, device):
-    "A function from a slice of queries to their (q, G) float32 similarities, each call's in the memory of the last: fresh memory is slow to come by."
+    """A function from a slice of queries to their (q, G) float32 similarities, each call's in the
+    memory of the last: fresh memory is slow to come by."""
     block = torch.empty(0, device=device)
+
     def similarities(rows):
         part = _unit(query[rows], device)
         block.resize_(len(part), len(gallery))
         for first in range(0, len(gallery), _PIECE):
-            _product(part, _unit(gallery[first:first + _PIECE], device), block[:, first:first + _PIECE])
+            _product(
+                part,
+                _unit(gallery[first : first + _PIECE], device),
+                block[:, first : first + _PIECE],
+            )
         return block
+
     return similarities
 
 # %% ../nbs/10_metrics.ipynb #cell026
-def evaluate_features(query_features: Tensor,   # (Q, D) any length, compared by cosine in float32
-                      gallery_features: Tensor, # (G, D)
-                      query_ids, gallery_ids,   # (Q,), (G,)
-                      query_cams=None, gallery_cams=None,
-                      ap: str = "mean", per_query: bool = False, # as in `evaluate_ranking`
-                      memory_mb: float = 256,   # to work in, beyond features and result; at least one query's row
-                      device=None               # None: the GPU if there is one
-                     ) -> dict:
-    "`evaluate_ranking` on the cosine similarity, computed for as many queries at a time as `memory_mb` holds: never (Q, G)."
+def evaluate_features(
+    query_features: Tensor,  # (Q, D) any length, compared by cosine in float32
+    gallery_features: Tensor,  # (G, D)
+    query_ids,
+    gallery_ids,  # (Q,), (G,)
+    query_cams=None,
+    gallery_cams=None,
+    ap: str = "mean",
+    per_query: bool = False,  # as in `evaluate_ranking`
+    # to work in, beyond features and result; at least one query's row
+    memory_mb: float = 256,
+    device=None,  # None: the GPU if there is one
+) -> dict:
+    """`evaluate_ranking` on the cosine similarity, computed for as many queries at a time as
+    `memory_mb` holds: never (Q, G)."""
     query, gallery = _features(query_features, gallery_features)
-    labels, device = _labels((len(query), len(gallery)), query_ids, gallery_ids, query_cams, gallery_cams), _best_device(device)
+    labels, device = (
+        _labels((len(query), len(gallery)), query_ids, gallery_ids, query_cams, gallery_cams),
+        _best_device(device),
+    )
     piece = min(_PIECE, len(gallery))
-    values = _per_query(_cosines(query, gallery, device), (len(query), len(gallery)), labels, ap, memory_mb, device,
-                        fixed=8 * piece * query.shape[1])
+    values = _per_query(
+        _cosines(query, gallery, device),
+        (len(query), len(gallery)),
+        labels,
+        ap,
+        memory_mb,
+        device,
+        fixed=8 * piece * query.shape[1],
+    )
     return _summary(values, labels, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell035
 def _best(scores, k):
-    "The k highest of each row (Q, P): (columns, scores), such that equal scores are in the order of their columns."
+    """The k highest of each row (Q, P): (columns, scores), such that equal scores are in the order
+    of their columns."""
     high, columns = scores.topk(min(k + 1, scores.shape[1]))
-    tied = high[:, k - 1] == high[:, k] if high.shape[1] > k else torch.zeros(len(high), dtype=torch.bool, device=high.device)
+    tied = (
+        high[:, k - 1] == high[:, k]
+        if high.shape[1] > k
+        else torch.zeros(len(high), dtype=torch.bool, device=high.device)
+    )
     columns, order = columns[:, :k].sort(dim=1)
     high = high[:, :k].gather(1, order)
     if tied.any():
@@ -342,31 +517,49 @@ def _best(scores, k):
         high[tied], columns[tied] = full[:, :k], by[:, :k]
     return columns, high
 
+
 def _search(query, gallery, k, step):
     "`top_k` for a few normalised queries (Q, D) on their device."
-    best = torch.empty(len(query), 0, dtype=torch.long, device=query.device), torch.empty(len(query), 0, device=query.device)
+    best = (
+        torch.empty(len(query), 0, dtype=torch.long, device=query.device),
+        torch.empty(len(query), 0, device=query.device),
+    )
     for first in range(0, len(gallery), step):
-        columns, scores = _best(query @ _unit(gallery[first:first + step], query.device).T, k)
-        merged = torch.cat([best[1], scores], 1).sort(dim=1, descending=True, stable=True)  # earlier images stay first
-        best = torch.cat([best[0], columns + first], 1).gather(1, merged.indices)[:, :k], merged.values[:, :k]
+        columns, scores = _best(query @ _unit(gallery[first : first + step], query.device).T, k)
+        # earlier images stay first
+        merged = torch.cat([best[1], scores], 1).sort(dim=1, descending=True, stable=True)
+        best = (
+            torch.cat([best[0], columns + first], 1).gather(1, merged.indices)[:, :k],
+            merged.values[:, :k],
+        )
     return best
 
 # %% ../nbs/10_metrics.ipynb #cell036
-def top_k(queries,                # (Q, D) any length, compared by cosine in float32
-          gallery,                # (G, D), a tensor, array or memory map; or what `faiss_index` returns
-          k: int = 10,
-          memory_mb: float = 256, # to work in, beyond features and result
-          device=None             # None: the GPU if there is one
-         ) -> tuple[Tensor, Tensor]: # rows of the gallery (Q, k), cosine similarity (Q, k), nearest first, on the CPU
-    """The k nearest gallery images of each query, exact; equal similarities keep the gallery's order; k is at most G.
+def top_k(
+    queries,  # (Q, D) any length, compared by cosine in float32
+    # (G, D), a tensor, array or memory map; or what `faiss_index` returns
+    gallery,
+    k: int = 10,
+    memory_mb: float = 256,  # to work in, beyond features and result
+    device=None,  # None: the GPU if there is one
+    # rows of the gallery (Q, k), cosine similarity (Q, k), nearest first, on the CPU
+) -> tuple[Tensor, Tensor]:
+    """The k nearest gallery images of each query, exact; equal similarities keep the gallery's
+    order; k is at most G.
 
-    With a faiss index: as exact as the index, in its own order of ties; row -1 where it found fewer. Raises `PromptSGError` for an empty
-    side, k below 1, shapes that do not fit, and NaN or infinity."""
+    With a faiss index: as exact as the index, in its own order of ties; row -1 where it found
+    fewer. Raises `PromptSGError` for an empty side, k below 1, shapes that do not fit, and NaN or
+    infinity."""
     size = gallery.ntotal if hasattr(gallery, "ntotal") else len(gallery)
     if k < 1 or not size or not len(queries):
-        raise PromptSGError(f"{k} nearest of {size} gallery images for {len(queries)} queries were asked for; each must be at least 1")
+        raise PromptSGError(
+            f"{k} nearest of {size} gallery images for {len(queries)} queries were asked for; each "
+            "must be at least 1"
+        )
     if hasattr(gallery, "ntotal"):
-        similarity, rows = gallery.search(_unit(torch.as_tensor(queries), "cpu").numpy(), min(k, size))
+        similarity, rows = gallery.search(
+            _unit(torch.as_tensor(queries), "cpu").numpy(), min(k, size)
+        )
         return torch.from_numpy(rows), torch.from_numpy(similarity)
     queries, gallery = _features(queries, gallery)
     device, block = _best_device(device), min(256, len(queries))
@@ -375,14 +568,21 @@ def top_k(queries,                # (Q, D) any length, compared by cosine in flo
     rows, similarity = (torch.cat(side).cpu() for side in zip(*parts))
     return rows, _finite(similarity)
 
-def faiss_index(gallery,           # (G, D)
-                kind: str = "Flat" # what faiss.index_factory understands: "Flat" is exact, "HNSW32" approximate
-               ):
-    "A faiss index over the gallery's cosine similarity, for `top_k`. Raises `PromptSGError` where faiss is not installed."
+
+def faiss_index(
+    gallery,  # (G, D)
+    # what faiss.index_factory understands: "Flat" is exact, "HNSW32" approximate
+    kind: str = "Flat",
+):
+    """A faiss index over the gallery's cosine similarity, for `top_k`. Raises `PromptSGError` where
+    faiss is not installed."""
     try:
         import faiss
     except ImportError:
-        raise PromptSGError("faiss is not installed; install it with 'pip install faiss-cpu', or give top_k the features themselves") from None
+        raise PromptSGError(
+            "faiss is not installed; install it with 'pip install faiss-cpu', or give top_k the "
+            "features themselves"
+        ) from None
     gallery = _unit(torch.as_tensor(gallery), "cpu").numpy()
     index = faiss.index_factory(gallery.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
     index.train(gallery)
@@ -391,42 +591,65 @@ def faiss_index(gallery,           # (G, D)
 
 # %% ../nbs/10_metrics.ipynb #cell040
 def pairs(similarity, query_ids, gallery_ids, query_cams=None, gallery_cams=None):
-    "All query-gallery pairs as (scores (N,) float, genuine (N,) bool), same filter and errors as `evaluate_ranking`."
+    """All query-gallery pairs as (scores (N,) float, genuine (N,) bool), same filter and errors as
+    `evaluate_ranking`."""
     similarity = _matrix(similarity)
-    (query, gallery), cams = _labels(similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams)
+    (query, gallery), cams = _labels(
+        similarity.shape, query_ids, gallery_ids, query_cams, gallery_cams
+    )
     match = query[:, None] == gallery
     keep = torch.ones_like(match) if cams is None else ~(match & (cams[0][:, None] == cams[1]))
     return _finite(_wide(similarity)).cpu()[keep].numpy(), match[keep].numpy()
 
-def roc(scores,  # (N,) higher is more alike
-        genuine  # (N,) bool
-       ):        # FAR (T,), TAR (T,), thresholds (T,), falling from infinity through every distinct score
-    "ROC, Eq. (5); tied scores are one threshold. Raises `PromptSGError` unless both kinds of pair are there and scores finite."
+
+# FAR (T,), TAR (T,), thresholds (T,), falling from infinity through every distinct score
+def roc(
+    scores,  # (N,) higher is more alike
+    genuine,  # (N,) bool
+):
+    """ROC, Eq. (5); tied scores are one threshold. Raises `PromptSGError` unless both kinds of pair
+    are there and scores finite."""
     scores, genuine = np.asarray(scores, dtype=float), np.asarray(genuine, dtype=bool)
     if scores.shape != genuine.shape or scores.ndim != 1 or not np.isfinite(scores).all():
-        raise PromptSGError(f"scores {scores.shape} and genuine {genuine.shape} must be equally long lists without NaN or infinity.")
+        raise PromptSGError(
+            f"scores {scores.shape} and genuine {genuine.shape} must be equally long lists without "
+            "NaN or infinity."
+        )
     if genuine.all() or not genuine.any():
-        raise PromptSGError(f"all {len(genuine)} pairs are of one kind; verification needs genuine pairs and impostors.")
+        raise PromptSGError(
+            f"all {len(genuine)} pairs are of one kind; verification needs genuine pairs and "
+            "impostors."
+        )
     order = np.argsort(-scores, kind="stable")
     scores, genuine = scores[order], genuine[order]
     last = np.append(scores[1:] != scores[:-1], True)  # the end of each tied group
     accepted, wrong = genuine.cumsum()[last], (~genuine).cumsum()[last]
-    return np.append(0, wrong / wrong[-1]), np.append(0, accepted / accepted[-1]), np.append(np.inf, scores[last])
+    return (
+        np.append(0, wrong / wrong[-1]),
+        np.append(0, accepted / accepted[-1]),
+        np.append(np.inf, scores[last]),
+    )
 
 # %% ../nbs/10_metrics.ipynb #cell041
 def auc(far, tar) -> float:
     "Area under the ROC, 0..1: the chance that a genuine pair scores above an impostor."
     return float((np.diff(far) * (tar[1:] + tar[:-1]) / 2).sum())
 
+
 def eer(far, tar) -> float:
-    "Equal error rate, 0..1, on the straight line between the two thresholds that FAR = 1 - TAR falls between."
+    """Equal error rate, 0..1, on the straight line between the two thresholds that FAR = 1 - TAR
+    falls between."""
     gap = far - (1 - tar)  # rises from -1 to 1
     i = int(np.argmax(gap >= 0))
     share = -gap[i - 1] / (gap[i] - gap[i - 1])
     return float(far[i - 1] + share * (far[i] - far[i - 1]))
 
+
 def tar_at_far(far, tar, at: float = 1e-3) -> float:
-    "The best TAR whose FAR is at most `at`; nothing is interpolated, so below 1 / impostors it is the TAR without any false accept."
+    """The best TAR whose FAR is at most `at`; nothing is interpolated, so below 1 / impostors it is
+    the TAR without any false accept."""
     if not 0 <= at <= 1:
-        raise PromptSGError(f"a false accept rate of {at} was asked for; give a fraction from 0 to 1.")
+        raise PromptSGError(
+            f"a false accept rate of {at} was asked for; give a fraction from 0 to 1."
+        )
     return float(tar[np.searchsorted(far, at, side="right") - 1])

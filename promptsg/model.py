@@ -17,11 +17,20 @@ import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from torch import nn
 
-from .backbone import (Bank, QuickGELU, bare_visual, check_numbers, is_other, load_towers,
-                               mismatch, model_config,
-                               read_state_dict, save_tensors, text_tower)
-from .config import (ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number,
-                             shown)
+from promptsg.backbone import (
+    Bank,
+    QuickGELU,
+    bare_visual,
+    check_numbers,
+    is_other,
+    load_towers,
+    mismatch,
+    model_config,
+    read_state_dict,
+    save_tensors,
+    text_tower,
+)
+from .config import ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number, shown
 from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import Fused
@@ -36,19 +45,24 @@ class PromptSGOutput:
     """What the model says of a batch. `text`, `pseudo_token` and `attention` are None in the
     image-only control, `text` and `pseudo_token` where words pool, `pseudo_token` where a bank
     speaks; `attention` without a fusion, and then in evaluation the other two also."""
+
     # (B, D) the image seen through the text, (B, (1 + G + T) D) where T words pool, G the cells,
     # (B, W + D) for a head that reads the class token before its projection too; before the head
     embedding: torch.Tensor
-    retrieval: torch.Tensor           # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not normalised
-    logits: torch.Tensor              # (B, C) one score per training identity
-    visual: torch.Tensor              # (B, D) v, CLIP's global embedding
-    states: tuple                     # up to three (B, W'): the image tower's last class-token states, of the blocks that can train
-    text: torch.Tensor | None = None          # (B, D) l, the prompt's embedding
+    # (B, D') what is ranked with: the head's embedding, whitened if the config says so; not
+    # normalised
+    retrieval: torch.Tensor
+    logits: torch.Tensor  # (B, C) one score per training identity
+    visual: torch.Tensor  # (B, D) v, CLIP's global embedding
+    # up to three (B, W'): the image tower's last class-token states, of the blocks that can train
+    states: tuple
+    text: torch.Tensor | None = None  # (B, D) l, the prompt's embedding
     pseudo_token: torch.Tensor | None = None  # (B, W) s*
     # (B, heads, M) where the text looks, (B, T, M) where T words pool; sums to 1 over the patches
     attention: torch.Tensor | None = None
-    more_logits: tuple = ()                   # (B, C) each: of the head's further classifiers
-    centres: torch.Tensor | None = None       # (C, D) the learnt centres of the training identities; None unless the config weighs them
+    more_logits: tuple = ()  # (B, C) each: of the head's further classifiers
+    # (C, D) the learnt centres of the training identities; None unless the config weighs them
+    centres: torch.Tensor | None = None
 
 # %% ../nbs/09_model.ipynb #cell005
 # of each aspect's number that of its mirror image; the last, -1, stays
@@ -58,16 +72,23 @@ _OTHER_HAND = torch.tensor([*(aspect_number(OTHER_HAND[one]) for one in ASPECTS)
 class PromptSG(nn.Module, ModelHubMixin):
     """PromptSG (Yang et al., CVPR 2024) on CLIP.
 
-    `PromptSG(config, num_classes)`; `forward(images (B, 3, H, W), prompt="composed" | "simplified") -> PromptSGOutput`;
-    `embed(images) -> (B, D')`, L2-normalised; `save_pretrained(folder)`, `PromptSG.from_pretrained(folder or repository)`.
-    `trained_on` is the `promptsg.splits.TrainSide` of its training, None where that is not known.
-    Raises `PromptSGError` when config and weights do not fit together."""
+    `PromptSG(config, num_classes)`; `forward(images (B, 3, H, W), prompt="composed" | "simplified")
+    -> PromptSGOutput`; `embed(images) -> (B, D')`, L2-normalised; `save_pretrained(folder)`,
+    `PromptSG.from_pretrained(folder or repository)`. `trained_on` is the
+    `promptsg.splits.TrainSide` of its training, None where that is not known. Raises
+    `PromptSGError` when config and weights do not fit together."""
 
     def __init__(self, config, num_classes, towers=None):
         super().__init__()
-        towers = towers or load_towers(config.tower, config.pretrained, config.image_size,
-                                       config.text_pretrained, config.seed, config.patch_stride,
-                                       config.part_options.get("backbone"))
+        towers = towers or load_towers(
+            config.tower,
+            config.pretrained,
+            config.image_size,
+            config.text_pretrained,
+            config.seed,
+            config.patch_stride,
+            config.part_options.get("backbone"),
+        )
         own = config.pixel_norm == "tower"
         self.mean, self.std = (towers.mean, towers.std) if own else (IMAGENET_MEAN, IMAGENET_STD)
         self.config, self.num_classes = config, num_classes
@@ -81,12 +102,15 @@ class PromptSG(nn.Module, ModelHubMixin):
         if config.language:
             self.backbone.tokens = tokens_of(config)
             if "dense" in self.backbone.tokens and not self.backbone.makes_dense:
-                raise PromptSGError(f"patch_tokens is dense, and the tower {config.tower} makes no dense "
-                                    "tokens; set patch_tokens to plain")
+                raise PromptSGError(
+                    f"patch_tokens is dense, and the tower {config.tower} makes no dense "
+                    "tokens; set patch_tokens to plain"
+                )
             self.prompt, self.inversion, self.fusion = _language(config, towers)
             width = width_of(self.fusion, width)
-        self.head = make("head", config.classifier, config, width, num_classes,
-                         more=(self.backbone.width,))
+        self.head = make(
+            "head", config.classifier, config, width, num_classes, more=(self.backbone.width,)
+        )
         self.out_dim = width_of(self.head, width)  # D' of what ranks
         self.whitening = Whitening(self.out_dim) if config.whiten else None
         # what a whitening is fitted to; `load_run` says it of the training's config
@@ -95,28 +119,39 @@ class PromptSG(nn.Module, ModelHubMixin):
         centres = torch.zeros(num_classes, both + width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
 
-    def forward(self, images=None, prompt=None, labels=None, frozen=None, aspects=None,
-                cameras=None):
-        """`PromptSGOutput` for normalised images, or for `frozen`, the output of `backbone.features_before` on them.
+    def forward(
+        self, images=None, prompt=None, labels=None, frozen=None, aspects=None, cameras=None
+    ):
+        """`PromptSGOutput` for normalised images, or for `frozen`, the output of
+        `backbone.features_before` on them.
 
-        `prompt` is "composed" or "simplified"; None follows the config (`use_composed_prompt` in training, `eval_prompt` otherwise).
-        `labels` (B,) are for heads with a margin in training; `aspects` (B,) the numbers of the
-        images' own aspects (`promptsg.config.aspect_number`), for `prompt_aspect: image`; `cameras` (B,)
-        the places of theirs among `config.cameras` (-1: another), for `camera_embedding`."""
+        `prompt` is "composed" or "simplified"; None follows the config (`use_composed_prompt` in
+        training, `eval_prompt` otherwise). `labels` (B,) are for heads with a margin in training;
+        `aspects` (B,) the numbers of the images' own aspects (`promptsg.config.aspect_number`), for
+        `prompt_aspect: image`; `cameras` (B,) the places of theirs among `config.cameras` (-1:
+        another), for `camera_embedding`."""
         if frozen is None:
             seen = () if cameras is None else (cameras,)
             frozen = self.backbone.features_before(images, *seen)
         features = self.backbone.features_after(frozen)
         if not self.config.language:
             return self._output(features.embedding, features, labels)
-        fused, text, s = self.fuse(features.embedding, features.patches, prompt, features.dense,
-                                   aspects)
+        fused, text, s = self.fuse(
+            features.embedding, features.patches, prompt, features.dense, aspects
+        )
         sentence = None if text is None else text.sentence
-        return self._output(fused.embedding, features, labels, text=sentence, pseudo_token=s,
-                            attention=fused.attention)
+        return self._output(
+            fused.embedding,
+            features,
+            labels,
+            text=sentence,
+            pseudo_token=s,
+            attention=fused.attention,
+        )
 
-    def fuse(self, embedding, patches=None, prompt=None, dense=None, aspects=None,
-             pseudo_token=None):
+    def fuse(
+        self, embedding, patches=None, prompt=None, dense=None, aspects=None, pseudo_token=None
+    ):
         """The images seen through a prompt: (`Fused`, `TextFeatures`, s* (B, W)); None for what is
         not made.
 
@@ -143,13 +178,17 @@ class PromptSG(nn.Module, ModelHubMixin):
         fused = self.fusion(text, tokens, embedding)
         wide = width_of(self.fusion, embedding.shape[1])
         if not isinstance(fused, Fused) or fused.embedding.shape[1:] != (wide,):  # no batch: ONNX
-            raise PartError(f"the fusion {self.config.fusion!r} gave {_what(fused)}; return a "
-                            f"promptsg.fusion.Fused with an embedding of shape (B, {wide})")
+            raise PartError(
+                f"the fusion {self.config.fusion!r} gave {_what(fused)}; return a "
+                f"promptsg.fusion.Fused with an embedding of shape (B, {wide})"
+            )
         looked = getattr(fused.attention, "shape", ())
         if len(looked) != 3 or looked[2] != tokens.shape[1]:
-            raise PartError(f"the fusion {self.config.fusion!r} gave an attention of shape "
-                            f"{tuple(looked)}; give (B, heads, {tokens.shape[1]}), even where it does "
-                            "not look")
+            raise PartError(
+                f"the fusion {self.config.fusion!r} gave an attention of shape "
+                f"{tuple(looked)}; give (B, heads, {tokens.shape[1]}), even where it does "
+                "not look"
+            )
         return fused
 
     def say(self, pseudo_token, prompt=None, batch=None, aspects=None):
@@ -167,8 +206,9 @@ class PromptSG(nn.Module, ModelHubMixin):
         if prompt not in ("composed", "simplified"):
             raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
         if prompt == "composed" and not self.composes:
-            raise PromptSGError("this model makes no s*, so no prompt can be composed; choose "
-                                "simplified")
+            raise PromptSGError(
+                "this model makes no s*, so no prompt can be composed; choose simplified"
+            )
         return prompt
 
     @property
@@ -177,27 +217,42 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self.config.language and self.inversion is not None
 
     def queries(self, text):
-        "What of `TextFeatures` looks over the patches (B, T, D): the sentence (T = 1) or, if the config says so, every word."
+        """What of `TextFeatures` looks over the patches (B, T, D): the sentence (T = 1) or, if the
+        config says so, every word."""
         return text.words if self.config.text_queries == "words" else text.sentence[:, None]
 
     @property
     def default_prompt(self):
-        composed = self.config.use_composed_prompt if self.training else self.config.eval_prompt == "composed"
+        composed = (
+            self.config.use_composed_prompt
+            if self.training
+            else self.config.eval_prompt == "composed"
+        )
         return "composed" if composed else "simplified"
 
     def _output(self, embedding, features, labels, **language):
         embedding = self.read(embedding, features)
         head = self.head(embedding, labels)
         if not isinstance(head, HeadOutput) or head.embedding.shape[1:] != (self.out_dim,):
-            raise PartError(f"the head {self.config.classifier!r} gave {_what(head)}; return a "
-                            "promptsg.heads.HeadOutput with an embedding of shape "
-                            f"(B, {self.out_dim})")
-        return PromptSGOutput(embedding, self._whitened(head.embedding), head.logits, features.embedding, features.states,
-                              more_logits=head.more, centres=self.centres, **language)
+            raise PartError(
+                f"the head {self.config.classifier!r} gave {_what(head)}; return a "
+                "promptsg.heads.HeadOutput with an embedding of shape "
+                f"(B, {self.out_dim})"
+            )
+        return PromptSGOutput(
+            embedding,
+            self._whitened(head.embedding),
+            head.logits,
+            features.embedding,
+            features.states,
+            more_logits=head.more,
+            centres=self.centres,
+            **language,
+        )
 
     def read(self, embedding, features):
-        """What the head reads of images: `embedding` (B, D), and before it, where the head reads both, the
-        class token (B, W) that CLIP projects, of `promptsg.backbone.ImageFeatures`."""
+        """What the head reads of images: `embedding` (B, D), and before it, where the head reads
+        both, the class token (B, W) that CLIP projects, of `promptsg.backbone.ImageFeatures`."""
         both = self.config.classifier == "bnneck_pair"
         return torch.cat([features.pooled, embedding], 1) if both else embedding
 
@@ -217,8 +272,16 @@ class PromptSG(nn.Module, ModelHubMixin):
         return self.retrieval(self.read(fused.embedding, features))
 
     @torch.no_grad()
-    def embed(self, images=None, prompt=None, frozen=None, aspects=None, whitened=True,
-              mirror=None, cameras=None):
+    def embed(
+        self,
+        images=None,
+        prompt=None,
+        frozen=None,
+        aspects=None,
+        whitened=True,
+        mirror=None,
+        cameras=None,
+    ):
         """Retrieval embeddings (B, D'), L2-normalised; always in evaluation mode, whatever the
         model's mode is. Arguments as in `forward`; without `whitened`, what the whitening is given.
 
@@ -239,18 +302,22 @@ class PromptSG(nn.Module, ModelHubMixin):
     def _mirror_sums(self, images, prompt, aspects, whitened, cameras):
         "`embed` with `mirror`: an image and its mirror image, which shows the other hand."
         if images is None or not whitened:
-            raise PromptSGError("the sum with the mirror image needs the images, and rows that are "
-                                "whitened; give images, or mirror=False")
+            raise PromptSGError(
+                "the sum with the mirror image needs the images, and rows that are "
+                "whitened; give images, or mirror=False"
+            )
         turned = None if aspects is None else _OTHER_HAND.to(aspects.device)[aspects]
-        rows = [self.embed(x, prompt, aspects=of, mirror=False, cameras=cameras)
-                for x, of in ((images, aspects), (images.flip(-1), turned))]
+        rows = [
+            self.embed(x, prompt, aspects=of, mirror=False, cameras=cameras)
+            for x, of in ((images, aspects), (images.flip(-1), turned))
+        ]
         return F.normalize(sum(rows), dim=1)
 
     @property
     def parts(self):
         """Names of what stands side by side in the ranking embedding: class token, patches (a name
-        for each cell), then the words that pool, or the one sentence. Empty where no word pools or a
-        neck mixes them."""
+        for each cell), then the words that pool, or the one sentence. Empty where no word pools or
+        a neck mixes them."""
         if not (self.config.language and self.config.fusion == "pool"):
             return ()
         if self.out_dim != self.fusion.out_dim:
@@ -259,8 +326,11 @@ class PromptSG(nn.Module, ModelHubMixin):
         if not self.config.pool_beside:
             return (*map(fill_aspect, said),)
         rows, columns = self.config.patch_grid
-        cells = [f"patches {row}-{column}" for row in range(1, rows + 1)
-                 for column in range(1, columns + 1)]
+        cells = [
+            f"patches {row}-{column}"
+            for row in range(1, rows + 1)
+            for column in range(1, columns + 1)
+        ]
         return ("class token", *(cells if len(cells) > 1 else ["patches"]), *map(fill_aspect, said))
 
     def shares(self, query, gallery):
@@ -268,8 +338,10 @@ class PromptSG(nn.Module, ModelHubMixin):
         `promptsg.heads.shares`: (Q, G, parts), float64 on the CPU. `PromptSGError` for a model
         without parts."""
         if not self.parts:
-            raise PromptSGError("no word pools in this model's embedding, so a similarity has no "
-                                "parts; train training_free, or a version with fusion: pool")
+            raise PromptSGError(
+                "no word pools in this model's embedding, so a similarity has no "
+                "parts; train training_free, or a version with fusion: pool"
+            )
         matrix = None if self.whitening is None else self.whitening.matrix
         return shares(query, gallery, len(self.parts), matrix)
 
@@ -287,18 +359,21 @@ class PromptSG(nn.Module, ModelHubMixin):
 
         `PromptSGError` without language or fusion."""
         if not self.config.looks:
-            raise PromptSGError("no text looks over the patches here, so there is no attention map (language is false, as in the image-only "
-                                "control, or fusion is none); train a version with a fusion")
+            raise PromptSGError(
+                "no text looks over the patches here, so there is no attention map (language is "
+                "false, as in the image-only "
+                "control, or fusion is none); train a version with a fusion"
+            )
         with torch.no_grad():
             return self(images, prompt, aspects=aspects).attention.unflatten(2, self.backbone.grid)
 
-    # --- as a folder, and on the hub -----------------------------------------------------------------------------------
+    # --- as a folder, and on the hub
     def save_pretrained(self, save_directory, *, model_card_kwargs=None, **options):
-        """Writes README.md (unless there is one), model.safetensors and config.json, in this order: a
-        folder with the last is whole.
+        """Writes README.md (unless there is one), model.safetensors and config.json, in this order:
+        a folder with the last is whole.
 
-        `options` are those of `huggingface_hub.ModelHubMixin.save_pretrained`. Raises `PromptSGError`
-        where nothing can be written, and for weights that are no numbers."""
+        `options` are those of `huggingface_hub.ModelHubMixin.save_pretrained`. Raises
+        `PromptSGError` where nothing can be written, and for weights that are no numbers."""
         folder, kwargs = Path(save_directory), model_card_kwargs or {}
         check_writable(folder)
         check_numbers(self.state_dict(), "the model")
@@ -312,17 +387,47 @@ class PromptSG(nn.Module, ModelHubMixin):
         write_json(save_directory / RECORD_FILE, _record(self))
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo, *, revision=None, token=None, cache_dir=None, force_download=False, local_files_only=False, **changes):
-        """The model of a folder that `save_pretrained` or `promptsg export` wrote, or of a repository on the hub, in evaluation mode.
+    def from_pretrained(
+        cls,
+        folder_or_repo,
+        *,
+        revision=None,
+        token=None,
+        cache_dir=None,
+        force_download=False,
+        local_files_only=False,
+        **changes,
+    ):
+        """The model of a folder that `save_pretrained` or `promptsg export` wrote, or of a
+        repository on the hub, in evaluation mode.
 
-        `changes` replaces fields of its config, such as `cache_frozen`; the other arguments are `huggingface_hub.snapshot_download`'s. No file
-        that could execute code is read. Raises `PromptSGError` for a folder, file or repository that is missing, damaged or of another model."""
-        folder = _local_folder(folder_or_repo, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
-                               local_files_only=local_files_only)
+        `changes` replaces fields of its config, such as `cache_frozen`; the other arguments are
+        `huggingface_hub.snapshot_download`'s. No file that could execute code is read. Raises
+        `PromptSGError` for a folder, file or repository that is missing, damaged or of another
+        model."""
+        folder = _local_folder(
+            folder_or_repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         return super().from_pretrained(folder, config=_read_record(folder), **changes)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id, config, revision, cache_dir, force_download, local_files_only, token, **changes):
+    def _from_pretrained(
+        cls,
+        *,
+        model_id,
+        config,
+        revision,
+        cache_dir,
+        force_download,
+        local_files_only,
+        token,
+        **changes,
+    ):
         "A model from a local folder and its record."
         fields, file = Config(**config["config"]).replace(**changes), Path(model_id) / WEIGHT_FILE
         tensors = read_state_dict(file)
@@ -334,56 +439,85 @@ class PromptSG(nn.Module, ModelHubMixin):
         return model.eval()
 
     def push_to_hub(self, repo_id, **options):
-        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` ("name/model"); returns the commit's address.
+        """Uploads what `save_pretrained` writes to the hub's repository `repo_id` ("name/model");
+        returns the commit's address.
 
-        `options` are those of `huggingface_hub.ModelHubMixin.push_to_hub`: `private=True`, `token=`, `model_card_kwargs=dict(card=...)`.
-        Raises `PromptSGError` where the hub is out of reach or refuses."""
+        `options` are those of `huggingface_hub.ModelHubMixin.push_to_hub`: `private=True`,
+        `token=`, `model_card_kwargs=dict(card=...)`. Raises `PromptSGError` where the hub is out of
+        reach or refuses."""
         try:
             return super().push_to_hub(repo_id, **options)
         except Exception as error:  # names, rights, network: the hub's client raises many kinds
-            raise PromptSGError(f"the model could not be sent to {repo_id!r} on the hub ({_reason(error)}); check the name, log in with "
-                                "`hf auth login`, and connect to the network") from None
+            raise PromptSGError(
+                f"the model could not be sent to {repo_id!r} on the hub ({_reason(error)}); check "
+                "the name, log in with "
+                "`hf auth login`, and connect to the network"
+            ) from None
 
     def generate_model_card(self, card=None):
-        "The folder's README.md: `card` (Markdown text, as `promptsg.sharing.model_card` writes from a run), or one that knows the network alone."
-        return ModelCard(card or _PLAIN_CARD.format(tower=self.config.tower, language="with" if self.config.language else "without"))
+        """The folder's README.md: `card` (Markdown text, as `promptsg.sharing.model_card` writes
+        from a run), or one that knows the network alone."""
+        return ModelCard(
+            card
+            or _PLAIN_CARD.format(
+                tower=self.config.tower, language="with" if self.config.language else "without"
+            )
+        )
 
 # %% ../nbs/09_model.ipynb #cell006
 def _language(config, towers):
     "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
-        raise PromptSGError(f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a text tower aligned "
-                            "to it (promptsg align-text makes one), or language to false")
+        raise PromptSGError(
+            f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a "
+            "text tower aligned "
+            "to it (promptsg align-text makes one), or language to false"
+        )
     fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
     if isinstance(towers.text, Bank):
         return _banked(config, towers, words), None, fusion()
     width = towers.text.width
     if config.pseudo_token_dim not in (None, width):
-        raise PromptSGError(f"pseudo_token_dim is {config.pseudo_token_dim} but s* takes a word's place, and words of this text "
-                            f"encoder have {width} dimensions; leave the field out or set it to {width}")
+        raise PromptSGError(
+            f"pseudo_token_dim is {config.pseudo_token_dim} but s* takes a word's place, and words "
+            "of this text "
+            f"encoder have {width} dimensions; leave the field out or set it to {width}"
+        )
     prompt = PromptEncoder(towers.text, towers.tokenizer, *words)
     if config.fusion == "pool":
         return prompt, None, fusion()
     scale = towers.text.token_embedding.weight.std().item()
-    inversion = TextualInversionMLP(towers.dim, width, config.inversion_hidden, scale, config.inversion_layers, config.inversion_norm,
-                                    config.inversion_kind, config.inversion_dropout)
+    inversion = TextualInversionMLP(
+        towers.dim,
+        width,
+        config.inversion_hidden,
+        scale,
+        config.inversion_layers,
+        config.inversion_norm,
+        config.inversion_kind,
+        config.inversion_dropout,
+    )
     return prompt, inversion, fusion()  # drawn after the inversion
 
 
 def _banked(config, towers, words):
     "The prompt of a bank of sentences."
     if config.use_composed_prompt or config.eval_prompt == "composed":
-        raise PromptSGError(f"{config.text_pretrained} holds a bank of sentences, and none can be "
-                            "composed of them; set use_composed_prompt: false and eval_prompt: "
-                            "simplified, or text_pretrained to a text tower")
+        raise PromptSGError(
+            f"{config.text_pretrained} holds a bank of sentences, and none can be "
+            "composed of them; set use_composed_prompt: false and eval_prompt: "
+            "simplified, or text_pretrained to a text tower"
+        )
     return BankPrompt(towers.text, *words)
 
 
 def _check_cameras(config):
     if not config.cameras:
-        raise PromptSGError("camera_embedding learns a vector for each camera, and none is named; train on "
-                            "data that says which camera took each image, or set cameras")
+        raise PromptSGError(
+            "camera_embedding learns a vector for each camera, and none is named; train on "
+            "data that says which camera took each image, or set cameras"
+        )
 
 
 def tokens_of(config):
@@ -405,13 +539,21 @@ def _what(value):
 def zero_shot_config(config):
     "The config of the tower alone: no prompt, no fusion, no head in the embedding."
     options = {kind: value for kind, value in config.part_options.items() if kind == "backbone"}
-    return config.replace(language=False, text_pretrained=None, classifier="linear", whiten=False,
-                          whiten_mirrored=False, pixel_norm="tower", losses={},
-                          part_options=options)
+    return config.replace(
+        language=False,
+        text_pretrained=None,
+        classifier="linear",
+        whiten=False,
+        whiten_mirrored=False,
+        pixel_norm="tower",
+        losses={},
+        part_options=options,
+    )
 
 
 def untrained(config):
-    "CLIP's own global embedding, without prompt, fusion or training: the zero-shot baseline of a config."
+    """CLIP's own global embedding, without prompt, fusion or training: the zero-shot baseline of a
+    config."""
     return PromptSG(zero_shot_config(config), num_classes=1).eval()
 
 # %% ../nbs/09_model.ipynb #new71
@@ -422,35 +564,58 @@ tags: [re-identification, promptsg, biometrics]
 ---
 # A PromptSG model
 
-PromptSG on {tower}, {language} language. It was saved without the record of its training, so nothing is known here of its data or its accuracy.
+PromptSG on {tower}, {language} language. It was saved without the record of its training, so
+nothing is known here of its data or its accuracy.
 
 `PromptSG.from_pretrained(...)` of [promptsg](https://github.com/promptsg/promptsg) reads it.
 """
 
 
 def spoken_config(model):
-    "The model's config with the sentences that its prompt has now: `set_prompt` may have changed them."
+    """The model's config with the sentences that its prompt has now: `set_prompt` may have changed
+    them."""
     if not model.config.language:
         return model.config
-    return model.config.replace(prompt_template=model.prompt.template.template,
-                                simplified_prompt=model.prompt.sentence.template,
-                                words=model.prompt.words)
+    return model.config.replace(
+        prompt_template=model.prompt.template.template,
+        simplified_prompt=model.prompt.sentence.template,
+        words=model.prompt.words,
+    )
 
 
 def _record(model):
     "What config.json says: how to build the network, and how to prepare its images."
-    quick = any(isinstance(module, QuickGELU) for module in model.modules())  # OpenAI's weights have it whatever the tower is called
-    named = not quick or is_other(model.config.tower) or model_config(model.config.tower).get(
-        "quick_gelu", False)
+    # OpenAI's weights have it whatever the tower is called
+    quick = any(isinstance(module, QuickGELU) for module in model.modules())
+    named = (
+        not quick
+        or is_other(model.config.tower)
+        or model_config(model.config.tower).get("quick_gelu", False)
+    )
     own = model.config.language and model.config.text_pretrained
     text = model.prompt.text if own and isinstance(model.prompt, PromptEncoder) else None
     bank = list(model.prompt.sentences) if own and isinstance(model.prompt, BankPrompt) else None
-    sizes = text and {**{name: getattr(text, name) for name in ("context_length", "vocab_size", "width", "heads")}, "layers": len(text.transformer.resblocks)}
-    return {"library": "promptsg", "tower": model.config.tower + ("" if named else "-quickgelu"), "text_cfg": sizes,
-            "sentences": bank,
-            "identities": model.num_classes, "trained_on": model.trained_on and sorted(model.trained_on.images),
-            "images": {"height_width": list(model.backbone.image_size), "mean": list(model.mean), "std": list(model.std)},
-            "parts": code_in(model.config), "config": spoken_config(model).model_dump(mode="json")}
+    sizes = text and {
+        **{
+            name: getattr(text, name) for name in ("context_length", "vocab_size", "width", "heads")
+        },
+        "layers": len(text.transformer.resblocks),
+    }
+    return {
+        "library": "promptsg",
+        "tower": model.config.tower + ("" if named else "-quickgelu"),
+        "text_cfg": sizes,
+        "sentences": bank,
+        "identities": model.num_classes,
+        "trained_on": model.trained_on and sorted(model.trained_on.images),
+        "images": {
+            "height_width": list(model.backbone.image_size),
+            "mean": list(model.mean),
+            "std": list(model.std),
+        },
+        "parts": code_in(model.config),
+        "config": spoken_config(model).model_dump(mode="json"),
+    }
 
 # %% ../nbs/09_model.ipynb #new72
 def _reason(error):
@@ -463,21 +628,35 @@ def _local_folder(source, **options):
     if os.path.isdir(source):
         return Path(source)
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[RECORD_FILE, WEIGHT_FILE], **options))
+        return Path(
+            snapshot_download(str(source), allow_patterns=[RECORD_FILE, WEIGHT_FILE], **options)
+        )
     except Exception as error:  # names, rights, network: the hub's client raises many kinds
-        raise PromptSGError(f"{str(source)!r} is no folder here and could not be fetched from the hub ({type(error).__name__}); give a folder made "
-                            "by save_pretrained, or a repository's name and a network") from None
+        raise PromptSGError(
+            f"{str(source)!r} is no folder here and could not be fetched from the hub "
+            f"({type(error).__name__}); give a folder made "
+            "by save_pretrained, or a repository's name and a network"
+        ) from None
 
 
 def _read_record(folder):
     "config.json, checked."
     file = folder / RECORD_FILE
     if not file.is_file():
-        raise PromptSGError(f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or "
-                            "promptsg export")
+        raise PromptSGError(
+            f"{folder} holds no {RECORD_FILE}; give a folder made by save_pretrained or "
+            "promptsg export"
+        )
     record = read_json(file, "save the model again")
     record = {key: record.get(key) for key in _RECORD}
-    wrong = next((f"{key!r} is {shown(record[key])}" for key, fits in _RECORD.items() if not fits(record[key])), "")
+    wrong = next(
+        (
+            f"{key!r} is {shown(record[key])}"
+            for key, fits in _RECORD.items()
+            if not fits(record[key])
+        ),
+        "",
+    )
     try:
         if not wrong:
             Config(**record["config"])
@@ -486,41 +665,57 @@ def _read_record(folder):
     except PromptSGError as error:
         wrong = error
     if wrong:
-        raise PromptSGError(f"{file} does not describe a promptsg model ({wrong}); save the model again")
+        raise PromptSGError(
+            f"{file} does not describe a promptsg model ({wrong}); save the model again"
+        )
     return record
 
 
 def _texts(value):
     "A list of two or more different texts."
-    return (isinstance(value, list) and all(isinstance(one, str) for one in value)
-            and len(set(value)) == len(value) > 1)
+    return (
+        isinstance(value, list)
+        and all(isinstance(one, str) for one in value)
+        and len(set(value)) == len(value) > 1
+    )
 
 
 _RECORD = {  # key of config.json -> whether a value can be that
-    "config": lambda value: isinstance(value, dict), "tower": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, dict),
+    "tower": lambda value: isinstance(value, str),
     "text_cfg": lambda value: value is None or isinstance(value, dict),
     "sentences": lambda value: value is None or _texts(value),
-    "identities": lambda value: type(value) is int and 0 < value < 10 ** 7,
+    "identities": lambda value: type(value) is int and 0 < value < 10**7,
     "parts": lambda value: value is None or isinstance(value, dict),
-    "trained_on": lambda value: value is None or (isinstance(value, list)
-                                                  and all(isinstance(one, str) for one in value))}
+    "trained_on": lambda value: (
+        value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    ),
+}
 
 
 def _train_side(images):
     "The record's `trained_on` as a `TrainSide`: content hashes of images, and nobody's name."
     from promptsg.splits import TrainSide
+
     return None if images is None else TrainSide(frozenset(), frozenset(images))
 
 
 def _bare_towers(record, fields, tensors, where):
-    "Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of another."
+    """Towers of the recorded make for weights that are at hand. `PromptSGError` where those are of
+    another."""
     _check_size(record, tensors, where)
-    towers = load_towers(record["tower"], "random", fields.image_size,
-                         patch_stride=fields.patch_stride,
-                         options=fields.part_options.get("backbone"))
+    towers = load_towers(
+        record["tower"],
+        "random",
+        fields.image_size,
+        patch_stride=fields.patch_stride,
+        options=fields.part_options.get("backbone"),
+    )
     if record["text_cfg"]:
         prefix = "prompt.text."
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        own = {
+            name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)
+        }
         text, tokenizer = text_tower(record["text_cfg"], own, where)
         towers = replace(towers, text=text, tokenizer=tokenizer)
     if record["sentences"]:
@@ -530,17 +725,25 @@ def _bare_towers(record, fields, tensors, where):
 
 
 def _check_size(record, tensors, where):
-    "`PromptSGError` for a record of a model far larger than the tensors: it would be built before they are compared."
+    """`PromptSGError` for a record of a model far larger than the tensors: it would be built before
+    they are compared."""
     sizes = lambda part: [tensor.shape for name, tensor in tensors.items() if name.startswith(part)]
     if is_own("backbone", record["tower"]):
         return  # the user's own code, and no stranger's size
     with torch.device("meta"):  # sizes alone, no memory
         visual = bare_visual(record["tower"])
-    needed, stored = sum(p.numel() for p in visual.parameters()), sum(map(math.prod, sizes("backbone.")))
-    classes = max((shape[0] for shape in sizes("head.") if len(shape) == 2), default=record["identities"])
+    needed, stored = (
+        sum(p.numel() for p in visual.parameters()),
+        sum(map(math.prod, sizes("backbone."))),
+    )
+    classes = max(
+        (shape[0] for shape in sizes("head.") if len(shape) == 2), default=record["identities"]
+    )
     if needed > 2 * stored or record["identities"] > classes:
-        raise PromptSGError(f"{where} describes another model than {WEIGHT_FILE} holds the weights of; "
-                            "save both together")
+        raise PromptSGError(
+            f"{where} describes another model than {WEIGHT_FILE} holds the weights of; "
+            "save both together"
+        )
 
 
 def _fill(model, tensors, file):
@@ -549,6 +752,9 @@ def _fill(model, tensors, file):
     if "image_size" in wrong:
         raise PromptSGError(f"{file} cannot be used: {wrong}")
     if wrong:
-        raise PromptSGError(f"{file} holds the weights of another model than {RECORD_FILE} describes ({wrong}); save both together, or, where a part "
-                            "was replaced, call from_pretrained on the class that has the part")
+        raise PromptSGError(
+            f"{file} holds the weights of another model than {RECORD_FILE} describes ({wrong}); "
+            "save both together, or, where a part "
+            "was replaced, call from_pretrained on the class that has the part"
+        )
     model.load_state_dict(tensors)

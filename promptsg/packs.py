@@ -44,7 +44,7 @@ class _Pack:
     def whole(self, keys):
         "{key: bytes} of those rows that are as they were written."
         keys = sorted(keys, key=lambda key: self.rows[key][0])
-        parts = [keys[start:start + 256] for start in range(0, len(keys), 256)]
+        parts = [keys[start : start + 256] for start in range(0, len(keys), 256)]
         with ThreadPoolExecutor() as pool:
             return dict(chain(*pool.map(self._whole, parts)))
 
@@ -78,15 +78,16 @@ def read_bytes(file, first, count):
 
 # %% ../nbs/01d_packs.ipynb #packs
 PACK_BYTES, PACK_SECONDS = 1 << 26, 5  # a pack is closed when it has so many, or after so long
-_MANY = 16                             # so many small packs are put together
+_MANY = 16  # so many small packs are put together
 
 
 class Packs:
     """Rows of one shape and of type `dtype`, each with a key (a text), in packs below `folder`.
 
     `kind` (text) names all that rows depend on besides their keys: another kind has another folder.
-    `read(keys)` gives those that are there, `add(keys, rows)` keeps more, `flush()` ends a pass. What
-    is not as written is dropped and said on stderr. Raises `PromptSGError` where the disk refuses."""
+    `read(keys)` gives those that are there, `add(keys, rows)` keeps more, `flush()` ends a pass.
+    What is not as written is dropped and said on stderr. Raises `PromptSGError` where the disk
+    refuses."""
 
     def __init__(self, folder, kind, dtype):
         self.folder = writable_folder(Path(folder) / sha256(kind.encode()).hexdigest()[:16])
@@ -102,8 +103,9 @@ class Packs:
 
     def read(self, keys):
         "{key: row} of rows that are there and as written."
-        return self._checked(keys, lambda pack, key, data: np.frombuffer(data, self.dtype)
-                             .reshape(pack.shape))
+        return self._checked(
+            keys, lambda pack, key, data: np.frombuffer(data, self.dtype).reshape(pack.shape)
+        )
 
     def _checked(self, keys, take):
         wanted, found, seen, damaged = set(keys), {}, set(), 0
@@ -122,7 +124,8 @@ class Packs:
         return found
 
     def _drop(self, pack, keys):
-        "The pack without these rows; without any it goes. How many entries went: one where nobody knows."
+        """The pack without these rows; without any it goes. How many entries went: one where nobody
+        knows."""
         with _alone(self.folder) as mine:
             if not pack.index.exists():
                 return 0  # it is part of a larger one by now
@@ -156,8 +159,10 @@ class Packs:
         with writing(file) as part, open(part, "wb") as opened:
             np.lib.format.write_array_header_1_0(opened, header)
             opened.writelines(rows.values())
-        _write_index(file.with_suffix(".json"), {
-            key: [row, _seal(data, key, shape)] for row, (key, data) in enumerate(rows.items())})
+        _write_index(
+            file.with_suffix(".json"),
+            {key: [row, _seal(data, key, shape)] for row, (key, data) in enumerate(rows.items())},
+        )
 
     def _tidy(self):
         "Many small packs become few; files whose index was never written go after a day."
@@ -172,7 +177,8 @@ class Packs:
         return sorted(index for index in self._indices() if _bytes(index) < PACK_BYTES // 2)
 
     def _together(self, indices):
-        "Puts packs together, each row as it is; a row not as written is left to whoever asks for it."
+        """Puts packs together, each row as it is; a row not as written is left to whoever asks for
+        it."""
         while indices:
             group, size = [], 0
             while indices and size < PACK_BYTES:
@@ -181,7 +187,9 @@ class Packs:
             packs = [_Pack(index, self.dtype) for index in group]
             packs = [pack for pack in packs if pack.rows and pack.shape == packs[0].shape]
             parts = [pack.whole(pack.rows) for pack in packs]
-            whole = [(pack, part) for pack, part in zip(packs, parts) if len(part) == len(pack.rows)]
+            whole = [
+                (pack, part) for pack, part in zip(packs, parts) if len(part) == len(pack.rows)
+            ]
             if len(whole) > 1:
                 rows = {key: data for _, part in whole for key, data in part.items()}
                 self._write(rows, whole[0][0].shape)

@@ -23,14 +23,23 @@ from pathlib import Path
 from .config import PromptSGError, shown
 
 # %% ../nbs/00b_parts.ipynb #registry
-_HEADS = {"linear": "LinearHead", "bnneck": "BNNeckLinear", "arcface": "BNNeckArcFace",
-          "bnneck_pair": "BNNeckPair"}
+_HEADS = {
+    "linear": "LinearHead",
+    "bnneck": "BNNeckLinear",
+    "arcface": "BNNeckArcFace",
+    "bnneck_pair": "BNNeckPair",
+}
 BUILT_IN = {  # kind -> {name: where the package has it}
-    "fusion": {"text": "fusion:MultiModalInteraction", "patches": "fusion:MultiModalInteraction",
-               "pool": "fusion:WordPooling", "none": "fusion:no_fusion"},
+    "fusion": {
+        "text": "fusion:MultiModalInteraction",
+        "patches": "fusion:MultiModalInteraction",
+        "pool": "fusion:WordPooling",
+        "none": "fusion:no_fusion",
+    },
     "head": {name: f"heads:{kind}" for name, kind in _HEADS.items()},
     "loss": {name: f"training:{name}_term" for name in ("id", "triplet", "supcon", "centre")},
-    "backbone": {}}  # open_clip's and timm's names, see `promptsg.backbone.load_towers`
+    "backbone": {},
+}  # open_clip's and timm's names, see `promptsg.backbone.load_towers`
 FIELDS = {"fusion": "fusion", "head": "classifier", "loss": "losses", "backbone": "model"}
 
 _own = {kind: {} for kind in BUILT_IN}
@@ -55,9 +64,11 @@ def no_part(kind, name, known=()):
     near = difflib.get_close_matches(str(name)[:100], [*names(kind), *known], n=1, cutoff=0)
     nearest = f"the nearest known one is {near[0]!r}; if" if near else "if"
     place = f" (an installed package has one: --import {name})" if name in _entries() else ""
-    return (f"no {kind} is registered as {shown(name)}, {nearest} it is somebody's own, bring the "
-            f"module that registers it: --import MODULE in a command, import MODULE before this in "
-            f"Python{place}")
+    return (
+        f"no {kind} is registered as {shown(name)}, {nearest} it is somebody's own, bring the "
+        f"module that registers it: --import MODULE in a command, import MODULE before this in "
+        f"Python{place}"
+    )
 
 
 def check_part(kind, name):
@@ -76,16 +87,18 @@ def part(kind, name):
 
 # %% ../nbs/00b_parts.ipynb #register
 def register(kind, name):
-    """A decorator: the class (or, for a loss, the function) is the part `name` of its `kind`, one of
-    fusion, head, loss, backbone.
+    """A decorator: the class (or, for a loss, the function) is the part `name` of its `kind`, one
+    of fusion, head, loss, backbone.
 
     `PartError` for another kind, a name that is taken or no plain word, and for what cannot be a
     part of that kind."""
     if kind not in BUILT_IN:
         raise PartError(f"{shown(kind)} is no kind of part; use one of {', '.join(BUILT_IN)}")
     if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,39}", name)):
-        raise PartError(f"{shown(name)} is no name for a part; begin with a letter and use up to 40 "
-                        "letters, digits, dashes and underscores")
+        raise PartError(
+            f"{shown(name)} is no name for a part; begin with a letter and use up to 40 "
+            "letters, digits, dashes and underscores"
+        )
 
     def put(made):
         _check_kind(kind, name, made)
@@ -93,9 +106,12 @@ def register(kind, name):
         place = lambda one: (one.__module__, one.__qualname__)
         if _taken(kind, name) or (before is not None and place(before) != place(made)):
             owner = "promptsg" if before is None else ".".join(place(before))
-            raise PartError(f"the {kind} {name!r} is there already (of {owner}); choose another name")
+            raise PartError(
+                f"the {kind} {name!r} is there already (of {owner}); choose another name"
+            )
         _own[kind][name] = made
         return made
+
     return put
 
 
@@ -104,6 +120,7 @@ def _taken(kind, name):
     if kind != "backbone":
         return name in BUILT_IN[kind]
     from promptsg.backbone import is_tower
+
     return is_tower(name)
 
 
@@ -112,18 +129,23 @@ def _check_kind(kind, name, made):
     torch = sys.modules.get("torch")
     module = isinstance(made, type) and torch is not None and issubclass(made, torch.nn.Module)
     if kind == "loss" and (isinstance(made, type) or not callable(made)):
-        raise PartError(f"the loss {name!r} is {shown(made)}; register a function of output, labels "
-                        "and config")
+        raise PartError(
+            f"the loss {name!r} is {shown(made)}; register a function of output, labels and config"
+        )
     if kind in ("fusion", "head") and not module:
-        raise PartError(f"the {kind} {name!r} is {shown(made)}; register a class that is a "
-                        "torch.nn.Module")
+        raise PartError(
+            f"the {kind} {name!r} is {shown(made)}; register a class that is a torch.nn.Module"
+        )
     if kind == "backbone" and not (module and _is_backbone(made)):
-        raise PartError(f"the backbone {name!r} is {shown(made)}; register a class that is a "
-                        "promptsg.backbone.Backbone")
+        raise PartError(
+            f"the backbone {name!r} is {shown(made)}; register a class that is a "
+            "promptsg.backbone.Backbone"
+        )
 
 
 def _is_backbone(made):
     from promptsg.backbone import Backbone
+
     return issubclass(made, Backbone)
 
 # %% ../nbs/00b_parts.ipynb #make
@@ -154,6 +176,7 @@ def loss_term(name, config):
         if getattr(value, "shape", None) != ():
             raise PartError(f"the loss {name!r} gave {shown(value)}; return a tensor of one number")
         return value
+
     return checked
 
 
@@ -161,8 +184,10 @@ def _check_call(kind, name, made, sizes, options):
     try:
         inspect.signature(made).bind(*sizes, **options)
     except TypeError as error:
-        raise PartError(f"the {kind} {name!r} cannot be made of {len(sizes)} values and the options "
-                        f"{shown(options)} ({error}); change its part_options or its code") from None
+        raise PartError(
+            f"the {kind} {name!r} cannot be made of {len(sizes)} values and the options "
+            f"{shown(options)} ({error}); change its part_options or its code"
+        ) from None
 
 
 def width_of(made, given):
@@ -179,8 +204,8 @@ def _entries():
 
 
 def bring(what):
-    """Imports what registers parts: a module's name, an entry point's of the group `promptsg.parts`,
-    or the path of a .py file. What `--import` does; returns the module.
+    """Imports what registers parts: a module's name, an entry point's of the group
+    `promptsg.parts`, or the path of a .py file. What `--import` does; returns the module.
 
     `PartError` where it cannot be imported, and where no part is registered by it."""
     text = str(what)
@@ -193,12 +218,15 @@ def bring(what):
     except PartError:
         raise
     except Exception as error:  # somebody's code: it may raise anything
-        raise PartError(f"--import {text}: it cannot be imported ({type(error).__name__}: {error}); "
-                        "give a module's name, or the path of a .py file") from None
+        raise PartError(
+            f"--import {text}: it cannot be imported ({type(error).__name__}: {error}); "
+            "give a module's name, or the path of a .py file"
+        ) from None
     within = lambda made: f"{made.__module__}.".startswith(f"{module.__name__}.")
     if not any(within(made) for kind in _own.values() for made in kind.values()):
-        raise PartError(f"--import {text}: it registers no part; decorate one with "
-                        "promptsg.parts.register")
+        raise PartError(
+            f"--import {text}: it registers no part; decorate one with promptsg.parts.register"
+        )
     return module
 
 
@@ -208,8 +236,9 @@ def _from_file(path):
         raise PartError(f"--import {path}: there is no such file; give the path of a .py file")
     name, place = path.stem, path.resolve()
     if not name.isidentifier():
-        raise PartError(f"--import {path}: a module's name is letters, digits and underscores; "
-                        "rename the file")
+        raise PartError(
+            f"--import {path}: a module's name is letters, digits and underscores; rename the file"
+        )
     there = sys.modules.get(name)
     if there is not None and Path(getattr(there, "__file__", None) or "").resolve() == place:
         return there
@@ -235,7 +264,9 @@ def _plain_code(item):
         own = (one for one in vars(item).values() if inspect.isfunction(one))
         return "\n".join(map(_plain_code, own))
     for node in ast.walk(tree):
-        first = (getattr(node, "body", None) or [None])[0] if not isinstance(node, ast.Lambda) else None
+        first = (
+            (getattr(node, "body", None) or [None])[0] if not isinstance(node, ast.Lambda) else None
+        )
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             node.body[:1] = [] if node.body[1:] else [ast.Pass()]
     return ast.unparse(tree)
@@ -247,35 +278,50 @@ def code_of(kind, name):
     lines = inspect.getmro(made) if isinstance(made, type) else (made,)
     foreign = [one for one in lines if one.__module__.split(".")[0] not in _KNOWN]
     text = "\n".join(map(_plain_code, foreign or lines[:1]))
-    return {"class": f"{made.__module__}.{made.__qualname__}",
-            "source": hashlib.sha256(text.encode()).hexdigest()[:12]}
+    return {
+        "class": f"{made.__module__}.{made.__qualname__}",
+        "source": hashlib.sha256(text.encode()).hexdigest()[:12],
+    }
 
 
 _KNOWN = ("torch", "promptsg", "builtins", "huggingface_hub")
 
 
 def code_in(config):
-    "{\"fusion film\": `code_of` it} of the parts in a config that are not the package's."
-    named = {"fusion": [config.fusion] if config.language else [], "head": [config.classifier],
-             "loss": [*config.losses], "backbone": [config.tower]}
-    return {f"{kind} {name}": code_of(kind, name) for kind, these in named.items()
-            for name in these if is_own(kind, name)}
+    '{"fusion film": `code_of` it} of the parts in a config that are not the package\'s.'
+    named = {
+        "fusion": [config.fusion] if config.language else [],
+        "head": [config.classifier],
+        "loss": [*config.losses],
+        "backbone": [config.tower],
+    }
+    return {
+        f"{kind} {name}": code_of(kind, name)
+        for kind, these in named.items()
+        for name in these
+        if is_own(kind, name)
+    }
 
 
 def other_code(stored, config):
-    """Of parts whose code is not as a record has it: "fusion film (film.Film, now film.Film)"; \"\" where
-    all are the same. `stored`: an earlier `code_in`."""
+    """The parts whose code differs from a record, as "fusion film (film.Film, now film.Film)"; ""
+    where all are the same. `stored`: an earlier `code_in`."""
     now = code_in(config)
     old = stored if isinstance(stored, dict) else {}
     of = lambda name, key: old[name].get(key) if isinstance(old[name], dict) else None
-    return ", ".join(f"{name} ({shown(of(name, 'class'))} then, {one['class']!r} now)"
-                     for name, one in now.items()
-                     if name in old and of(name, "source") != one["source"])
+    return ", ".join(
+        f"{name} ({shown(of(name, 'class'))} then, {one['class']!r} now)"
+        for name, one in now.items()
+        if name in old and of(name, "source") != one["source"]
+    )
 
 
 def tell_other_code(stored, config, where):
     "One line on stderr where a model's parts are not the code it was trained with."
     other = other_code(stored, config)
     if other:
-        print(f"{where} was trained with other code of {other}; what is measured now is of the code "
-              "that is here", file=sys.stderr)
+        print(
+            f"{where} was trained with other code of {other}; what is measured now is of the code "
+            "that is here",
+            file=sys.stderr,
+        )

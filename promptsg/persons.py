@@ -22,38 +22,64 @@ from .files import check_writable, write_csv
 from .images import progress_bar
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
-from .training import Trainer, load_run, loss_terms, measure, parameter_groups, read_run, splits_of
+from promptsg.training import (
+    Trainer,
+    load_run,
+    loss_terms,
+    measure,
+    parameter_groups,
+    read_run,
+    splits_of,
+)
 from .tune import cross_validate, measure_parts, train_people, word_parts
 from .versions import version
 
 # %% ../nbs/25_persons.ipynb #published
 class Published(NamedTuple):
     "A row of the paper's tables, in percent."
-    version: str        # of `promptsg.versions`
+
+    version: str  # of `promptsg.versions`
     prompt: str | None  # of evaluation; None: as the version has it
     mAP: float
-    rank1: float        # NaN where the paper gives none
+    rank1: float  # NaN where the paper gives none
     table: str
 
 
-_row = lambda version, mAP, rank1=math.nan, table="2", prompt=None: Published(version, prompt, mAP, rank1, table)
+_row = lambda version, mAP, rank1=math.nan, table="2", prompt=None: Published(
+    version, prompt, mAP, rank1, table
+)
 PUBLISHED = {  # (data set, backbone) -> rows
     ("market1501", "vitb16"): (
-        _row("baseline", 86.4, 93.3), _row("paper", 94.6, 97.0),
+        _row("baseline", 86.4, 93.3),
+        _row("paper", 94.6, 97.0),
         _row("paper", 94.1, table="layers", prompt="simplified"),
-        _row("no_text_to_image", 92.8, table="3"), _row("no_image_to_text", 93.0, table="3"),
-        _row("no_interaction", 89.4, table="3"), _row("no_pseudo_token", 92.0, table="4"),
-        _row("one_cross", 91.1, table="layers"), _row("one_self", 93.0, table="layers"),
-        _row("clip_reid_like", 89.6, 95.5, "2: CLIP-ReID")),
+        _row("no_text_to_image", 92.8, table="3"),
+        _row("no_image_to_text", 93.0, table="3"),
+        _row("no_interaction", 89.4, table="3"),
+        _row("no_pseudo_token", 92.0, table="4"),
+        _row("one_cross", 91.1, table="layers"),
+        _row("one_self", 93.0, table="layers"),
+        _row("clip_reid_like", 89.6, 95.5, "2: CLIP-ReID"),
+    ),
     ("msmt17", "vitb16"): (
-        _row("baseline", 66.1, 84.4), _row("paper", 87.2, 92.6),
-        _row("no_text_to_image", 85.2, table="3"), _row("no_image_to_text", 84.5, table="3"),
-        _row("no_interaction", 71.4, table="3"), _row("no_pseudo_token", 85.3, table="4"),
-        _row("clip_reid_like", 73.4, 88.7, "2: CLIP-ReID")),
-    ("dukemtmc", "vitb16"): (_row("baseline", 80.0, 88.8), _row("paper", 81.6, 91.0),
-                             _row("clip_reid_like", 82.5, 90.0, "2: CLIP-ReID")),
-    ("cuhk03np", "vitb16"): (_row("baseline", 80.0, 80.5), _row("paper", 83.1, 85.1),
-                             _row("clip_reid_like", 81.6, 80.9, "2: CLIP-ReID")),
+        _row("baseline", 66.1, 84.4),
+        _row("paper", 87.2, 92.6),
+        _row("no_text_to_image", 85.2, table="3"),
+        _row("no_image_to_text", 84.5, table="3"),
+        _row("no_interaction", 71.4, table="3"),
+        _row("no_pseudo_token", 85.3, table="4"),
+        _row("clip_reid_like", 73.4, 88.7, "2: CLIP-ReID"),
+    ),
+    ("dukemtmc", "vitb16"): (
+        _row("baseline", 80.0, 88.8),
+        _row("paper", 81.6, 91.0),
+        _row("clip_reid_like", 82.5, 90.0, "2: CLIP-ReID"),
+    ),
+    ("cuhk03np", "vitb16"): (
+        _row("baseline", 80.0, 80.5),
+        _row("paper", 83.1, 85.1),
+        _row("clip_reid_like", 81.6, 80.9, "2: CLIP-ReID"),
+    ),
     ("market1501", "rn50"): (_row("baseline", 88.1, 94.7), _row("paper", 91.8, 96.6)),
     ("msmt17", "rn50"): (_row("baseline", 60.7, 82.1), _row("paper", 68.5, 86.0)),
     ("dukemtmc", "rn50"): (_row("baseline", 79.3, 88.6), _row("paper", 80.4, 90.2)),
@@ -62,15 +88,20 @@ PUBLISHED = {  # (data set, backbone) -> rows
 
 
 def published_rows(dataset, backbone="vitb16", names=None):
-    "The `Published` rows, all or of these versions. `PromptSGError` for what the paper does not have."
+    """The `Published` rows, all or of these versions. `PromptSGError` for what the paper does not
+    have."""
     if (dataset, backbone) not in PUBLISHED:
         known = "; ".join(f"{one} with {tower}" for one, tower in PUBLISHED)
-        raise PromptSGError(f"the paper has no row for {shown(dataset)} with {shown(backbone)}; it has {known}")
+        raise PromptSGError(
+            f"the paper has no row for {shown(dataset)} with {shown(backbone)}; it has {known}"
+        )
     rows = PUBLISHED[dataset, backbone]
     lost = next((name for name in names or () if name not in {row.version for row in rows}), None)
     if lost:
-        raise PromptSGError(f"the paper has no row {shown(lost)} for {dataset} with {backbone}; it has "
-                            f"{', '.join(dict.fromkeys(row.version for row in rows))}")
+        raise PromptSGError(
+            f"the paper has no row {shown(lost)} for {dataset} with {backbone}; it has "
+            f"{', '.join(dict.fromkeys(row.version for row in rows))}"
+        )
     return [row for row in rows if not names or row.version in names]
 
 # %% ../nbs/25_persons.ipynb #reproduce
@@ -85,14 +116,16 @@ def row_config(name, backbone="vitb16", small=False, changes=None):
     return config.replace(**{**(_FEW if small and config.epochs else {}), **(changes or {})})
 
 
-def reproduce(dataset, data, out, backbone="vitb16", names=None, small=False, changes=None,
-              progress=True):
-    """Train and measure the paper's rows on a data set's folder: a DataFrame, also as `out`/table.csv.
+def reproduce(
+    dataset, data, out, backbone="vitb16", names=None, small=False, changes=None, progress=True
+):
+    """Train and measure the paper's rows on a data set's folder: a DataFrame, also as
+    `out`/table.csv.
 
-    Columns: row, table, mAP and Rank-1 published, measured, the measured mAP's 95 % interval over people
-    (percent), epochs, images trained on. What is done is not done again. `names`: versions, all for
-    None; `changes`: fields of the config. Raises `PromptSGError` as `published_rows`, the reader and
-    the trainer do."""
+    Columns: row, table, mAP and Rank-1 published, measured, the measured mAP's 95 % interval over
+    people (percent), epochs, images trained on. What is done is not done again. `names`: versions,
+    all for None; `changes`: fields of the config. Raises `PromptSGError` as `published_rows`, the
+    reader and the trainer do."""
     rows, out = published_rows(dataset, backbone, names), Path(out)
     configs = {row.version: row_config(row.version, backbone, small, changes) for row in rows}
     check_writable(out)
@@ -113,23 +146,40 @@ def reproduce(dataset, data, out, backbone="vitb16", names=None, small=False, ch
 def _measured(row, run, splits, progress):
     "A row of the table; its evaluation is in the run's folder, made where it is not there."
     prompt = {"eval_prompt": row.prompt} if row.prompt else {}
-    folder, config = run / "-".join(["evaluation-official", *prompt.values()]), read_run(run).replace(**prompt)
+    folder, config = (
+        run / "-".join(["evaluation-official", *prompt.values()]),
+        read_run(run).replace(**prompt),
+    )
     try:
         result = Result.load(folder)
     except PromptSGError:  # not measured yet
         result = measure(load_run(run, **prompt), splits, ("official",), progress)[0]["official"]
         result.save(folder)
     mean, ends = result.summary["mean"], result.interval("mAP")
-    return {"row": row.version + (f", {row.prompt} prompt" if row.prompt else ""), "table": row.table,
-            "mAP published": row.mAP, "mAP": mean.mAP, "low": ends.low, "high": ends.high,
-            "Rank-1 published": row.rank1, "Rank-1": mean.rank1, "epochs": config.epochs,
-            "images": len(splits.train), "source": splits.source}
+    return {
+        "row": row.version + (f", {row.prompt} prompt" if row.prompt else ""),
+        "table": row.table,
+        "mAP published": row.mAP,
+        "mAP": mean.mAP,
+        "low": ends.low,
+        "high": ends.high,
+        "Rank-1 published": row.rank1,
+        "Rank-1": mean.rank1,
+        "epochs": config.epochs,
+        "images": len(splits.train),
+        "source": splits.source,
+    }
 
 
 def reproduced_lines(table, small=False):
     "The table as lines to print, and what is to be said of it."
     yield "percent; mAP with its 95 % interval over people; protocol official"
-    cells = table.drop(columns="source").round(1).astype(object).where(table.drop(columns="source").notna(), "")
+    cells = (
+        table.drop(columns="source")
+        .round(1)
+        .astype(object)
+        .where(table.drop(columns="source").notna(), "")
+    )
     yield cells.to_string(index=False)
     source = table.source.iloc[0]
     if small:
@@ -139,20 +189,22 @@ def reproduced_lines(table, small=False):
 
 # %% ../nbs/25_persons.ipynb #free
 def free_table(config, splits, made_of, words, progress=True):
-    """What is measured without training: a DataFrame, a row for each of `made_of` {name: [part, ...]}, plain
-    and whitened.
+    """What is measured without training: a DataFrame, a row for each of `made_of` {name: [part,
+    ...]}, plain and whitened.
 
-    `config`: a version that pools where words look; parts are `class token`, `patches`, `no word`, `random`
-    and the `words`. Columns: embedding, whitened, then Rank-1 and mAP in percent with their 95 % intervals
-    over people. `PromptSGError` as `promptsg.tune.word_parts`."""
+    `config`: a version that pools where words look; parts are `class token`, `patches`, `no word`,
+    `random` and the `words`. Columns: embedding, whitened, then Rank-1 and mAP in percent with
+    their 95 % intervals over people. `PromptSGError` as `promptsg.tune.word_parts`."""
     rows = [train_people(splits), ranked_images(splits, ("official",))]
     frame = pd.concat(rows).drop_duplicates("path", ignore_index=True)
     model = PromptSG(config.replace(words=(words[0],), whiten=False), 1).eval()
     parts, found = word_parts(model, frame, words, controls=True, progress=progress), []
     for whiten in (False, True):
         results = measure_parts(parts, frame, splits, made_of, ("official",), whiten)
-        found += [{"embedding": name, "whitened": whiten, **_with_ends(one["official"])}
-                  for name, one in results.items()]
+        found += [
+            {"embedding": name, "whitened": whiten, **_with_ends(one["official"])}
+            for name, one in results.items()
+        ]
     return pd.DataFrame(found)
 
 
@@ -166,11 +218,12 @@ def _with_ends(result):
 
 # %% ../nbs/25_persons.ipynb #choose
 def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True):
-    """Parts side by side, chosen greedily by cross-validation on train people: a DataFrame, a row a step.
+    """Parts side by side, chosen greedily by cross-validation on train people: a DataFrame, a row a
+    step.
 
-    `parts` {name: (N, D)}: as `promptsg.tune.word_parts` gives them of the train side's images; `start`:
-    those that are there before. Columns: `parts`, `mAP` (percent, mean over folds), `gain` over the step
-    before and its standard `error` over folds, `kept`: it is above that error."""
+    `parts` {name: (N, D)}: as `promptsg.tune.word_parts` gives them of the train side's images;
+    `start`: those that are there before. Columns: `parts`, `mAP` (percent, mean over folds), `gain`
+    over the step before and its standard `error` over folds, `kept`: it is above that error."""
     grams = {name: rows @ rows.T for name, rows in parts.items()}
     sizes = {name: rows.shape[1] for name, rows in parts.items()}
     scale = {name: round(float(gram.diagonal().mean())) for name, gram in grams.items()}  # cells
@@ -178,22 +231,37 @@ def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True)
     def measured(names):
         total = sum(grams[name] for name in names) / sum(scale[name] for name in names)
         dim = sum(sizes[name] for name in names)
-        return 100 * cross_validate(total, frame, frame.aspect.iloc[0], dim, folds, seed=seed,
-                                    protocol="official")
+        return 100 * cross_validate(
+            total, frame, frame.aspect.iloc[0], dim, folds, seed=seed, protocol="official"
+        )
+
     chosen, steps, before = list(start), [], None
     if chosen:
         before = measured(chosen)
-        steps.append(dict(parts=", ".join(chosen), mAP=before.mean(), gain=math.nan, error=math.nan, kept=True))
+        steps.append(
+            dict(
+                parts=", ".join(chosen), mAP=before.mean(), gain=math.nan, error=math.nan, kept=True
+            )
+        )
     while len(chosen) < min(most, len(parts)):
         left = [name for name in parts if name not in chosen]
-        tried = {name: measured([*chosen, name])
-                 for name in progress_bar(left, progress, desc=f"part {len(chosen) + 1}")}
+        tried = {
+            name: measured([*chosen, name])
+            for name in progress_bar(left, progress, desc=f"part {len(chosen) + 1}")
+        }
         best = max(tried, key=lambda name: tried[name].mean())
         gain = tried[best] - (before if before is not None else math.nan)
-        error = gain.std(ddof=1) / folds ** 0.5
+        error = gain.std(ddof=1) / folds**0.5
         kept = before is None or bool(gain.mean() > error)
-        steps.append(dict(parts=", ".join([*chosen, best]), mAP=tried[best].mean(), gain=gain.mean(),
-                          error=error, kept=kept))
+        steps.append(
+            dict(
+                parts=", ".join([*chosen, best]),
+                mAP=tried[best].mean(),
+                gain=gain.mean(),
+                error=error,
+                kept=kept,
+            )
+        )
         if not kept:
             break
         chosen, before = [*chosen, best], tried[best]
@@ -212,22 +280,39 @@ def cost_of_training(dataset, backbone="vitb16", small=False, batch=8, rounds=2,
     published_rows(dataset, backbone)
     about, rows = OFFICIAL[dataset], []
     for name in ("baseline", "paper"):
-        config = row_config(name, backbone, changes=changes) if not small else row_config(
-            name, backbone, True, {"epochs": 60, "steps_per_epoch": None, **changes})
+        config = (
+            row_config(name, backbone, changes=changes)
+            if not small
+            else row_config(
+                name, backbone, True, {"epochs": 60, "steps_per_epoch": None, **changes}
+            )
+        )
         step = _one_step(config, about.people, batch)
         images = about.images["train"] // config.batch_size * config.batch_size
         count = operations(step) / batch * images
         seconds = side_by_side({"step": step}, rounds)["step"].median / batch * images
-        add = lambda where, took: rows.append({"row": name, "where": where, "an epoch": _time(took),
-                                               f"{config.epochs} epochs": _time(took * config.epochs)})
+        add = lambda where, took: rows.append(
+            {
+                "row": name,
+                "where": where,
+                "an epoch": _time(took),
+                f"{config.epochs} epochs": _time(took * config.epochs),
+            }
+        )
         add(f"here ({processor()}, {torch.get_num_threads()} threads), measured", seconds)
         for where, rate in _GPU_RATES.items():
             add(f"{where}: {count:.3g} operations", count / rate)
         told = PAPER_SECONDS.get((dataset, backbone))
         if name == "paper" and told and not small:
             rate = count * config.epochs / told / 1e12
-            rows.append({"row": name, "where": f"the paper's RTX 3090 Ti, which is {rate:.0f} TFLOP/s",
-                         "an epoch": _time(told / config.epochs), f"{config.epochs} epochs": _time(told)})
+            rows.append(
+                {
+                    "row": name,
+                    "where": f"the paper's RTX 3090 Ti, which is {rate:.0f} TFLOP/s",
+                    "an epoch": _time(told / config.epochs),
+                    f"{config.epochs} epochs": _time(told),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -245,6 +330,7 @@ def _one_step(config, people, batch):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
     return step
 
 

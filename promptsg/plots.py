@@ -33,46 +33,95 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK = sns.color_palette("colorblind").
 GREY, DARK = "#767676", "#333333"
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, BROWN, PINK)
 MARKERS = "osD^vP"
-STYLE = {**sns.axes_style("ticks"), "font.family": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
-         "legend.fontsize": 8, "legend.frameon": False, "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.edgecolor": DARK, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e0e0e0",
-         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4, "figure.dpi": 100,
-         "axes.prop_cycle": plt.cycler(color=CYCLE)}
+STYLE = {
+    **sns.axes_style("ticks"),
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": DARK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e0e0e0",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "figure.dpi": 100,
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
+}
+
 
 def set_style() -> None:
     "Make a notebook's own plots look like these, until the kernel ends."
     plt.rcParams.update(STYLE)
 
+
 def styled(plot):
     "Run a plot function under STYLE and put the settings back."
+
     @functools.wraps(plot)
     def wrapped(*args, **kwargs):
         with plt.rc_context(STYLE):
             return plot(*args, **kwargs)
+
     return wrapped
+
 
 def _fits(figure, rows, columns, figsize) -> bool:
     "Whether a figure, or None, has this size and begins with a grid of so many axes."
     place = figure.axes[0].get_subplotspec() if figure is not None and figure.axes else None
-    return place is not None and place.get_gridspec().get_geometry() == (rows, columns) and np.allclose(figure.get_size_inches(), figsize)
+    return (
+        place is not None
+        and place.get_gridspec().get_geometry() == (rows, columns)
+        and np.allclose(figure.get_size_inches(), figsize)
+    )
+
 
 def new_figure(rows=1, columns=1, again=None, **options):
-    """plt.subplots whose figure pyplot forgets at once, so that it is shown as a cell's value, once, and freed when let go.
+    """plt.subplots whose figure pyplot forgets at once, so that it is shown as a cell's value,
+    once, and freed when let go.
 
-    `again`: an earlier figure of the same function, taken instead of a new one where it fits, with all that its axes hold."""
+    `again`: an earlier figure of the same function, taken instead of a new one where it fits, with
+    all that its axes hold."""
     if _fits(again, rows, columns, options.get("figsize")):
-        return again, np.array(again.axes[:rows * columns]).reshape(rows, columns)
+        return again, np.array(again.axes[: rows * columns]).reshape(rows, columns)
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **options)
     plt.close(figure)
     return figure, axes
 
 # %% ../nbs/14_plots.ipynb #cell008
-VERSION_LOOKS = {"zero-shot": ("#767676", "H"), "image_only": ("#de8f05", "s"), "v1": ("#0ecf7e", "D"), "v2": ("#550086", "^"),
-                 "v3": ("#fd6e53", "v"), "v4": ("#602702", "P"), "v5": ("#37c7d3", "X"), "v6": ("#6d1b4a", "<"), "v7": ("#d097fd", ">"),
-                 "v8": ("#0d673a", "p"), "v9": ("#fe66ab", "h"), "v10": ("#727002", "8"), "v11": ("#006cfe", "d"),
-                 "simplified": ("#0000f5", "."), "paper": ("#0173b2", "o"), "paper_whitened": ("#0314ba", (4, 1, 45)),
-                 "training_free": ("#762578", (3, 1, 0)), "best": ("#000000", "*")}
-_NAME = re.compile(r"(zero-shot|untrained|image_only|simplified|paper_whitened|paper|training_free|best|v\d+)(-logged)?(?=$|[ ,@:/])")
+VERSION_LOOKS = {
+    "zero-shot": ("#767676", "H"),
+    "image_only": ("#de8f05", "s"),
+    "v1": ("#0ecf7e", "D"),
+    "v2": ("#550086", "^"),
+    "v3": ("#fd6e53", "v"),
+    "v4": ("#602702", "P"),
+    "v5": ("#37c7d3", "X"),
+    "v6": ("#6d1b4a", "<"),
+    "v7": ("#d097fd", ">"),
+    "v8": ("#0d673a", "p"),
+    "v9": ("#fe66ab", "h"),
+    "v10": ("#727002", "8"),
+    "v11": ("#006cfe", "d"),
+    "simplified": ("#0000f5", "."),
+    "paper": ("#0173b2", "o"),
+    "paper_whitened": ("#0314ba", (4, 1, 45)),
+    "training_free": ("#762578", (3, 1, 0)),
+    "best": ("#000000", "*"),
+}
+_NAME = re.compile(
+    r"(zero-shot|untrained|image_only|simplified|paper_whitened|paper|training_free|best|v\d+)"
+    r"(-logged)?(?=$|[ ,@:/])"
+)
+
 
 def _known(name) -> tuple | None:
     "(version, whether its logged variant) for a name that begins with a known version, else None."
@@ -80,40 +129,63 @@ def _known(name) -> tuple | None:
     base = found and found[1].replace("untrained", "zero-shot")
     return (base, bool(found[2])) if base in VERSION_LOOKS else None
 
+
 def _look(colour, marker, line) -> dict:
-    return dict(color=colour, marker=marker, linestyle=line, markerfacecolor=colour if line == "-" else "white")
+    return dict(
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markerfacecolor=colour if line == "-" else "white",
+    )
+
 
 def _looks(name) -> Iterator[dict]:
-    "The looks a name may have, its own first; the others are for a figure where another curve has that one."
+    """The looks a name may have, its own first; the others are for a figure where another curve has
+    that one."""
     if known := _known(name):
-        yield from (_look(*VERSION_LOOKS[known[0]], line) for line in (("--", ":", "-.", "-") if known[1] else ("-", ":", "-.", "--")))
+        yield from (
+            _look(*VERSION_LOOKS[known[0]], line)
+            for line in (("--", ":", "-.", "-") if known[1] else ("-", ":", "-.", "--"))
+        )
     else:  # a stable place for a name nobody has heard of, dotted
         looks, first = list(VERSION_LOOKS.values()), zlib.crc32(str(name).encode())
         yield from (_look(*looks[(first + i) % len(looks)], ":") for i in range(len(looks)))
 
-def version_style(name: str) -> dict:
-    """The fixed look of a version: color, linestyle, marker and markerfacecolor, for `ax.plot(x, y, **version_style("v3"))`.
 
-    A name may go on after a blank or one of `,@:/`: "paper, mba" and "paper@vitb16" look like "paper"; "untrained" is "zero-shot";
-    "v3-logged" is "v3" dashed and hollow. Any other name gets a dotted line in a colour that hangs on its letters."""
+def version_style(name: str) -> dict:
+    """The fixed look of a version: color, linestyle, marker and markerfacecolor, for `ax.plot(x, y,
+    **version_style("v3"))`.
+
+    A name may go on after a blank or one of `,@:/`: "paper, mba" and "paper@vitb16" look like
+    "paper"; "untrained" is "zero-shot"; "v3-logged" is "v3" dashed and hollow. Any other name gets
+    a dotted line in a colour that hangs on its letters."""
     return next(_looks(name))
 
+
 def styles_of(names) -> list:
-    "The looks of the names of one figure, no two the same: the second 'paper, ...' gets another line style."
+    """The looks of the names of one figure, no two the same: the second 'paper, ...' gets another
+    line style."""
     chosen = []
     for name in names:
-        chosen.append(next((look for look in _looks(name) if look not in chosen), version_style(name)))
+        chosen.append(
+            next((look for look in _looks(name) if look not in chosen), version_style(name))
+        )
     return chosen
 
+
 def _in_order(names) -> list:
-    "Distinct names: zero-shot, image_only, v1, v1-logged, v2, ..., paper, best, then the rest as they come."
+    """Distinct names: zero-shot, image_only, v1, v1-logged, v2, ..., paper, best, then the rest as
+    they come."""
     places = {name: i for i, name in enumerate(VERSION_LOOKS)}
-    place = lambda name: (places[known[0]], known[1]) if (known := _known(name)) else (len(places), False)
+    place = lambda name: (
+        (places[known[0]], known[1]) if (known := _known(name)) else (len(places), False)
+    )
     return sorted(dict.fromkeys(names), key=place)
 
 # %% ../nbs/14_plots.ipynb #cell013
 def save_figure(figure: Figure, path, dpi: int = 150) -> Path:
-    """Write a figure to `path`, whole or not at all, making the folder; the suffix is the format (.png, .svg, .pdf, ...).
+    """Write a figure to `path`, whole or not at all, making the folder; the suffix is the format
+    (.png, .svg, .pdf, ...).
 
     Raises `PromptSGError` for a suffix matplotlib cannot write, and where the disk refuses."""
     path = Path(path)
@@ -128,8 +200,12 @@ def save_figure(figure: Figure, path, dpi: int = 150) -> Path:
 def _curve(values, name) -> np.ndarray:
     values = np.atleast_2d(np.asarray(values, dtype=float))
     if values.ndim != 2 or not values.size or not ((values >= 0) & (values <= 1)).all():
-        raise PromptSGError(f"the CMC curve '{name}' has shape {values.shape}; give (splits, ranks) of fractions from 0 to 1.")
+        raise PromptSGError(
+            f"the CMC curve '{name}' has shape {values.shape}; give (splits, ranks) of fractions "
+            "from 0 to 1."
+        )
     return 100 * values
+
 
 def add_legend(figure, ax, many: int, handles=None, **options) -> None:
     "In the axes while there is room there, else beside them."
@@ -139,57 +215,103 @@ def add_legend(figure, ax, many: int, handles=None, **options) -> None:
     else:
         figure.legend(handles=handles, loc="outside right upper")
 
+
 def _told_apart(looks) -> list:
-    """The looks, with what tells curves of one colour apart even where they lie on each other: the first is wide, those above it are
-    narrow with white gaps, and they take turns with their markers."""
+    """The looks, with what tells curves of one colour apart even where they lie on each other: the
+    first is wide, those above it are narrow with white gaps, and they take turns with their
+    markers."""
     colours = [look["color"] for look in looks]
     turns = [(colours[:i].count(colour), colours.count(colour)) for i, colour in enumerate(colours)]
     above = dict(linewidth=1.2, gapcolor="white")
-    return [look if turn[1] == 1 else {**look, "markevery": turn, "markersize": 5, **(above if turn[0] else {"linewidth": 2.6})}
-            for look, turn in zip(looks, turns)]
+    return [
+        look
+        if turn[1] == 1
+        else {
+            **look,
+            "markevery": turn,
+            "markersize": 5,
+            **(above if turn[0] else {"linewidth": 2.6}),
+        }
+        for look, turn in zip(looks, turns)
+    ]
+
 
 @styled
-def plot_cmc(curves: dict, # name -> (n_splits, K) or (K,) fractions 0..1, rank 1 first
-             ax=None       # draw here instead of in a new figure
-            ) -> Figure:
-    "Mean CMC curve of each model in percent, band = one standard deviation over splits. Raises `PromptSGError` for bad curves."
+def plot_cmc(
+    curves: dict,  # name -> (n_splits, K) or (K,) fractions 0..1, rank 1 first
+    ax=None,  # draw here instead of in a new figure
+) -> Figure:
+    """Mean CMC curve of each model in percent, band = one standard deviation over splits. Raises
+    `PromptSGError` for bad curves."""
     if not curves:
-        raise PromptSGError("there is no CMC curve to draw; give at least one, as a dict from name to values.")
+        raise PromptSGError(
+            "there is no CMC curve to draw; give at least one, as a dict from name to values."
+        )
     curves = {name: _curve(values, name) for name, values in curves.items()}
     size = (5, 3.4) if len(curves) <= 4 else (7.5, max(3.4, 0.5 + 0.17 * len(curves)))
-    figure, ax = (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*new_figure(figsize=size))
+    figure, ax = (
+        (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*new_figure(figsize=size))
+    )
     for (name, values), look in zip(curves.items(), _told_apart(styles_of(curves))):
-        ranks, mean, spread = np.arange(1, values.shape[1] + 1), values.mean(0), values.std(0, ddof=min(1, len(values) - 1))
-        ax.fill_between(ranks, mean - spread, np.minimum(mean + spread, 100), color=look["color"], alpha=0.15, linewidth=0)
+        ranks, mean, spread = (
+            np.arange(1, values.shape[1] + 1),
+            values.mean(0),
+            values.std(0, ddof=min(1, len(values) - 1)),
+        )
+        ax.fill_between(
+            ranks,
+            mean - spread,
+            np.minimum(mean + spread, 100),
+            color=look["color"],
+            alpha=0.15,
+            linewidth=0,
+        )
         ax.plot(ranks, mean, **look, label=f"{name}: rank-1 {mean[0]:.1f} %")
     longest = max(values.shape[1] for values in curves.values())
-    ax.set(xlabel="rank k", ylabel="queries with a match in the first k (%)", xticks=[k for k in (1, 5, 10, 15, 20) if k <= longest],
-           ylim=(None, 101))
-    add_legend(figure, ax, len(curves), sorted(ax.lines, key=lambda line: -line.get_ydata()[0]), loc="lower right")
+    ax.set(
+        xlabel="rank k",
+        ylabel="queries with a match in the first k (%)",
+        xticks=[k for k in (1, 5, 10, 15, 20) if k <= longest],
+        ylim=(None, 101),
+    )
+    add_legend(
+        figure,
+        ax,
+        len(curves),
+        sorted(ax.lines, key=lambda line: -line.get_ydata()[0]),
+        loc="lower right",
+    )
     return ax.figure
 
 # %% ../nbs/14_plots.ipynb #cell020
 def _picture(image, side=256) -> np.ndarray:
-    "A path, PIL image or array (H, W, 3) (uint8, or float 0..1) as uint8, its longer side at most `side` pixels."
+    """A path, PIL image or array (H, W, 3) (uint8, or float 0..1) as uint8, its longer side at most
+    `side` pixels."""
     if isinstance(image, (str, Path)):
         image = load_image(image)
     elif not isinstance(image, Image.Image):
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3:
             raise PromptSGError(f"an image has shape {image.shape}; give (height, width, 3).")
-        image = image if image.dtype == np.uint8 else (255 * image.clip(0, 1)).round().astype(np.uint8)
+        image = (
+            image if image.dtype == np.uint8 else (255 * image.clip(0, 1)).round().astype(np.uint8)
+        )
         image = Image.fromarray(image)
     image = image.convert("RGB")
     image.thumbnail((side, side))
     return np.asarray(image)
 
+
 def _put(artist, values, picture) -> None:
-    "New values for an artist of `imshow` that covers a picture (H, W, 3); axes follow, their centre of a pixel is a whole number."
+    """New values for an artist of `imshow` that covers a picture (H, W, 3); axes follow, their
+    centre of a pixel is a whole number."""
     artist.set_data(values)
     artist.set_extent((-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5))
 
+
 def _show(ax, image, frame=None, title="", below="") -> None:
-    "An image without axes, in a frame of that colour, words above and below it; in axes that show one already it takes its place."
+    """An image without axes, in a frame of that colour, words above and below it; in axes that show
+    one already it takes its place."""
     if not ax.images:
         ax.imshow(image)
         ax.set(xticks=[], yticks=[])
@@ -204,29 +326,49 @@ def _show(ax, image, frame=None, title="", below="") -> None:
 # %% ../nbs/14_plots.ipynb #cell021
 _SIGNS = {True: (BLUE, "✓ "), False: (RED, "✗ "), None: (GREY, "")}
 
+
 def _check_row(row) -> None:
     lists = ("gallery", "similarity", "distance", "right", "alike")
     lengths = {name: len(row[name]) for name in lists if row.get(name) is not None}
     if "query" not in row or "gallery" not in lengths or len(set(lengths.values())) > 1:
-        raise PromptSGError("a ranked list needs a query and equally many gallery images, "
-                            f"similarities, right flags and texts; it has {lengths}.")
+        raise PromptSGError(
+            "a ranked list needs a query and equally many gallery images, "
+            f"similarities, right flags and texts; it has {lengths}."
+        )
     if {"similarity", "distance"} <= set(lengths):
-        raise PromptSGError("a ranked list has both similarities and distances; give the one that it was ranked by.")
+        raise PromptSGError(
+            "a ranked list has both similarities and distances; give the one that it was ranked by."
+        )
     if row.get("names") is not None and len(row["names"]) != 1 + lengths["gallery"]:
-        raise PromptSGError(f"a ranked list has {len(row['names'])} names; give the query's and one for each of its {lengths['gallery']} gallery images.")
+        raise PromptSGError(
+            f"a ranked list has {len(row['names'])} names; give the query's and one for each of "
+            f"its {lengths['gallery']} gallery images."
+        )
+
 
 def _nearness(row):
     "Similarity or distance, whichever the row has; None for each image if it has none."
-    values = next((row[name] for name in ("similarity", "distance") if row.get(name) is not None), None)
+    values = next(
+        (row[name] for name in ("similarity", "distance") if row.get(name) is not None), None
+    )
     return [None] * len(row["gallery"]) if values is None else values
+
 
 def _draw_list(axes, row, first, digits) -> None:
     "One query and its gallery; `first`: the row that carries the column titles."
     _show(axes[0], _picture(row["query"]), DARK, "query" if first else "", row.get("title", ""))
     right = row.get("right") if row.get("right") is not None else [None] * len(row["gallery"])
-    for k, (ax, image, flag, value) in enumerate(zip(axes[1:], row["gallery"], right, _nearness(row))):
+    for k, (ax, image, flag, value) in enumerate(
+        zip(axes[1:], row["gallery"], right, _nearness(row))
+    ):
         colour, sign = _SIGNS[None if flag is None else bool(flag)]
-        _show(ax, _picture(image), colour, str(k + 1) if first else "", sign + ("" if value is None else f"{value:.{digits}f}"))
+        _show(
+            ax,
+            _picture(image),
+            colour,
+            str(k + 1) if first else "",
+            sign + ("" if value is None else f"{value:.{digits}f}"),
+        )
     for ax in axes:
         for old in list(ax.texts):  # of the figure that is drawn anew
             old.remove()
@@ -234,14 +376,24 @@ def _draw_list(axes, row, first, digits) -> None:
         _write_below(ax, _shortened(name), 19)
     for ax, said in zip(axes[1:], row.get("alike") or []):
         _write_alike(ax, said, 19 + 10 * bool(row.get("names")))
-    for ax in axes[1 + len(row["gallery"]):]:
+    for ax in axes[1 + len(row["gallery"]) :]:
         ax.clear()
         ax.axis("off")
 
+
 def _write_below(ax, text, points, size=6) -> None:
     "Small words so many points below an image."
-    ax.annotate(text, (0.5, 0), (0, -points), xycoords="axes fraction", textcoords="offset points",
-                ha="center", va="top", fontsize=size)
+    ax.annotate(
+        text,
+        (0.5, 0),
+        (0, -points),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize=size,
+    )
+
 
 def _write_alike(ax, said, points) -> None:
     "A line for each part of a text below an image, none wider than a column of the figure."
@@ -249,38 +401,53 @@ def _write_alike(ax, said, points) -> None:
     size = 6 if width > 56 else 4.5
     letters = int(width / (0.54 * size))
     lines = [part.strip() for part in said.split(",")]
-    lines = [one if len(one) <= letters else one[:letters - 1] + "…" for one in lines]
+    lines = [one if len(one) <= letters else one[: letters - 1] + "…" for one in lines]
     _write_below(ax, "\n".join(lines), points, size)
 
+
 def _shortened(name, letters=14) -> str:
-    "A file's name without its suffix, its middle left out where it is longer than an image is wide."
+    """A file's name without its suffix, its middle left out where it is longer than an image is
+    wide."""
     name = Path(name).stem
-    return name if len(name) <= letters else f"{name[:letters // 2 - 1]}…{name[-letters // 2:]}"
+    return name if len(name) <= letters else f"{name[: letters // 2 - 1]}…{name[-letters // 2 :]}"
 
 # %% ../nbs/14_plots.ipynb #cell022
 def _foot(rows, note="") -> str:
     "What the signs and numbers under the images are, as far as any row has them, and the note."
     has = lambda name: any(row.get(name) is not None for row in rows)
-    said = {"right": "✓ same person, ✗ another", "similarity": "cosine similarity",
-            "distance": "distance", "alike": "alike, unlike: above, below the gallery's mean"}
+    said = {
+        "right": "✓ same person, ✗ another",
+        "similarity": "cosine similarity",
+        "distance": "distance",
+        "alike": "alike, unlike: above, below the gallery's mean",
+    }
     return "; ".join([text for name, text in said.items() if has(name)] + [note] * bool(note))
 
-@styled
-def plot_ranked_lists(rows,          # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None), title, names, alike (list)
-                      top: int = 10, # gallery images drawn at most
-                      digits: int = 2, # of the number under an image
-                      note: str = "", # said at the foot: how the queries were chosen, say
-                      figure=None    # an earlier figure of this function, drawn anew where it has as many places
-                     ) -> Figure:
-    """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or an array (H, W, 3); of a row
-    only `query` and `gallery` must be there; `names` are the query's and then the gallery's, `alike` a text for each gallery image,
-    broken at its commas. The line at the foot says what the numbers are.
-    With `figure` the value is that figure if it fits, else a new one: the same picture, sooner, for what is drawn again and again.
 
-    Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both similarities and distances, an unreadable image."""
+@styled
+# each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None),
+# title, names, alike (list)
+def plot_ranked_lists(
+    rows,
+    top: int = 10,  # gallery images drawn at most
+    digits: int = 2,  # of the number under an image
+    note: str = "",  # said at the foot: how the queries were chosen, say
+    # an earlier figure of this function, drawn anew where it has as many places
+    figure=None,
+) -> Figure:
+    """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or
+    an array (H, W, 3); of a row only `query` and `gallery` must be there; `names` are the query's
+    and then the gallery's, `alike` a text for each gallery image, broken at its commas. The line at
+    the foot says what the numbers are. With `figure` the value is that figure if it fits, else a
+    new one: the same picture, sooner, for what is drawn again and again.
+
+    Raises `PromptSGError` for no rows, lists of unequal length, names that do not fit, both
+    similarities and distances, an unreadable image."""
     rows = list(rows)
     if not rows:
-        raise PromptSGError("there is no ranked list to draw; give at least one query with its gallery images.")
+        raise PromptSGError(
+            "there is no ranked list to draw; give at least one query with its gallery images."
+        )
     for row in rows:
         _check_row(row)
     columns = 1 + min(top, max(len(row["gallery"]) for row in rows))
@@ -291,8 +458,11 @@ def plot_ranked_lists(rows,          # each a dict: query, gallery (list), simil
     tall = len(rows) * (side * height / width + 0.24 + below) + 0.4
     figure, axes = new_figure(len(rows), columns, figure, figsize=(side * columns, tall))
     for i, row in enumerate(rows):
-        short = {"gallery": row["gallery"][:top], "names": (row.get("names") or [])[:1 + top],
-                 "alike": (row.get("alike") or [])[:top]}
+        short = {
+            "gallery": row["gallery"][:top],
+            "names": (row.get("names") or [])[: 1 + top],
+            "alike": (row.get("alike") or [])[:top],
+        }
         _draw_list(axes[i], {**row, **short}, first=i == 0, digits=digits)
     if not figure.texts:
         figure.supxlabel("", fontsize=8, color=DARK)
@@ -304,38 +474,67 @@ def _relative(maps) -> np.ndarray:
     "(N, h, w) or (N, K, h, w) of weights >= 0 -> (N, K, h, w), each map divided by its mean."
     maps = np.asarray(maps, dtype=float)
     maps = maps[:, None] if maps.ndim == 3 else maps
-    if maps.ndim != 4 or not np.isfinite(maps).all() or (maps < 0).any() or (maps.sum((2, 3)) == 0).any():
-        raise PromptSGError(f"attention maps have shape {maps.shape}; give (images, height, width) or (images, words, height, width) of "
-                            "weights from 0 up, none of them empty.")
+    if (
+        maps.ndim != 4
+        or not np.isfinite(maps).all()
+        or (maps < 0).any()
+        or (maps.sum((2, 3)) == 0).any()
+    ):
+        raise PromptSGError(
+            f"attention maps have shape {maps.shape}; give (images, height, width) or (images, "
+            "words, height, width) of "
+            "weights from 0 up, none of them empty."
+        )
     return maps / maps.mean((2, 3), keepdims=True)
 
+
 def _check_attention(images, maps, titles, words) -> None:
-    wanted = {"maps": (len(maps), len(images)), "titles": (len(titles), len(images)), "words": (len(words), maps.shape[1])}
-    wrong = [f"{has} {name} where {needs} are needed" for name, (has, needs) in wanted.items() if has != needs]
+    wanted = {
+        "maps": (len(maps), len(images)),
+        "titles": (len(titles), len(images)),
+        "words": (len(words), maps.shape[1]),
+    }
+    wrong = [
+        f"{has} {name} where {needs} are needed"
+        for name, (has, needs) in wanted.items()
+        if has != needs
+    ]
     if wrong or not len(images):
-        raise PromptSGError(f"the attention figure got {'; '.join(wrong) or 'no image'}; give each image its map and its title, "
-                            "and each map its word.")
+        raise PromptSGError(
+            f"the attention figure got {'; '.join(wrong) or 'no image'}; give each image its map "
+            "and its title, "
+            "and each map its word."
+        )
 
 # %% ../nbs/14_plots.ipynb #cell028
 @styled
-def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
-                   maps,         # (N, h, w), or (N, K, h, w) for K words or heads; weights >= 0
-                   titles=None,  # N, one per image
-                   words=None,   # K, one per column of maps: what map it is, and its number
-                   strength=1.0, # 0..1, how much the maps cover: 0 shows the bare image
-                  ) -> Figure:
+def plot_attention(
+    images,  # (N, H, W, 3) uint8, or float 0..1
+    maps,  # (N, h, w), or (N, K, h, w) for K words or heads; weights >= 0
+    titles=None,  # N, one per image
+    words=None,  # K, one per column of maps: what map it is, and its number
+    strength=1.0,  # 0..1, how much the maps cover: 0 shows the bare image
+) -> Figure:
     """Each image beside its maps, relative to an even share, one colour scale for all.
 
     Where a map is shown as one that says something of the model, write what was measured of it into
     `words` (`promptsg.looking`). Raises `PromptSGError` for bad shapes or another strength."""
     maps = _relative(maps)
     titles = [""] * len(images) if titles is None else list(titles)
-    words = (["attention"] if maps.shape[1] == 1 else [""] * maps.shape[1]) if words is None else list(words)
+    words = (
+        (["attention"] if maps.shape[1] == 1 else [""] * maps.shape[1])
+        if words is None
+        else list(words)
+    )
     _check_attention(images, maps, titles, words)
     pictures = [_picture(image) for image in images]
     height, width = pictures[0].shape[:2]
     columns = 1 + len(words)
-    figure, axes = new_figure(len(images), columns, figsize=(1.6 * columns + 0.9, len(images) * (1.6 * height / width + 0.2) + 0.2))
+    figure, axes = new_figure(
+        len(images),
+        columns,
+        figsize=(1.6 * columns + 0.9, len(images) * (1.6 * height / width + 0.2) + 0.2),
+    )
     for i, picture in enumerate(pictures):
         _show(axes[i, 0], picture, title="image" if i == 0 else "", below=titles[i])
         for k, word in enumerate(words):
@@ -344,14 +543,21 @@ def plot_attention(images,       # (N, H, W, 3) uint8, or float 0..1
     figure.colorbar(heat, ax=axes, label="weight (1 = even share)", shrink=0.8, pad=0.02)
     return figure
 
+
 def _draw_heat(ax, picture, weights, highest, strength):
-    "The image, half its colour taken out, under its map (h, w), stretched by bilinear interpolation: it keeps the peaks, which bicubic flattens."
+    """The image, half its colour taken out, under its map (h, w), stretched by bilinear
+    interpolation: it keeps the peaks, which bicubic flattens."""
     if not 0 <= strength <= 1:
         raise PromptSGError(f"the maps' strength is {strength}; give 0 (the bare image) to 1.")
     faded = (0.5 * picture + 0.5 * picture.mean(2, keepdims=True)).astype(np.uint8)
     _show(ax, faded)
-    share = weights / max(highest, 2)  # 0..1 of the colour scale; little attention hides little of the image
-    heat = ax.images[1] if len(ax.images) > 1 else ax.imshow(weights, interpolation="bilinear", cmap="rocket_r")
+    # 0..1 of the colour scale; little attention hides little of the image
+    share = weights / max(highest, 2)
+    heat = (
+        ax.images[1]
+        if len(ax.images) > 1
+        else ax.imshow(weights, interpolation="bilinear", cmap="rocket_r")
+    )
     _put(heat, weights, picture)
     heat.set(alpha=strength * (0.2 + 0.65 * np.sqrt(share)), clim=(0, max(highest, 2)))
     return heat
@@ -359,87 +565,159 @@ def _draw_heat(ax, picture, weights, highest, strength):
 # %% ../nbs/14_plots.ipynb #cell032
 def _grid_maps(maps) -> np.ndarray:
     if np.ndim(maps) != 4 or 0 in np.shape(maps):
-        raise PromptSGError(f"the attention maps have shape {np.shape(maps)}; give (rows, columns, height, width), such as (words, heads, h, w).")
+        raise PromptSGError(
+            f"the attention maps have shape {np.shape(maps)}; give (rows, columns, height, width), "
+            "such as (words, heads, h, w)."
+        )
     return _relative(maps)
+
 
 def _grid_labels(labels, needed, what) -> list:
     labels = [""] * needed if labels is None else [str(label) for label in labels]
     if len(labels) != needed:
-        raise PromptSGError(f"the attention grid has {needed} {what}s but {len(labels)} {what} labels; give one label each.")
+        raise PromptSGError(
+            f"the attention grid has {needed} {what}s but {len(labels)} {what} labels; give one "
+            "label each."
+        )
     return labels
 
+
 @styled
-def plot_attention_grid(image,           # (H, W, 3) uint8, or float 0..1, a path or PIL image: one for all; or a list of R, one per row
-                        maps,            # (R, C, h, w) weights >= 0, such as (words, heads, h, w)
-                        row_labels=None, # R
-                        col_labels=None, # C
-                        strength=1.0,    # 0..1, how much the maps cover
-                        figure=None      # an earlier figure of this function, drawn anew where it has as many places
-                       ) -> Figure:
-    """Attention over the image in a grid, each map relative to its mean (1 = an even share), one colour scale for all; the image
-    itself stands at the left. With `figure` the value is that figure if it fits, else a new one. Raises `PromptSGError` for bad shapes, empty or negative maps, labels or images that do not fit."""
+# (H, W, 3) uint8, or float 0..1, a path or PIL image: one for all; or a list of R, one per row
+def plot_attention_grid(
+    image,
+    maps,  # (R, C, h, w) weights >= 0, such as (words, heads, h, w)
+    row_labels=None,  # R
+    col_labels=None,  # C
+    strength=1.0,  # 0..1, how much the maps cover
+    # an earlier figure of this function, drawn anew where it has as many places
+    figure=None,
+) -> Figure:
+    """Attention over the image in a grid, each map relative to its mean (1 = an even share), one
+    colour scale for all; the image itself stands at the left. With `figure` the value is that
+    figure if it fits, else a new one. Raises `PromptSGError` for bad shapes, empty or negative
+    maps, labels or images that do not fit."""
     maps = _grid_maps(maps)
     rows, columns = maps.shape[:2]
-    row_labels, col_labels = _grid_labels(row_labels, rows, "row"), _grid_labels(col_labels, columns, "column")
-    pictures = [_picture(one) for one in image] if isinstance(image, (list, tuple)) else [_picture(image)]
+    row_labels, col_labels = (
+        _grid_labels(row_labels, rows, "row"),
+        _grid_labels(col_labels, columns, "column"),
+    )
+    pictures = (
+        [_picture(one) for one in image] if isinstance(image, (list, tuple)) else [_picture(image)]
+    )
     if len(pictures) not in (1, rows):
-        raise PromptSGError(f"the attention grid has {rows} rows but {len(pictures)} images; give one image for all, or one per row.")
+        raise PromptSGError(
+            f"the attention grid has {rows} rows but {len(pictures)} images; give one image for "
+            "all, or one per row."
+        )
     height, width = pictures[0].shape[:2]
     side = min(1.3, 7.4 / (columns + 1))
-    figure, axes = new_figure(rows, columns + 1, figure, figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3))
+    figure, axes = new_figure(
+        rows,
+        columns + 1,
+        figure,
+        figsize=(side * (columns + 1) + 1.4, rows * (side * height / width + 0.05) + 0.3),
+    )
     for i in range(rows):
         _show(axes[i, 0], pictures[i % len(pictures)], title="image" if i == 0 else "")
         if i >= len(pictures):
             axes[i, 0].set_visible(False)
         for k in range(columns):
-            heat = _draw_heat(axes[i, k + 1], pictures[i % len(pictures)], maps[i, k], maps.max(), strength)
+            heat = _draw_heat(
+                axes[i, k + 1], pictures[i % len(pictures)], maps[i, k], maps.max(), strength
+            )
             axes[i, k + 1].set_title(col_labels[k] if i == 0 else "", pad=3)
         axes[i, 1].set_ylabel(row_labels[i], rotation=0, ha="right", va="center")
     if heat.colorbar is None:
-        figure.colorbar(heat, ax=axes, label="weight (1 = even share)", shrink=min(1, 2 / rows + 0.2), aspect=12, pad=0.02)
+        figure.colorbar(
+            heat,
+            ax=axes,
+            label="weight (1 = even share)",
+            shrink=min(1, 2 / rows + 0.2),
+            aspect=12,
+            pad=0.02,
+        )
     return figure
 
 # %% ../nbs/14_plots.ipynb #steps2
 def _panel_title(ax, number, words) -> None:
     ax.set_title(f"{number}  {words}", loc="left", fontsize=9, fontweight="bold", pad=5)
 
+
 def _draw_word(ax, values) -> None:
-    "s* (W,) as a block of cells, row by row: orange above 0, purple below, the stronger the darker."
+    """s* (W,) as a block of cells, row by row: orange above 0, purple below, the stronger the
+    darker."""
     columns = 16 if values.size >= 16 else values.size
-    cells = np.pad(values.astype(float), (0, -values.size % columns), constant_values=np.nan).reshape(-1, columns)
-    ax.imshow(cells, cmap="PuOr_r", vmin=-np.nanmax(np.abs(cells)), vmax=np.nanmax(np.abs(cells)), aspect="auto", interpolation="nearest")
+    cells = np.pad(
+        values.astype(float), (0, -values.size % columns), constant_values=np.nan
+    ).reshape(-1, columns)
+    ax.imshow(
+        cells,
+        cmap="PuOr_r",
+        vmin=-np.nanmax(np.abs(cells)),
+        vmax=np.nanmax(np.abs(cells)),
+        aspect="auto",
+        interpolation="nearest",
+    )
     ax.set(xticks=[], yticks=[], xlabel=f"{values.size} numbers")
     ax.grid(False)
 
+
 @styled
-def plot_steps(image,        # (H, W, 3) uint8, or float 0..1, a path or PIL image
-               pseudo_token, # (W,) s*, finite and not all 0
-               sentence,     # the prompt with s* in its place
-               relevance,    # (h, w) weights >= 0: what the embedding depends on
-               nearest       # dict: gallery, similarity, right, as in plot_ranked_lists
-              ) -> Figure:
+def plot_steps(
+    image,  # (H, W, 3) uint8, or float 0..1, a path or PIL image
+    pseudo_token,  # (W,) s*, finite and not all 0
+    sentence,  # the prompt with s* in its place
+    relevance,  # (h, w) weights >= 0: what the embedding depends on
+    nearest,  # dict: gallery, similarity, right, as in plot_ranked_lists
+) -> Figure:
     """From a picture to a ranking: the picture, s*, the sentence, what counts (dark: much), the
     gallery images nearest first.
 
-    Raises `PromptSGError` for an s* that is no vector of numbers, and for what `plot_attention` and `plot_ranked_lists` refuse."""
-    values, picture, maps = np.asarray(pseudo_token), _picture(image), _relative(np.asarray(relevance)[None])
+    Raises `PromptSGError` for an s* that is no vector of numbers, and for what `plot_attention` and
+    `plot_ranked_lists` refuse."""
+    values, picture, maps = (
+        np.asarray(pseudo_token),
+        _picture(image),
+        _relative(np.asarray(relevance)[None]),
+    )
     if values.ndim != 1 or not np.isfinite(values).all() or not values.any():
-        raise PromptSGError(f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0.")
+        raise PromptSGError(
+            f"s* has shape {values.shape}; give one vector of finite numbers that are not all 0."
+        )
     _check_row({**nearest, "query": picture})
     many = len(nearest["gallery"])
-    figure = Figure(figsize=(5.7, 2.9), layout="constrained")  # small: a telephone shows it half as wide
+    # small: a telephone shows it half as wide
+    figure = Figure(figsize=(5.7, 2.9), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.09)
-    panels = figure.subplot_mosaic([["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.25, 1.95])
+    panels = figure.subplot_mosaic(
+        [["image", "word", "sentence"], ["look", "found", "found"]], width_ratios=[1, 1.25, 1.95]
+    )
     _show(panels["image"], picture), _panel_title(panels["image"], 1, "a picture")
     _draw_word(panels["word"], values), _panel_title(panels["word"], 2, "becomes $s^*$, a word")
-    _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1), _panel_title(panels["look"], 4, "what counts")
-    panels["sentence"].text(0, 0.55, textwrap.fill(sentence, 20).replace("s*", "$s^*$"), fontsize=12, va="center", style="italic")
-    _panel_title(panels["sentence"], 3, "in a sentence"), _panel_title(panels["found"], 5, "and ranks a gallery, the nearest first")
+    (
+        _draw_heat(panels["look"], picture, maps[0, 0], maps.max(), 1),
+        _panel_title(panels["look"], 4, "what counts"),
+    )
+    panels["sentence"].text(
+        0,
+        0.55,
+        textwrap.fill(sentence, 20).replace("s*", "$s^*$"),
+        fontsize=12,
+        va="center",
+        style="italic",
+    )
+    (
+        _panel_title(panels["sentence"], 3, "in a sentence"),
+        _panel_title(panels["found"], 5, "and ranks a gallery, the nearest first"),
+    )
     for name in ("sentence", "found"):
         panels[name].axis("off")
     for k, one in enumerate(nearest["gallery"]):
         _draw_found(panels["found"].inset_axes((k / many, 0, 0.94 / many, 1)), k, one, nearest)
     return figure
+
 
 def _draw_found(ax, k, image, nearest) -> None:
     "The k-th image found, framed and signed as in a ranked list."
@@ -449,19 +727,41 @@ def _draw_found(ax, k, image, nearest) -> None:
     _show(ax, _picture(image), colour, below=sign + ("" if value is None else f"{value:.2f}"))
 
 # %% ../nbs/14_plots.ipynb #cell036
-_LABELS = {"loss": "total", "loss_id": "identity", "loss_triplet": "triplet", "loss_supcon": "contrastive", "loss_centre": "centre",
-           "val_rank1": "rank-1", "val_mAP": "mAP", "lr_visual": "image tower", "lr_modules": "inversion and fusion", "lr_head": "classifier"}
+_LABELS = {
+    "loss": "total",
+    "loss_id": "identity",
+    "loss_triplet": "triplet",
+    "loss_supcon": "contrastive",
+    "loss_centre": "centre",
+    "val_rank1": "rank-1",
+    "val_mAP": "mAP",
+    "lr_visual": "image tower",
+    "lr_modules": "inversion and fusion",
+    "lr_head": "classifier",
+}
+
 
 def _lines(ax, metrics, columns, scale=1.0) -> None:
-    "One line per column that has values; columns that are equal all along, such as two learning rates, share a line. The legend is below."
+    """One line per column that has values; columns that are equal all along, such as two learning
+    rates, share a line. The legend is below."""
     curves = {}
     for name in (name for name in columns if metrics[name].notna().any()):
         curves.setdefault(tuple(metrics[name]), []).append(_LABELS.get(name, name))
     for i, (values, labels) in enumerate(curves.items()):
-        ax.plot(metrics.epoch, scale * np.array(values), color=CYCLE[i % len(CYCLE)], marker=MARKERS[i % len(MARKERS)],
-                markevery=max(1, len(metrics) // 10), label=", ".join(labels))
+        ax.plot(
+            metrics.epoch,
+            scale * np.array(values),
+            color=CYCLE[i % len(CYCLE)],
+            marker=MARKERS[i % len(MARKERS)],
+            markevery=max(1, len(metrics) // 10),
+            label=", ".join(labels),
+        )
     if ax.lines:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if len("".join(ax.get_legend_handles_labels()[1])) < 40 else 1)
+        ax.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.2),
+            ncols=2 if len("".join(ax.get_legend_handles_labels()[1])) < 40 else 1,
+        )
 
 # %% ../nbs/14_plots.ipynb #cell037
 def kept_epoch(metrics, select="best"):
@@ -473,6 +773,7 @@ def kept_epoch(metrics, select="best"):
     values = metrics.get("val_mAP", pd.Series(dtype=float))
     return metrics[values == values.max()].iloc[-1] if values.notna().any() else None
 
+
 def _mark_kept(ax, metrics, select) -> None:
     "A line at the epoch that is kept, and in the title which one it is."
     kept = kept_epoch(metrics, select)
@@ -483,16 +784,21 @@ def _mark_kept(ax, metrics, select) -> None:
     reached = "" if np.isnan(value) else f", mAP {100 * value:.1f} %"
     ax.set_title(f"kept: epoch {kept.epoch:.0f}, the {select}{reached}")
 
+
 @styled
-def plot_training(metrics: pd.DataFrame, # a run's metrics.csv: epoch, loss*, val_* (0..1) and lr_*
-                  select: str = "best"   # `Config.select` of the run: which epoch was kept
-                 ) -> Figure:
+def plot_training(
+    metrics: pd.DataFrame,  # a run's metrics.csv: epoch, loss*, val_* (0..1) and lr_*
+    select: str = "best",  # `Config.select` of the run: which epoch was kept
+) -> Figure:
     """Losses, validation (percent) and learning rates by epoch; a line at the epoch that was kept.
 
     Raises `PromptSGError` without an epoch column or without rows."""
     if "epoch" not in metrics or metrics.empty:
-        raise PromptSGError(f"the training table has {len(metrics)} rows and the columns {', '.join(map(str, metrics))}; "
-                            "it needs an epoch column and rows.")
+        raise PromptSGError(
+            f"the training table has {len(metrics)} rows and the columns "
+            f"{', '.join(map(str, metrics))}; "
+            "it needs an epoch column and rows."
+        )
     figure, ((losses, validation, rates),) = new_figure(1, 3, figsize=(9, 3))
     starting = lambda prefix: [name for name in metrics if name.startswith(prefix)]
     _lines(losses, metrics, starting("loss"))
@@ -510,12 +816,21 @@ def plot_training(metrics: pd.DataFrame, # a run's metrics.csv: epoch, loss*, va
 def _tables(runs) -> dict:
     "name -> list of checked metrics tables."
     if not runs:
-        raise PromptSGError("there is no run to draw; give at least one, as a dict from name to its metrics table.")
-    runs = {name: [tables] if isinstance(tables, pd.DataFrame) else list(tables) for name, tables in runs.items()}
+        raise PromptSGError(
+            "there is no run to draw; give at least one, as a dict from name to its metrics table."
+        )
+    runs = {
+        name: [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+        for name, tables in runs.items()
+    }
     for name, tables in runs.items():
         if not tables or any("epoch" not in table or table.empty for table in tables):
-            raise PromptSGError(f"the run '{name}' has no epochs; give its metrics table, which has an epoch column and rows.")
+            raise PromptSGError(
+                f"the run '{name}' has no epochs; give its metrics table, which has an epoch "
+                "column and rows."
+            )
     return runs
+
 
 def _axis_label(column) -> str:
     label = _LABELS.get(column, column)
@@ -523,80 +838,146 @@ def _axis_label(column) -> str:
         return f"{label} of held-out people (%)"
     return f"learning rate, {label}" if column.startswith("lr_") else f"loss, {label}"
 
+
 def _run_lines(ax, name, tables, column, look) -> None:
     "The mean over seeds, and each seed when there are several; fractions in percent."
     scale = 100 if column.startswith("val_") else 1
-    seeds = [scale * table.set_index("epoch")[column] for table in tables if column in table and table[column].notna().any()]
+    seeds = [
+        scale * table.set_index("epoch")[column]
+        for table in tables
+        if column in table and table[column].notna().any()
+    ]
     if not seeds:
         return
     values = pd.concat(seeds, axis=1)  # (epochs, seeds)
     if values.shape[1] > 1:
         ax.plot(values.index, values, color=look["color"], linewidth=0.6, alpha=0.5)
-    ax.plot(values.index, values.mean(axis=1), **look, markevery=max(1, len(values) // 8), label=name)
+    ax.plot(
+        values.index, values.mean(axis=1), **look, markevery=max(1, len(values) // 8), label=name
+    )
+
 
 @styled
-def plot_curves(runs: dict, # name of the version -> metrics table (epoch, loss*, val_* 0..1, lr_*), or a list of them, one per seed
-                columns=("loss", "val_mAP") # of metrics.csv, a panel each
-               ) -> Figure:
-    "Training and validation curves of several runs by epoch. Raises `PromptSGError` without runs, epochs, or any value in a column."
+# name of the version -> metrics table (epoch, loss*, val_* 0..1, lr_*), or a list of them, one per
+# seed
+def plot_curves(
+    runs: dict,
+    columns=("loss", "val_mAP"),  # of metrics.csv, a panel each
+) -> Figure:
+    """Training and validation curves of several runs by epoch. Raises `PromptSGError` without runs,
+    epochs, or any value in a column."""
     runs = _tables(runs)
     figure, axes = new_figure(1, len(columns), figsize=(9, max(2.8, 0.5 + 0.17 * len(runs))))
     for ax, column in zip(axes[0], columns):
         for (name, tables), look in zip(runs.items(), styles_of(runs)):
             _run_lines(ax, name, tables, column, look)
         if not ax.lines:
-            raise PromptSGError(f"no run has values in the column '{column}'; choose from {', '.join(map(str, next(iter(runs.values()))[0]))}.")
-        ax.set(xlabel="epoch", ylabel=_axis_label(column), yscale="log" if column.startswith("lr_") else "linear")
+            raise PromptSGError(
+                f"no run has values in the column '{column}'; choose from "
+                f"{', '.join(map(str, next(iter(runs.values()))[0]))}."
+            )
+        ax.set(
+            xlabel="epoch",
+            ylabel=_axis_label(column),
+            yscale="log" if column.startswith("lr_") else "linear",
+        )
         ax.xaxis.get_major_locator().set_params(integer=True)
-    handles = {line.get_label(): line for ax in axes[0] for line in ax.lines if not line.get_label().startswith("_")}
-    figure.legend(handles=[handles[name] for name in runs if name in handles], loc="outside right upper")
+    handles = {
+        line.get_label(): line
+        for ax in axes[0]
+        for line in ax.lines
+        if not line.get_label().startswith("_")
+    }
+    figure.legend(
+        handles=[handles[name] for name in runs if name in handles], loc="outside right upper"
+    )
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell043
-_TERMS = {"loss_id": (BLUE, ""), "loss_triplet": (ORANGE, "//"), "loss_supcon": (GREEN, "\\\\"), "loss_centre": (PURPLE, "..")}
+_TERMS = {
+    "loss_id": (BLUE, ""),
+    "loss_triplet": (ORANGE, "//"),
+    "loss_supcon": (GREEN, "\\\\"),
+    "loss_centre": (PURPLE, ".."),
+}
+
 
 def _stack_terms(ax, name, table) -> None:
     terms = [term for term in table if term.startswith("loss_") and table[term].notna().any()]
     values = table[terms].fillna(0).to_numpy(float).T
     if not terms or (values < 0).any():
-        raise PromptSGError(f"the run '{name}' has no loss term, or a negative one; give a table with columns loss_id, loss_triplet, ... from 0 up.")
+        raise PromptSGError(
+            f"the run '{name}' has no loss term, or a negative one; give a table with columns "
+            "loss_id, loss_triplet, ... from 0 up."
+        )
     spare = [(BROWN, "xx"), (PINK, "++"), (GREY, "oo"), (RED, "--")]
     looks = [_TERMS.get(term) or spare[i % len(spare)] for i, term in enumerate(terms)]
-    bands = ax.stackplot(table.epoch, values, labels=[_LABELS.get(term, term.removeprefix("loss_")) for term in terms],
-                         colors=[colour for colour, _ in looks], alpha=0.75)
+    bands = ax.stackplot(
+        table.epoch,
+        values,
+        labels=[_LABELS.get(term, term.removeprefix("loss_")) for term in terms],
+        colors=[colour for colour, _ in looks],
+        alpha=0.75,
+    )
     for band, (_, hatch) in zip(bands, looks):
         band.set(hatch=hatch, edgecolor="white", linewidth=0.4)
-    ax.set(title=name, xlabel="epoch", xlim=(table.epoch.min(), max(table.epoch.max(), table.epoch.min() + 1)))
+    ax.set(
+        title=name,
+        xlabel="epoch",
+        xlim=(table.epoch.min(), max(table.epoch.max(), table.epoch.min() + 1)),
+    )
     ax.xaxis.get_major_locator().set_params(integer=True)
 
+
 @styled
-def plot_loss_terms(runs: dict # name -> metrics table: epoch and loss_* >= 0 as they enter the sum
-                   ) -> Figure:
-    "Loss terms of each run by epoch, stacked, all runs on one axis. Raises `PromptSGError` for a run without epochs or terms."
+def plot_loss_terms(
+    runs: dict,  # name -> metrics table: epoch and loss_* >= 0 as they enter the sum
+) -> Figure:
+    """Loss terms of each run by epoch, stacked, all runs on one axis. Raises `PromptSGError` for a
+    run without epochs or terms."""
     runs = {name: tables[0] for name, tables in _tables(runs).items()}
     columns = min(4, len(runs))
     lines = -(-len(runs) // columns)
-    figure, axes = new_figure(lines, columns, figsize=(min(9, 2 * columns + 2), 2 * lines + 0.4), sharey=True)
-    for ax in axes.flat[len(runs):]:
+    figure, axes = new_figure(
+        lines, columns, figsize=(min(9, 2 * columns + 2), 2 * lines + 0.4), sharey=True
+    )
+    for ax in axes.flat[len(runs) :]:
         ax.set_visible(False)
     for ax, (name, table) in zip(axes.flat, runs.items()):
         _stack_terms(ax, name, table)
     for ax in axes[:, 0]:
         ax.set_ylabel("loss, summed")
-    handles = {label: handle for ax in axes.flat[:len(runs)] for handle, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles=list(handles.values())[::-1], labels=list(handles)[::-1], loc="outside right upper")
+    handles = {
+        label: handle
+        for ax in axes.flat[: len(runs)]
+        for handle, label in zip(*ax.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles=list(handles.values())[::-1], labels=list(handles)[::-1], loc="outside right upper"
+    )
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell046
 _MEASURES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 
+
 def _check_table(table, needed, what, fractions=()) -> None:
     missing = [name for name in needed if name not in table]
     if missing or not len(table):
-        raise PromptSGError(f"{what} has {f'no column {missing[0]}' if missing else 'no rows'}; it needs rows and the columns {', '.join(needed)}.")
+        raise PromptSGError(
+            f"{what} has {f'no column {missing[0]}' if missing else 'no rows'}; it needs rows and "
+            f"the columns {', '.join(needed)}."
+        )
     for name in fractions:
-        if not pd.api.types.is_numeric_dtype(table[name]) or not table[name].dropna().between(0, 1).all() or table[name].isna().all():
-            raise PromptSGError(f"the column {name} of {what} is not fractions from 0 to 1; divide percent by 100.")
+        if (
+            not pd.api.types.is_numeric_dtype(table[name])
+            or not table[name].dropna().between(0, 1).all()
+            or table[name].isna().all()
+        ):
+            raise PromptSGError(
+                f"the column {name} of {what} is not fractions from 0 to 1; divide percent by 100."
+            )
+
 
 def _groups(*tables) -> list:
     "(title, one part of each table) for each backbone and protocol that occurs."
@@ -604,13 +985,24 @@ def _groups(*tables) -> list:
     if not keys:
         return [("", *tables)]
     distinct = pd.concat([table[keys] for table in tables]).drop_duplicates()
-    part = lambda table, row: table[np.logical_and.reduce([table[key] == value for key, value in zip(keys, row)])]
-    return [(", ".join(map(str, row)), *[part(table, row) for table in tables]) for row in distinct.itertuples(index=False)]
+    part = lambda table, row: table[
+        np.logical_and.reduce([table[key] == value for key, value in zip(keys, row)])
+    ]
+    return [
+        (", ".join(map(str, row)), *[part(table, row) for table in tables])
+        for row in distinct.itertuples(index=False)
+    ]
+
 
 def _mean_and_spread(table, measure) -> pd.DataFrame:
     "Per version, in percent: mean, std (0 for one row), count."
-    found = (100 * table.dropna(subset=[measure]).set_index("version")[measure]).groupby(level=0).agg(["mean", "std", "count"])
+    found = (
+        (100 * table.dropna(subset=[measure]).set_index("version")[measure])
+        .groupby(level=0)
+        .agg(["mean", "std", "count"])
+    )
     return found.fillna({"std": 0.0})
+
 
 def _rows_of(names, ax) -> dict:
     "name -> height in the axes, the first at the top, each with its tick."
@@ -619,15 +1011,28 @@ def _rows_of(names, ax) -> dict:
     ax.tick_params(axis="y", length=0)
     return {name: i for i, name in enumerate(names)}
 
+
 def _beside(ax, y, words, colour=DARK) -> None:
     "Words in a column right of the axes, at the height y."
-    ax.annotate(words, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=7.5, color=colour)
+    ax.annotate(
+        words,
+        (1, y),
+        (6, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        fontsize=7.5,
+        color=colour,
+    )
 
 # %% ../nbs/14_plots.ipynb #cell047
 def _over(table) -> str:
     "What a mean is over, in words."
-    parts = [f"{name}s" for name in ("split", "seed") if name in table and table[name].nunique() > 1]
+    parts = [
+        f"{name}s" for name in ("split", "seed") if name in table and table[name].nunique() > 1
+    ]
     return " and ".join(parts) or "the rows of a version"
+
 
 def _panel(ax, table, names, measure) -> None:
     "One measure of all versions."
@@ -636,68 +1041,121 @@ def _panel(ax, table, names, measure) -> None:
         if name not in found.index:
             continue
         mean, std, count = found.loc[name]
-        ax.errorbar(mean, places[name], xerr=std if count > 1 else None, **{**look, "linestyle": "none"}, markersize=6, elinewidth=1.5)
+        ax.errorbar(
+            mean,
+            places[name],
+            xerr=std if count > 1 else None,
+            **{**look, "linestyle": "none"},
+            markersize=6,
+            elinewidth=1.5,
+        )
         _beside(ax, places[name], f"{mean:.1f} ± {std:.1f}" if count > 1 else f"{mean:.1f}")
         if (known := _known(name)) and known[0] in ("zero-shot", "image_only"):
-            ax.axvline(mean, color=look["color"], linestyle=":" if known[0] == "zero-shot" else "--", linewidth=1, zorder=0)
+            ax.axvline(
+                mean,
+                color=look["color"],
+                linestyle=":" if known[0] == "zero-shot" else "--",
+                linewidth=1,
+                zorder=0,
+            )
     ax.set(xlabel=f"{_MEASURES.get(measure, measure)} (%)")
     ax.margins(x=0.08)
 
-@styled
-def plot_versions(table: pd.DataFrame, # tidy: version, the measures (0..1), and if there are several: backbone, protocol, seed, split
-                  measures=("rank1", "mAP")
-                 ) -> Figure:
-    """Mean and standard deviation of each version in percent: a row of panels per backbone and protocol, a column per measure.
 
-    `zero-shot` and `image_only` are rows and vertical lines. Raises `PromptSGError` for a missing column, no rows, or percent."""
+@styled
+# tidy: version, the measures (0..1), and if there are several: backbone, protocol, seed, split
+def plot_versions(table: pd.DataFrame, measures=("rank1", "mAP")) -> Figure:
+    """Mean and standard deviation of each version in percent: a row of panels per backbone and
+    protocol, a column per measure.
+
+    `zero-shot` and `image_only` are rows and vertical lines. Raises `PromptSGError` for a missing
+    column, no rows, or percent."""
     _check_table(table, ["version", *measures], "the table of versions", measures)
     groups = [(title, part, _in_order(part.version)) for title, part in _groups(table)]
     heights = [0.55 + 0.2 * len(names) for *_, names in groups]
-    figure, axes = new_figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
+    figure, axes = new_figure(
+        len(groups),
+        len(measures),
+        figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3),
+        height_ratios=heights,
+    )
     for line, (title, part, names) in zip(axes, groups):
         for ax, measure in zip(line, measures):
             _panel(ax, part, names, measure)
         line[0].set_title(title, loc="left", fontweight="bold")
     for ax in axes[:, 1:].flat:
         ax.tick_params(labelleft=False)
-    figure.supxlabel(f"dot: mean; bar: ± 1 standard deviation over {_over(table)}; lines: zero-shot (dotted), image_only (dashed)", fontsize=8,
-                     color=DARK)
+    figure.supxlabel(
+        f"dot: mean; bar: ± 1 standard deviation over {_over(table)}; lines: zero-shot (dotted), "
+        "image_only (dashed)",
+        fontsize=8,
+        color=DARK,
+    )
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell050
 def _difference_names(table) -> list:
     "A label for each row's pair, with backbone and protocol where they vary."
-    vary = [name for name in ("backbone", "protocol") if name in table and table[name].nunique() > 1]
-    return [f"{row.b} − {row.a}" + "".join(f", {getattr(row, name)}" for name in vary) for row in table.itertuples()]
+    vary = [
+        name for name in ("backbone", "protocol") if name in table and table[name].nunique() > 1
+    ]
+    return [
+        f"{row.b} − {row.a}" + "".join(f", {getattr(row, name)}" for name in vary)
+        for row in table.itertuples()
+    ]
+
 
 def _check_differences(table) -> None:
-    _check_table(table, ["a", "b", "measure", "difference", "low", "high"], "the table of differences")
+    _check_table(
+        table, ["a", "b", "measure", "difference", "low", "high"], "the table of differences"
+    )
     values = table[["difference", "low", "high"]]
-    if not all(map(pd.api.types.is_numeric_dtype, values.dtypes)) or not (values.abs() <= 100).all(axis=None):
-        raise PromptSGError("differences and their limits must be percentage points from -100 to 100, none missing.")
-    wrong = table[(table.low > table.high) | (table.difference < table.low) | (table.difference > table.high)]
+    if not all(map(pd.api.types.is_numeric_dtype, values.dtypes)) or not (values.abs() <= 100).all(
+        axis=None
+    ):
+        raise PromptSGError(
+            "differences and their limits must be percentage points from -100 to 100, none missing."
+        )
+    wrong = table[
+        (table.low > table.high) | (table.difference < table.low) | (table.difference > table.high)
+    ]
     if len(wrong):
-        raise PromptSGError(f"the interval of {wrong.b.iloc[0]} - {wrong.a.iloc[0]} ({wrong.measure.iloc[0]}) does not hold its difference; "
-                            "low <= difference <= high is needed.")
+        raise PromptSGError(
+            f"the interval of {wrong.b.iloc[0]} - {wrong.a.iloc[0]} ({wrong.measure.iloc[0]}) does "
+            "not hold its difference; "
+            "low <= difference <= high is needed."
+        )
+
 
 @styled
-def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high (b - a, percentage points) and perhaps backbone, protocol
-                    ) -> Figure:
-    """Forest plot: paired differences of versions with their 95 % intervals, a panel per measure; above 0, `b` is the better one.
+# a, b, measure, difference, low, high (b - a, percentage points) and perhaps backbone, protocol
+def plot_differences(table: pd.DataFrame) -> Figure:
+    """Forest plot: paired differences of versions with their 95 % intervals, a panel per measure;
+    above 0, `b` is the better one.
 
-    A row is `dict(a=..., b=..., measure=..., **paired_difference(...)._asdict())`. The colour is that of `b`. Raises `PromptSGError` for a
-    missing column, no rows, a missing value, or an interval without its difference."""
+    A row is `dict(a=..., b=..., measure=..., **paired_difference(...)._asdict())`. The colour is
+    that of `b`. Raises `PromptSGError` for a missing column, no rows, a missing value, or an
+    interval without its difference."""
     _check_differences(table)
     table = table.assign(name=_difference_names(table))
     names, measures = list(dict.fromkeys(table.name)), list(dict.fromkeys(table.measure))
-    figure, axes = new_figure(1, len(measures), figsize=(min(9, 2 + 3 * len(measures)), 0.9 + 0.24 * len(names)))
+    figure, axes = new_figure(
+        1, len(measures), figsize=(min(9, 2 + 3 * len(measures)), 0.9 + 0.24 * len(names))
+    )
     for ax, measure in zip(axes[0], measures):
         places = _rows_of(names, ax)
         for row in table[table.measure == measure].itertuples():
             mean, low, high = row.difference, row.low, row.high
             look, y = version_style(row.b), places[row.name]
             ax.plot([low, high], [y, y], color=look["color"], solid_capstyle="butt")
-            ax.plot(mean, y, color=look["color"], marker=look["marker"], markersize=6, markerfacecolor="white" if low <= 0 <= high else look["color"])
+            ax.plot(
+                mean,
+                y,
+                color=look["color"],
+                marker=look["marker"],
+                markersize=6,
+                markerfacecolor="white" if low <= 0 <= high else look["color"],
+            )
             _beside(ax, y, f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−"))
         ax.axvline(0, color=DARK, linewidth=1, zorder=0)
         ax.set(xlabel=f"{_MEASURES.get(measure, measure)}, difference (points)")
@@ -710,95 +1168,175 @@ def plot_differences(table: pd.DataFrame # a, b, measure, difference, low, high 
 # %% ../nbs/14_plots.ipynb #cell053
 def _dumbbells(ax, names, theirs, ours, measure) -> None:
     "A row for each version: published hollow, ours filled."
-    places, theirs, ours = _rows_of(names, ax), _mean_and_spread(theirs, measure), _mean_and_spread(ours, measure)
+    places, theirs, ours = (
+        _rows_of(names, ax),
+        _mean_and_spread(theirs, measure),
+        _mean_and_spread(ours, measure),
+    )
     for name in names:
         colour, marker, y = *(version_style(name)[key] for key in ("color", "marker")), places[name]
         means = [found["mean"].get(name, np.nan) for found in (theirs, ours)]
         ax.plot(means, [y, y], color="#b0b0b0", linewidth=1.2, zorder=1)
         for found, mean, face in ((theirs, means[0], "white"), (ours, means[1], colour)):
-            ax.errorbar(mean, y, xerr=found["std"].get(name) or None, marker=marker, markersize=6, color=colour, markerfacecolor=face,
-                        elinewidth=1.2, linestyle="none")
+            ax.errorbar(
+                mean,
+                y,
+                xerr=found["std"].get(name) or None,
+                marker=marker,
+                markersize=6,
+                color=colour,
+                markerfacecolor=face,
+                elinewidth=1.2,
+                linestyle="none",
+            )
         _beside(ax, y, " → ".join("–" if np.isnan(mean) else f"{mean:.1f}" for mean in means))
     ax.set(xlabel=f"{_MEASURES.get(measure, measure)} (%)")
     ax.margins(x=0.08)
 
+
 @styled
-def plot_published(published: pd.DataFrame, # version, the measures (0..1), and if there are several: backbone
-                   ours: pd.DataFrame,      # the same columns
-                   measures=("rank1", "mAP")
-                  ) -> Figure:
-    """Published figures (hollow) beside ours (filled) for each version in percent; several rows of a version: mean and one
-    standard deviation. A version that only one side has stands alone; "–" is the missing figure.
+# version, the measures (0..1), and if there are several: backbone
+def plot_published(
+    published: pd.DataFrame,
+    ours: pd.DataFrame,  # the same columns
+    measures=("rank1", "mAP"),
+) -> Figure:
+    """Published figures (hollow) beside ours (filled) for each version in percent; several rows of
+    a version: mean and one standard deviation. A version that only one side has stands alone; "–"
+    is the missing figure.
 
     Raises `PromptSGError` for a missing column, no rows, or percent."""
     for table, what in ((published, "the published table"), (ours, "our table")):
         _check_table(table, ["version", *measures], what, measures)
-    groups = [(title, theirs, own, _in_order([*theirs.version, *own.version])) for title, theirs, own in _groups(published, ours)]
+    groups = [
+        (title, theirs, own, _in_order([*theirs.version, *own.version]))
+        for title, theirs, own in _groups(published, ours)
+    ]
     heights = [0.55 + 0.2 * len(names) for *_, names in groups]
-    figure, axes = new_figure(len(groups), len(measures), figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3), height_ratios=heights)
+    figure, axes = new_figure(
+        len(groups),
+        len(measures),
+        figsize=(min(9, 1.2 + 3.3 * len(measures)), sum(heights) + 0.3),
+        height_ratios=heights,
+    )
     for line, (title, theirs, own, names) in zip(axes, groups):
         for ax, measure in zip(line, measures):
             _dumbbells(ax, names, theirs, own, measure)
         line[0].set_title(title, loc="left", fontweight="bold")
     for ax in axes[:, 1:].flat:
         ax.tick_params(labelleft=False)
-    figure.supxlabel("hollow: published; filled: ours; at the right: published → ours", fontsize=8, color=DARK)
+    figure.supxlabel(
+        "hollow: published; filled: ours; at the right: published → ours", fontsize=8, color=DARK
+    )
     return figure
 
 # %% ../nbs/14_plots.ipynb #cell062
 _PEOPLE_MARKERS = "osD^vPX<>phd"
 
+
 def _pca(features):
-    "First two principal components (N, 2), and the share of the variance of each; signs fixed by the largest loading."
+    """First two principal components (N, 2), and the share of the variance of each; signs fixed by
+    the largest loading."""
     centred = features - features.mean(0)
     u, s, vt = np.linalg.svd(centred, full_matrices=False)
     if s[0] < 1e-12 * max(1.0, np.abs(features).max()):
-        raise PromptSGError("all features are equal, so there is no map to draw; look for a collapsed model.")
+        raise PromptSGError(
+            "all features are equal, so there is no map to draw; look for a collapsed model."
+        )
     signs = np.sign(vt[np.arange(2), np.abs(vt[:2]).argmax(1)])
-    return u[:, :2] * s[:2] * signs, (s ** 2 / (s ** 2).sum())[:2]
+    return u[:, :2] * s[:2] * signs, (s**2 / (s**2).sum())[:2]
+
 
 def _map_points(features, method):
     "(N, 2) points and the two axis labels."
     if method == "pca":
         points, shares = _pca(features)
-        return points, [f"component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(shares)]
+        return points, [
+            f"component {i + 1} ({100 * share:.0f} % of the variance)"
+            for i, share in enumerate(shares)
+        ]
     if not callable(method):
-        raise PromptSGError(f"there is no map '{method}'; give 'pca' or a function from (N, D) to (N, 2).")
+        raise PromptSGError(
+            f"there is no map '{method}'; give 'pca' or a function from (N, D) to (N, 2)."
+        )
     points = np.asarray(method(features), dtype=float)
     if points.shape != (len(features), 2):
-        raise PromptSGError(f"the map's function gave the shape {points.shape}; it must give ({len(features)}, 2).")
+        raise PromptSGError(
+            f"the map's function gave the shape {points.shape}; it must give ({len(features)}, 2)."
+        )
     name = getattr(method, "__name__", "map")
     return points, [f"{name} 1 (no unit)", f"{name} 2 (no unit)"]
+
 
 def _chosen_people(identities, people) -> list:
     "The `people` identities with most images, or those that are listed."
     if isinstance(people, int):
-        return sorted(pd.Series(identities).value_counts(sort=True).sort_index().sort_values(ascending=False, kind="stable").index[:people], key=str)
+        return sorted(
+            pd.Series(identities)
+            .value_counts(sort=True)
+            .sort_index()
+            .sort_values(ascending=False, kind="stable")
+            .index[:people],
+            key=str,
+        )
     unknown = [one for one in people if one not in set(identities)]
     if unknown:
-        raise PromptSGError(f"the identity {unknown[0]} has no image among the features; choose from those that have.")
+        raise PromptSGError(
+            f"the identity {unknown[0]} has no image among the features; choose from those that "
+            "have."
+        )
     return list(people)
 
+
 @styled
-def plot_embedding_map(features,   # (N, D) finite, one row an image
-                       identities, # (N,) numbers or strings
-                       people=12,  # how many identities to colour, those with most images first; or a list of identities
-                       method="pca" # or a function (N, D) -> (N, 2), such as `sklearn.manifold.TSNE().fit_transform`
-                      ) -> Figure:
-    """Embeddings on a plane, a dot per image. Raises `PromptSGError` for NaN, unequal lengths, fewer than 3 images or 2 dimensions,
-    features that are all equal, an unknown identity or method."""
+def plot_embedding_map(
+    features,  # (N, D) finite, one row an image
+    identities,  # (N,) numbers or strings
+    # how many identities to colour, those with most images first; or a list of
+    # identities
+    people=12,
+    # or a function (N, D) -> (N, 2), such as
+    # `sklearn.manifold.TSNE().fit_transform`
+    method="pca",
+) -> Figure:
+    """Embeddings on a plane, a dot per image. Raises `PromptSGError` for NaN, unequal lengths,
+    fewer than 3 images or 2 dimensions, features that are all equal, an unknown identity or
+    method."""
     features, identities = np.asarray(features, dtype=float), np.asarray(identities)
-    if features.ndim != 2 or len(features) != len(identities) or len(features) < 3 or features.shape[1] < 2 or not np.isfinite(features).all():
-        raise PromptSGError(f"features {features.shape} and identities {identities.shape} must be (N, D) finite and (N,), N at least 3 and D at least 2.")
+    if (
+        features.ndim != 2
+        or len(features) != len(identities)
+        or len(features) < 3
+        or features.shape[1] < 2
+        or not np.isfinite(features).all()
+    ):
+        raise PromptSGError(
+            f"features {features.shape} and identities {identities.shape} must be (N, D) finite "
+            "and (N,), N at least 3 and D at least 2."
+        )
     points, labels = _map_points(features, method)
     chosen = _chosen_people(identities.tolist(), people)
     figure, ((ax,),) = new_figure(figsize=(6.4, 4.6))
     for i, one in enumerate(chosen):
-        ax.scatter(*points[identities == one].T, s=26, color=CYCLE[i % len(CYCLE)], marker=_PEOPLE_MARKERS[i % len(_PEOPLE_MARKERS)],
-                   edgecolors="white", linewidths=0.4, label=str(one))
+        ax.scatter(
+            *points[identities == one].T,
+            s=26,
+            color=CYCLE[i % len(CYCLE)],
+            marker=_PEOPLE_MARKERS[i % len(_PEOPLE_MARKERS)],
+            edgecolors="white",
+            linewidths=0.4,
+            label=str(one),
+        )
     rest = ~np.isin(identities, chosen)
     if rest.any():
-        ax.scatter(*points[rest].T, s=6, color="#b8b8b8", linewidths=0, zorder=0, label=f"others ({len(set(identities[rest].tolist()))})")
+        ax.scatter(
+            *points[rest].T,
+            s=6,
+            color="#b8b8b8",
+            linewidths=0,
+            zorder=0,
+            label=f"others ({len(set(identities[rest].tolist()))})",
+        )
     ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.set_aspect("equal", adjustable="datalim")
     figure.legend(title="identity", loc="outside right upper")

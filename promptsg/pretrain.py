@@ -19,12 +19,22 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import nn
 from open_clip import CustomTextCLIP
 from open_clip.transformer import TextTransformer
+from torch import nn
 
-from .backbone import (EMBEDDED, WEIGHTS, Bank, ViTBackbone, load_towers, model_config,
-                               read_state_dict, save_bank, save_tensors, tokenizer_for)
+from promptsg.backbone import (
+    EMBEDDED,
+    WEIGHTS,
+    Bank,
+    ViTBackbone,
+    load_towers,
+    model_config,
+    read_state_dict,
+    save_bank,
+    save_tensors,
+    tokenizer_for,
+)
 from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .files import check_writable_file
@@ -36,23 +46,24 @@ from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, senten
 def true_pairs(phrases, mentioned):
     """(B, M) bool: whether sentence j is true of picture i.
 
-    `phrases` are the B pictures' attributes, `mentioned` the names of the attributes that each of M <= B sentences speaks of;
-    sentence j was made from picture j."""
+    `phrases` are the B pictures' attributes, `mentioned` the names of the attributes that each of M
+    <= B sentences speaks of; sentence j was made from picture j."""
     names = sorted(set().union(*phrases))
-    values = np.array([[p.get(name, "") for name in names] for p in phrases])               # (B, A)
-    says = np.array([[name in said for name in names] for said in mentioned])               # (M, A)
-    return torch.from_numpy(((values[:, None] == values[None, :len(says)]) | ~says[None]).all(-1))
+    values = np.array([[p.get(name, "") for name in names] for p in phrases])  # (B, A)
+    says = np.array([[name in said for name in names] for said in mentioned])  # (M, A)
+    return torch.from_numpy(((values[:, None] == values[None, : len(says)]) | ~says[None]).all(-1))
 
 
 def contrastive_loss(image, text, scale, pairs):
-    "Equation (1): image (B, D) and text (M, D) of unit length, `pairs` (B, M) bool with a true picture for every sentence."
+    """Equation (1): image (B, D) and text (M, D) of unit length, `pairs` (B, M) bool with a true
+    picture for every sentence."""
     logits, P = scale * image @ text.T, pairs.float()
     told = pairs.any(1)
     by_image = F.cross_entropy(logits[told], P[told] / P[told].sum(1, keepdim=True))
     return (by_image + F.cross_entropy(logits.T, P.T / P.T.sum(1, keepdim=True))) / 2
 
 # %% ../nbs/17_pretrain.ipynb #cell010
-_FIRST = 10 ** 6  # the first person's number
+_FIRST = 10**6  # the first person's number
 
 
 def _picture(job):
@@ -60,12 +71,15 @@ def _picture(job):
     seed, number, size = job
     person, aspect = person_of(seed, _FIRST + number // 8), list(ASPECTS)[number % 4]
     nuisance = Nuisance.sample(np.random.default_rng([seed, number, 1]), ring=0.4, polish=0.45)
-    picture = cv2.resize(draw_hand(person, nuisance, aspect), (size, size), interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(
+        draw_hand(person, nuisance, aspect), (size, size), interpolation=cv2.INTER_AREA
+    )
     return picture, attributes(person, nuisance, aspect), landmarks(person, nuisance, aspect)
 
 
 def draw_set(count, size, seed, workers=1, progress=False):
-    """`count` pictures (N, size, size, 3) uint8, two of each aspect of each person, the N pictures' attributes, and landmarks (N, 12, 2).
+    """`count` pictures (N, size, size, 3) uint8, two of each aspect of each person, the N pictures'
+    attributes, and landmarks (N, 12, 2).
 
     `workers` processes draw them; the result does not depend on how many."""
     jobs = [(seed, number, size) for number in range(count)]
@@ -80,20 +94,24 @@ def draw_set(count, size, seed, workers=1, progress=False):
 
 
 def to_batch(pictures, rng=None):
-    """uint8 (B, H, W, 3) to CLIP-normalised float (B, 3, H, W); with a generator, shifted by up to 6 pixels and varied in brightness.
+    """uint8 (B, H, W, 3) to CLIP-normalised float (B, 3, H, W); with a generator, shifted by up to
+    6 pixels and varied in brightness.
 
     Never mirrored: that would turn a right hand into a left one."""
     x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
     if rng is not None:
         top, left = rng.integers(0, 13, 2)
-        x = F.pad(x, (6, 6, 6, 6), mode="replicate")[:, :, top:top + x.shape[2], left:left + x.shape[3]]
+        x = F.pad(x, (6, 6, 6, 6), mode="replicate")[
+            :, :, top : top + x.shape[2], left : left + x.shape[3]
+        ]
         x = x * torch.from_numpy(rng.uniform(0.8, 1.2, (len(x), 3, 1, 1))).float()
     mean, std = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
     return (x - mean) / std
 
 # %% ../nbs/17_pretrain.ipynb #cell012
 def encode_sentences(text, tokens):
-    "(M, D) embeddings of token ids (M, L) by an open_clip `TextTransformer`, read up to the longest sentence's end token."
+    """(M, D) embeddings of token ids (M, L) by an open_clip `TextTransformer`, read up to the
+    longest sentence's end token."""
     end = tokens.argmax(1)  # the end token has the largest id
     length = int(end.max()) + 1
     x = text.token_embedding(tokens[:, :length]) + text.positional_embedding[:length]
@@ -102,7 +120,8 @@ def encode_sentences(text, tokens):
 
 # %% ../nbs/17_pretrain.ipynb #cell013
 def embedded_clip(name, weights=None):
-    """(open_clip model, tokenizer) of an embedded model; `weights` is a safetensors file, the shipped one for None, "random" for none.
+    """(open_clip model, tokenizer) of an embedded model; `weights` is a safetensors file, the
+    shipped one for None, "random" for none.
 
     Raises `PromptSGError` for another name or an unreadable file."""
     if name not in EMBEDDED:
@@ -114,23 +133,39 @@ def embedded_clip(name, weights=None):
     return model.eval(), tokenizer_for(config["text_cfg"])
 
 # %% ../nbs/17_pretrain.ipynb #cell016
-STEPS = {"hand-vit-tiny": 3000, "hand-rn-tiny": 1000}    # convolutions find the thumb after 300 steps, a transformer later
+# convolutions find the thumb after 300 steps, a transformer later
+STEPS = {"hand-vit-tiny": 3000, "hand-rn-tiny": 1000}
 IMAGES = {"hand-vit-tiny": 16000, "hand-rn-tiny": 8000}
 
 
-def pretrain(name, out, images=None, steps=None, batch=64, texts=48, lr=1.5e-3, seed=7, unseen=400, progress=True):
-    """Trains an embedded model from nothing and writes its float16 safetensors to `out`; returns that path.
+def pretrain(
+    name,
+    out,
+    images=None,
+    steps=None,
+    batch=64,
+    texts=48,
+    lr=1.5e-3,
+    seed=7,
+    unseen=400,
+    progress=True,
+):
+    """Trains an embedded model from nothing and writes its float16 safetensors to `out`; returns
+    that path.
 
-    `images` pictures are drawn once; a step takes `batch` of them and `texts` <= batch sentences; None for `images` or `steps` is what the shipped
-    weights were trained with. Zero-shot accuracy on `unseen` pictures of people never trained on is printed every 100 steps and the file
-    written each time, so an interrupted run leaves one. Raises `PromptSGError` for another model name, and for
-    an `out` that cannot be written, before the work."""
+    `images` pictures are drawn once; a step takes `batch` of them and `texts` <= batch sentences;
+    None for `images` or `steps` is what the shipped weights were trained with. Zero-shot accuracy
+    on `unseen` pictures of people never trained on is printed every 100 steps and the file written
+    each time, so an interrupted run leaves one. Raises `PromptSGError` for another model name, and
+    for an `out` that cannot be written, before the work."""
     check_writable_file(out)
     torch.manual_seed(seed)
     model, tokenizer = embedded_clip(name, "random")
     steps, images = steps or STEPS[name], images or IMAGES[name]
     rng, size = np.random.default_rng(seed), model_config(name)["vision_cfg"]["image_size"]
-    pictures, phrases, points = draw_set(images, size, seed, workers=os.cpu_count() if images > 1000 else 1, progress=progress)
+    pictures, phrases, points = draw_set(
+        images, size, seed, workers=os.cpu_count() if images > 1000 else 1, progress=progress
+    )
     others = draw_set(unseen, size, seed + 1)[:2]
     grid = _place_positions(model.visual) if _is_transformer(model) else None
     questions = _Questions(phrases, points, model_config(name)["embed_dim"], grid)
@@ -138,7 +173,18 @@ def pretrain(name, out, images=None, steps=None, batch=64, texts=48, lr=1.5e-3, 
     for step in progress_bar(range(steps), progress, desc=name):
         _set_rate(optimizer, step, steps, lr)
         weight = max(0.0, 1 - step / (0.6 * steps))
-        _contrastive_step(model, tokenizer, optimizer, pictures, phrases, rng.integers(0, images, batch), texts, rng, questions, weight)
+        _contrastive_step(
+            model,
+            tokenizer,
+            optimizer,
+            pictures,
+            phrases,
+            rng.integers(0, images, batch),
+            texts,
+            rng,
+            questions,
+            weight,
+        )
         if (step + 1) % 100 == 0 or step + 1 == steps:
             _save(model, out)
             print(f"{step + 1} " + zero_shot(model, tokenizer, *others).accuracy.round(3).to_json())
@@ -150,56 +196,105 @@ def _is_transformer(model):
 
 
 def _place_positions(visual, amplitude=0.5):
-    "Starts a vision transformer's position embedding as sines and cosines of row and column, so that it need not find out which patches are neighbours."
+    """Starts a vision transformer's position embedding as sines and cosines of row and column, so
+    that it need not find out which patches are neighbours."""
     width, (rows, columns) = visual.positional_embedding.shape[1], visual.grid_size
     frequency = math.pi / 2 * 8 ** torch.linspace(0, 1, width // 4)
-    waves = [torch.cat([f(((torch.arange(n) + 0.5) / n)[:, None] * frequency) for f in (torch.sin, torch.cos)], 1) for n in (rows, columns)]
-    grid = torch.cat([waves[0][:, None].expand(-1, columns, -1), waves[1][None].expand(rows, -1, -1)], -1)        # (rows, columns, W)
+    waves = [
+        torch.cat(
+            [f(((torch.arange(n) + 0.5) / n)[:, None] * frequency) for f in (torch.sin, torch.cos)],
+            1,
+        )
+        for n in (rows, columns)
+    ]
+    # (rows, columns, W)
+    grid = torch.cat(
+        [waves[0][:, None].expand(-1, columns, -1), waves[1][None].expand(rows, -1, -1)], -1
+    )
     with torch.no_grad():
         visual.positional_embedding[1:] = amplitude * grid.flatten(0, 1)
     return visual.grid_size
 
 
 class _Questions(nn.Module):
-    """Linear answers to what a picture shows and where its landmarks are: `forward(embedding (B, D), patches (B, M, D) or None, rows)` is a loss.
+    """Linear answers to what a picture shows and where its landmarks are: `forward(embedding (B,
+    D), patches (B, M, D) or None, rows)` is a loss.
 
-    The embedding is asked for every attribute (cross-entropy) and for the landmarks' coordinates (squared error); with a `grid`, the patches
-    are asked which of them holds each landmark (cross-entropy over the patches)."""
+    The embedding is asked for every attribute (cross-entropy) and for the landmarks' coordinates
+    (squared error); with a `grid`, the patches are asked which of them holds each landmark
+    (cross-entropy over the patches)."""
 
     def __init__(self, phrases, points, dim, grid=None):
         super().__init__()
         answers = {name: sorted({p[name] for p in phrases}) for name in phrases[0]}
         always = points[:, np.isfinite(points).all((0, 2))]
-        self.true = {name: torch.tensor([known.index(p[name]) for p in phrases]) for name, known in answers.items()}
-        self.points = torch.from_numpy((always - always.mean(0)) / always.std(0)).float().flatten(1)   # (N, 22)
-        self.linear = nn.ModuleDict({name: nn.Linear(dim, len(known)) for name, known in answers.items()})
+        self.true = {
+            name: torch.tensor([known.index(p[name]) for p in phrases])
+            for name, known in answers.items()
+        }
+        # (N, 22)
+        self.points = torch.from_numpy((always - always.mean(0)) / always.std(0)).float().flatten(1)
+        self.linear = nn.ModuleDict(
+            {name: nn.Linear(dim, len(known)) for name, known in answers.items()}
+        )
         self.where = nn.Linear(dim, self.points.shape[1])
         self.holds = nn.Linear(dim, points.shape[1]) if grid else None
-        self.near = _nearness(torch.from_numpy(points).float(), grid) if grid else None                # (N, M, 12)
+        # (N, M, 12)
+        self.near = _nearness(torch.from_numpy(points).float(), grid) if grid else None
 
     def forward(self, embedding, patches, rows):
-        what = sum(F.cross_entropy(layer(embedding), self.true[name][rows]) for name, layer in self.linear.items()) / 3
+        what = (
+            sum(
+                F.cross_entropy(layer(embedding), self.true[name][rows])
+                for name, layer in self.linear.items()
+            )
+            / 3
+        )
         what = what + F.mse_loss(self.where(embedding), self.points[rows])
         return what if patches is None else what + self._held(patches, self.near[rows])
 
     def _held(self, patches, near):
-        return F.cross_entropy(*(x.transpose(1, 2).flatten(0, 1)[near.sum(1).flatten() > 0.5] for x in (self.holds(patches), near)))
+        return F.cross_entropy(
+            *(
+                x.transpose(1, 2).flatten(0, 1)[near.sum(1).flatten() > 0.5]
+                for x in (self.holds(patches), near)
+            )
+        )
 
 
 def _nearness(points, grid):
-    "(N, M, K) weights of the patches around each of `points` (N, K, 2), each K's sum 1; zeros for a point that is NaN."
+    """(N, M, K) weights of the patches around each of `points` (N, K, 2), each K's sum 1; zeros for
+    a point that is NaN."""
     rows, columns = grid
-    centre = torch.stack(torch.meshgrid((torch.arange(columns) + 0.5) / columns, (torch.arange(rows) + 0.5) / rows, indexing="xy"), -1).flatten(0, 1)
-    distance = ((points.clamp(0, 1)[:, None] - centre[:, None]) * torch.tensor([columns, rows])).square().sum(-1)   # (N, M, K), in patches
+    centre = torch.stack(
+        torch.meshgrid(
+            (torch.arange(columns) + 0.5) / columns,
+            (torch.arange(rows) + 0.5) / rows,
+            indexing="xy",
+        ),
+        -1,
+    ).flatten(0, 1)
+    # (N, M, K), in patches
+    distance = (
+        ((points.clamp(0, 1)[:, None] - centre[:, None]) * torch.tensor([columns, rows]))
+        .square()
+        .sum(-1)
+    )
     return (-2 * distance).softmax(1).nan_to_num(0.0)
 
 
 def _optimizer(model, lr):
     "AdamW with weight decay on matrices alone, not on biases, norms and position embeddings."
-    torch.set_flush_denormal(True)  # Adam's running squares get so small that a CPU's arithmetic on them slows down
+    # Adam's running squares get so small that a CPU's arithmetic on them slows down
+    torch.set_flush_denormal(True)
     plain = {name for name, p in model.named_parameters() if p.ndim < 2 or "positional" in name}
-    groups = [dict(params=[p for name, p in model.named_parameters() if (name in plain) == bare], weight_decay=0.0 if bare else 0.1)
-              for bare in (False, True)]
+    groups = [
+        dict(
+            params=[p for name, p in model.named_parameters() if (name in plain) == bare],
+            weight_decay=0.0 if bare else 0.1,
+        )
+        for bare in (False, True)
+    ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
@@ -209,16 +304,25 @@ def _set_rate(optimizer, step, steps, top, warm=50):
         group["lr"] = top * min(1, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _contrastive_step(model, tokenizer, optimizer, pictures, phrases, rows, texts, rng, questions, weight):
-    "One step on the pictures `rows`, with fresh sentences about the first `texts` of them; `weight` is that of the direct questions."
+def _contrastive_step(
+    model, tokenizer, optimizer, pictures, phrases, rows, texts, rng, questions, weight
+):
+    """One step on the pictures `rows`, with fresh sentences about the first `texts` of them;
+    `weight` is that of the direct questions."""
     model.train()
     keep = rng.choice([0.15, 0.5])
     said, mentioned = zip(*(sentence(phrases[row], rng, keep) for row in rows[:texts]))
     pairs = true_pairs([phrases[row] for row in rows], mentioned)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_is_transformer(model)):  # a CPU's bfloat16 convolutions are slow
-        (image, patches), text = _look(model, to_batch(pictures[rows], rng)), encode_sentences(model.text, tokenizer(list(said)))
+    # a CPU's bfloat16 convolutions are slow
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_is_transformer(model)):
+        (image, patches), text = (
+            _look(model, to_batch(pictures[rows], rng)),
+            encode_sentences(model.text, tokenizer(list(said))),
+        )
     scale = model.logit_scale.exp().clamp(max=100)
-    loss = contrastive_loss(F.normalize(image, dim=1), F.normalize(text.float(), dim=1), scale, pairs)
+    loss = contrastive_loss(
+        F.normalize(image, dim=1), F.normalize(text.float(), dim=1), scale, pairs
+    )
     loss = loss + weight * questions(image, patches, rows) if weight else loss
     optimizer.zero_grad()
     loss.backward()
@@ -236,44 +340,74 @@ def _look(model, images):
 
 def _save(model, out):
     "Float16 safetensors, whole or not at all."
-    save_tensors(out, {key: value.half() if value.is_floating_point() else value
-                       for key, value in model.state_dict().items()})
+    save_tensors(
+        out,
+        {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in model.state_dict().items()
+        },
+    )
 
 # %% ../nbs/17_pretrain.ipynb #cell018
 _HAND = "A photo of a person's {aspect} hand"
 QUESTIONS = {  # attribute -> the phrases to choose from
     "skin": [f"with {tone} skin" for tone in ("very fair", "fair", "medium", "dark")],
     "ring": ["with no ring", "wearing a gold ring", "wearing a silver ring"],
-    "polish": ["with no nail polish"] + [f"with {colour} nail polish" for colour in ("red", "pink", "blue", "dark")],
+    "polish": ["with no nail polish"]
+    + [f"with {colour} nail polish" for colour in ("red", "pink", "blue", "dark")],
 }
 
 
 @torch.no_grad()
 def zero_shot(model, tokenizer, pictures, phrases):
-    """DataFrame of a CLIP's answers on pictures (N, H, W, 3) uint8 with known attributes: a row for `face`, `side` and each of `QUESTIONS`.
+    """DataFrame of a CLIP's answers on pictures (N, H, W, 3) uint8 with known attributes: a row for
+    `face`, `side` and each of `QUESTIONS`.
 
-    Columns: `accuracy`, `chance` (share of the commonest true answer), `images` (where the attribute can be seen)."""
+    Columns: `accuracy`, `chance` (share of the commonest true answer), `images` (where the
+    attribute can be seen)."""
     model.eval()
-    image = torch.cat([F.normalize(model.encode_image(to_batch(pictures[i:i + 100])), dim=1) for i in range(0, len(pictures), 100)])
+    image = torch.cat(
+        [
+            F.normalize(model.encode_image(to_batch(pictures[i : i + 100])), dim=1)
+            for i in range(0, len(pictures), 100)
+        ]
+    )
+
     def choose(rows, sentences):
         text = F.normalize(encode_sentences(model.text, tokenizer(sentences)), dim=1)
         return (image[rows] @ text.T).argmax(1).tolist()
+
     truth = np.array([f"{p['face']} {p['side']}" for p in phrases])
     aspects = list(ASPECTS.values())
-    told = [aspects[i].split() for i in choose(slice(None), [_HAND.format(aspect=a) + "." for a in aspects])]
-    found = {part: _score([t[i] for t in told], [p[part] for p in phrases]) for i, part in enumerate(("face", "side"))}
+    told = [
+        aspects[i].split()
+        for i in choose(slice(None), [_HAND.format(aspect=a) + "." for a in aspects])
+    ]
+    found = {
+        part: _score([t[i] for t in told], [p[part] for p in phrases])
+        for i, part in enumerate(("face", "side"))
+    }
     for attribute, answers in QUESTIONS.items():
         given, true = [], []
         for aspect in aspects:
             rows = [i for i in np.flatnonzero(truth == aspect) if phrases[i][attribute] in answers]
-            given += [answers[i] for i in choose(rows, [f"{_HAND.format(aspect=aspect)} {answer}." for answer in answers])]
+            given += [
+                answers[i]
+                for i in choose(
+                    rows, [f"{_HAND.format(aspect=aspect)} {answer}." for answer in answers]
+                )
+            ]
             true += [phrases[i][attribute] for i in rows]
         found[attribute] = _score(given, true)
     return pd.DataFrame(found).T.astype({"images": int})
 
 
 def _score(given, true):
-    return dict(accuracy=np.mean([g == t for g, t in zip(given, true)]), chance=max(map(true.count, true)) / len(true), images=len(true))
+    return dict(
+        accuracy=np.mean([g == t for g, t in zip(given, true)]),
+        chance=max(map(true.count, true)) / len(true),
+        images=len(true),
+    )
 
 # %% ../nbs/17_pretrain.ipynb #taught
 def deal_sentences(count, seed=0):
@@ -283,8 +417,10 @@ def deal_sentences(count, seed=0):
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = torch.arange(count) % 5 == 0
     if held.sum() < 2:
-        raise PromptSGError(f"the bank has {count} sentences, too few to hold two out; every fifth "
-                            "is, so give at least 6")
+        raise PromptSGError(
+            f"the bank has {count} sentences, too few to hold two out; every fifth "
+            "is, so give at least 6"
+        )
     return order[~held], order[held]
 
 
@@ -293,15 +429,17 @@ class _Taught:
 
     def __init__(self, bank, tokenizer, dim, seed):
         if bank.vectors.shape[1] != dim:
-            raise PromptSGError(f"the bank's vectors have {bank.vectors.shape[1]} dimensions and the "
-                                f"image embeddings {dim}; give the bank that belongs to this image "
-                                "tower")
-        for sentence in bank.sentences:
-            tokenize_prompt(sentence, tokenizer)  # refuses what is too long
+            raise PromptSGError(
+                f"the bank's vectors have {bank.vectors.shape[1]} dimensions and the "
+                f"image embeddings {dim}; give the bank that belongs to this image "
+                "tower"
+            )
+        for text in bank.sentences:
+            tokenize_prompt(text, tokenizer)  # refuses what is too long
         self.learnt, self.held = deal_sentences(len(bank.sentences), seed)
         self.tokens = tokenizer([*bank.sentences])
         vectors = F.normalize(bank.vectors.float(), dim=1)
-        self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)         # (N, D)
+        self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)  # (N, D)
 
     def loss(self, text, rng, batch):
         "Equation (2) on `batch` of the learnt sentences, or all of fewer."
@@ -315,8 +453,10 @@ class _Taught:
         said = F.normalize(encode_sentences(text, self.tokens), dim=1)
         said = F.normalize(said - said[self.learnt].mean(0), dim=1)
         parts = {"learnt": self.learnt, "held out": self.held}
-        return "\n".join(f"{name} {when}: {_agreement(said[rows], self.targets[rows])}"
-                         for name, rows in parts.items())
+        return "\n".join(
+            f"{name} {when}: {_agreement(said[rows], self.targets[rows])}"
+            for name, rows in parts.items()
+        )
 
 
 def _agreement(said, targets):
@@ -324,8 +464,10 @@ def _agreement(said, targets):
     cosine, n = said @ targets.T, len(said)
     own, right = cosine.diagonal().mean(), (cosine.argmax(1) == torch.arange(n)).float().mean()
     other = (cosine.sum() - cosine.trace()) / (n * n - n)
-    return (f"{n} sentences, mean cosine {own:+.3f} (with another's {other:+.3f}), the right one "
-            f"nearest for {100 * right:.1f} % (chance {100 / n:.1f} %)")
+    return (
+        f"{n} sentences, mean cosine {own:+.3f} (with another's {other:+.3f}), the right one "
+        f"nearest for {100 * right:.1f} % (chance {100 / n:.1f} %)"
+    )
 
 # %% ../nbs/17_pretrain.ipynb #cell025
 TEXT_TOWER = dict(context_length=40, vocab_size=4014, width=256, heads=4, layers=4)
@@ -334,23 +476,40 @@ TEXT_TOWER = dict(context_length=40, vocab_size=4014, width=256, heads=4, layers
 def row_attributes(row):
     "`{attribute: phrase}` of a row of 11K Hands' DataFrame."
     face, side = ASPECTS[row.aspect].split()
-    return dict(face=face, side=side, skin=f"with {row.skin_color} skin", gender=f"of a {row.gender}",
-                polish=("with nail polish" if row.nail_polish else "with no nail polish") if face == "dorsal" else "",
-                age=f"of age {10 * (int(row.age) // 10)}")
+    return dict(
+        face=face,
+        side=side,
+        skin=f"with {row.skin_color} skin",
+        gender=f"of a {row.gender}",
+        polish=("with nail polish" if row.nail_polish else "with no nail polish")
+        if face == "dorsal"
+        else "",
+        age=f"of age {10 * (int(row.age) // 10)}",
+    )
 
 
-def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progress=True, bank=None):
-    """Trains a text tower against frozen image embeddings, writes it with its settings to `out` (safetensors) and returns it.
+def align_text(
+    features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progress=True, bank=None
+):
+    """Trains a text tower against frozen image embeddings, writes it with its settings to `out`
+    (safetensors) and returns it.
 
-    features (N, D), one row for each row of `frame`, which has 11K Hands' attribute columns. The image side is centred for training only, because
-    CLIP's embeddings of one kind of object all point the same way. With a `bank` (`promptsg.backbone.Bank`, vectors of D dimensions) its sentences
-    are learnt too, but for those held out, and the agreement with both is printed. Raises `PromptSGError` when features, frame and bank do not
-    fit, and for a bank that is too small or has a sentence that is too long."""
+    features (N, D), one row for each row of `frame`, which has 11K Hands' attribute columns. The
+    image side is centred for training only, because CLIP's embeddings of one kind of object all
+    point the same way. With a `bank` (`promptsg.backbone.Bank`, vectors of D dimensions) its
+    sentences are learnt too, but for those held out, and the agreement with both is printed. Raises
+    `PromptSGError` when features, frame and bank do not fit, and for a bank that is too small or
+    has a sentence that is too long."""
     if len(features) != len(frame):
-        raise PromptSGError(f"{len(features)} embeddings were given for {len(frame)} rows; give one for each")
+        raise PromptSGError(
+            f"{len(features)} embeddings were given for {len(frame)} rows; give one for each"
+        )
     torch.manual_seed(seed)
     rng, phrases = np.random.default_rng(seed), [row_attributes(row) for row in frame.itertuples()]
-    text, tokenizer = TextTransformer(**TEXT_TOWER, output_dim=features.shape[1]), tokenizer_for(TEXT_TOWER)
+    text, tokenizer = (
+        TextTransformer(**TEXT_TOWER, output_dim=features.shape[1]),
+        tokenizer_for(TEXT_TOWER),
+    )
     text.logit_scale = torch.nn.Parameter(torch.tensor(math.log(20.0)))
     taught = None if bank is None else _Taught(bank, tokenizer, features.shape[1], seed)
     image = F.normalize(features.float(), dim=1)
@@ -360,7 +519,16 @@ def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progr
         print(taught.agreement(text, "before"))
     for step in progress_bar(range(steps), progress, desc="aligning text"):
         _set_rate(optimizer, step, steps, lr)
-        _align_step(text, tokenizer, optimizer, image, phrases, rng.integers(0, len(frame), batch), rng, taught)
+        _align_step(
+            text,
+            tokenizer,
+            optimizer,
+            image,
+            phrases,
+            rng.integers(0, len(frame), batch),
+            rng,
+            taught,
+        )
     if taught:
         print(taught.agreement(text, "after"))
     del text.logit_scale  # its work is done
@@ -369,10 +537,16 @@ def align_text(features, frame, out, steps=300, batch=64, lr=5e-4, seed=0, progr
 
 
 def _align_step(text, tokenizer, optimizer, image, phrases, rows, rng, taught):
-    "One step of the text tower on the rows `rows`, each with a fresh sentence, and on as many of the `taught` ones."
+    """One step of the text tower on the rows `rows`, each with a fresh sentence, and on as many of
+    the `taught` ones."""
     said, mentioned = zip(*(sentence(phrases[row], rng) for row in rows))
     encoded = F.normalize(encode_sentences(text, tokenizer(list(said))), dim=1)
-    loss = contrastive_loss(image[rows], encoded, text.logit_scale.exp().clamp(max=100), true_pairs([phrases[row] for row in rows], mentioned))
+    loss = contrastive_loss(
+        image[rows],
+        encoded,
+        text.logit_scale.exp().clamp(max=100),
+        true_pairs([phrases[row] for row in rows], mentioned),
+    )
     loss = loss + taught.loss(text, rng, len(rows)) if taught else loss
     optimizer.zero_grad()
     loss.backward()
@@ -387,8 +561,9 @@ def read_sentences(path):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise PromptSGError(f"{path} cannot be read ({why}); give a text file with a sentence a "
-                            "line") from None
+        raise PromptSGError(
+            f"{path} cannot be read ({why}); give a text file with a sentence a line"
+        ) from None
     said = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not said:
         raise PromptSGError(f"{path} has no sentence; write one a line")
@@ -402,11 +577,13 @@ def bank_of_vectors(sentences, files, out):
     tables = [_read_rows(file) for file in files]
     if len({table.shape[1] for table in tables}) > 1 or sum(map(len, tables)) != len(sentences):
         shapes = ", ".join(f"{file} {table.shape}" for file, table in zip(files, tables))
-        raise PromptSGError(f"there are {len(sentences)} sentences for {shapes}; give as many rows "
-                            "as sentences, all of one width")
+        raise PromptSGError(
+            f"there are {len(sentences)} sentences for {shapes}; give as many rows "
+            "as sentences, all of one width"
+        )
     rows = {}
-    for sentence, row in zip(sentences, np.concatenate(tables)):
-        rows.setdefault(sentence, row)
+    for text, row in zip(sentences, np.concatenate(tables)):
+        rows.setdefault(text, row)
     save_bank(out, rows, torch.from_numpy(np.stack([*rows.values()])))
     return tuple(rows)
 
@@ -418,8 +595,9 @@ def _read_rows(file):
         if table.ndim != 2 or table.dtype.kind != "f":
             raise ValueError(f"{table.dtype} of shape {table.shape}")
     except (OSError, ValueError, EOFError) as error:
-        raise PromptSGError(f"{file} is no table of numbers ({str(error)[:100]}); give a .npy file "
-                            "of floats (N, D)") from None
+        raise PromptSGError(
+            f"{file} is no table of numbers ({str(error)[:100]}); give a .npy file of floats (N, D)"
+        ) from None
     return table.astype(np.float32)
 
 
@@ -428,20 +606,31 @@ def bank_of_tower(sentences, config, out):
     """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
 
     `{aspect}` is filled in them: with the config's own or, for `prompt_aspect: image`, with each of
-    `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for a
-    sentence that it cannot read."""
-    towers = load_towers(config.tower, config.pretrained, config.image_size, config.text_pretrained,
-                         config.seed, config.part_options.get("backbone"))
+    `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for
+    a sentence that it cannot read."""
+    towers = load_towers(
+        config.tower,
+        config.pretrained,
+        config.image_size,
+        config.text_pretrained,
+        config.seed,
+        config.part_options.get("backbone"),
+    )
     if towers.text is None or isinstance(towers.text, Bank):
         file = config.text_pretrained or config.pretrained
-        raise PromptSGError(f"{file} holds no text tower; name one that does, such as --config "
-                            "paper@hand-vit-tiny")
+        raise PromptSGError(
+            f"{file} holds no text tower; name one that does, such as --config paper@hand-vit-tiny"
+        )
     aspects = spoken_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
-    said = dict.fromkeys(fill_aspect(sentence, aspect) for sentence in sentences
-                         for aspect in aspects(sentence, config.aspect_words))
-    for sentence in said:
-        if tokenize_prompt(sentence, towers.tokenizer).place is not None:
-            raise PromptSGError(f"the sentence {sentence!r} has a place {{}} for s*; a bank holds "
-                                "whole sentences")
+    said = dict.fromkeys(
+        fill_aspect(sentence, aspect)
+        for sentence in sentences
+        for aspect in aspects(sentence, config.aspect_words)
+    )
+    for text in said:
+        if tokenize_prompt(text, towers.tokenizer).place is not None:
+            raise PromptSGError(
+                f"the sentence {text!r} has a place {{}} for s*; a bank holds whole sentences"
+            )
     save_bank(out, said, encode_sentences(towers.text.eval(), towers.tokenizer([*said])))
     return tuple(said)

@@ -9,9 +9,9 @@ __all__ = ['PLAIN_SENTENCES', 'PromptTokens', 'fill_aspect', 'tokenize_prompt', 
 # %% ../nbs/04_prompt.ipynb #cell002
 import difflib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +24,18 @@ from .config import ASPECTS, PromptSGError, check_places, shown
 # %% ../nbs/04_prompt.ipynb #cell004
 @dataclass(frozen=True)
 class PromptTokens:
-    "A tokenised prompt: `ids` from start to end token, and the `place` of s* in it (None for a sentence without)."
-    text: str            # as it is read out, "s*" at the place
-    ids: tuple           # L token ids, start and end token included
-    place: int | None    # 0..L-1
-    template: str        # as it was given, with `{}` and `{aspect}`
+    """A tokenised prompt: `ids` from start to end token, and the `place` of s* in it (None for a
+    sentence without)."""
+
+    text: str  # as it is read out, "s*" at the place
+    ids: tuple  # L token ids, start and end token included
+    place: int | None  # 0..L-1
+    template: str  # as it was given, with `{}` and `{aspect}`
 
 
 def fill_aspect(template, aspect=""):
-    """`"A photo of a {} person's {aspect} hand."` with the aspect in words ("dorsal right") and `{}` left for s*; an empty aspect leaves single blanks.
+    """`"A photo of a {} person's {aspect} hand."` with the aspect in words ("dorsal right") and
+    `{}` left for s*; an empty aspect leaves single blanks.
 
     Raises `PromptSGError` for anything else in braces."""
     check_places(template)
@@ -43,25 +46,32 @@ def fill_aspect(template, aspect=""):
 def tokenize_prompt(template, tokenizer, aspect=""):
     """`PromptTokens` of a template such as `"A photo of a {} {aspect} hand."`.
 
-    `aspect` is in words ("dorsal right"). Raises `PromptSGError` for an unknown field, more than one place for s*, or a
-    sentence longer than the text encoder reads."""
+    `aspect` is in words ("dorsal right"). Raises `PromptSGError` for an unknown field, more than
+    one place for s*, or a sentence longer than the text encoder reads."""
     pieces = fill_aspect(template, aspect).split("{}")
     if len(pieces) > 2:
-        raise PromptSGError(f"the prompt {shown(template, 200)} has {len(pieces) - 1} places {{}} for s*; keep one")
+        raise PromptSGError(
+            f"the prompt {shown(template, 200)} has {len(pieces) - 1} places {{}} for s*; keep one"
+        )
     before, *after = [tokenizer.encode(piece) for piece in pieces]
     place = len(before) + 1 if after else None
-    middle = [tokenizer.sot_token_id, *after[0]] if after else []  # s* needs some id; its embedding is replaced
+    # s* needs some id; its embedding is replaced
+    middle = [tokenizer.sot_token_id, *after[0]] if after else []
     ids = (tokenizer.sot_token_id, *before, *middle, tokenizer.eot_token_id)
     if len(ids) > tokenizer.context_length:
-        raise PromptSGError(f"the prompt {shown(template, 200)} has {len(ids)} tokens but the text encoder reads {tokenizer.context_length}; shorten it")
+        raise PromptSGError(
+            f"the prompt {shown(template, 200)} has {len(ids)} tokens but the text encoder reads "
+            f"{tokenizer.context_length}; shorten it"
+        )
     return PromptTokens("s*".join(pieces), ids, place, template)
 
 # %% ../nbs/04_prompt.ipynb #cell006
 class TextFeatures:
     """A batch of encoded sentences in CLIP's joint space.
 
-    `sentence` (B, D): the end token's state, what CLIP calls the text embedding, l. `words` (B, L - 1, D): every token's state after the start
-    token, the last being the sentence; computed when first read."""
+    `sentence` (B, D): the end token's state, what CLIP calls the text embedding, l. `words` (B, L -
+    1, D): every token's state after the start token, the last being the sentence; computed when
+    first read."""
 
     def __init__(self, sentence, words: Callable):
         self.sentence, self._words = sentence, words
@@ -77,19 +87,23 @@ class Prefix:
 
     P tokens stand before s*, R are s* and what follows, L = P + R; shorter sentences are padded, on
     the left of their start and right behind s*, where the mask hides it."""
-    keys_values: tuple      # per block (A, P, 2W): keys, then values, of the tokens before s*
-    states: torch.Tensor    # (A, P, W) their states after the last block
+
+    keys_values: tuple  # per block (A, P, 2W): keys, then values, of the tokens before s*
+    states: torch.Tensor  # (A, P, W) their states after the last block
     position: torch.Tensor  # (A, W) position embedding at the place of s*
-    after: torch.Tensor     # (A, R - 1, W) word and position embeddings of the tokens after s*
+    after: torch.Tensor  # (A, R - 1, W) word and position embeddings of the tokens after s*
     # (A, R, L) added to the attention's scores: -inf where a token would look ahead, or at padding
     mask: torch.Tensor
-    padded: bool            # some sentence is shorter than another
+    padded: bool  # some sentence is shorter than another
 
     def of(self, rows):
         "The sentences `rows` (B,), one an image."
         pick = lambda part: part[rows]
-        return Prefix(tuple(map(pick, self.keys_values)), *map(pick, (
-            self.states, self.position, self.after, self.mask)), self.padded)
+        return Prefix(
+            tuple(map(pick, self.keys_values)),
+            *map(pick, (self.states, self.position, self.after, self.mask)),
+            self.padded,
+        )
 
 
 def join_prefixes(prefixes):
@@ -99,19 +113,25 @@ def join_prefixes(prefixes):
     left = lambda t, size: F.pad(t, (0, 0, size - t.shape[1], 0))
 
     def mask(one):
-        p, r = before - one.states.shape[1], after - one.after.shape[1]      # rows of padding
+        p, r = before - one.states.shape[1], after - one.after.shape[1]  # rows of padding
         rows = torch.tensor([0, *range(1 + r, 1 + after)])
         columns = torch.tensor([*range(p, before + 1), *range(before + 1 + r, before + 1 + after)])
         whole = one.mask.new_full((1 + after, before + 1 + after), -torch.inf)
         whole[rows[:, None], columns] = one.mask[0]
-        whole[1:1 + r, before] = 0                                           # s*, so that no NaN comes
+        # s*, so that no NaN comes
+        whole[1 : 1 + r, before] = 0
         return whole[None]
+
     every = lambda part: torch.cat([part(one) for one in prefixes])
     blocks = range(len(prefixes[0].keys_values))
-    return Prefix(tuple(every(lambda one: left(one.keys_values[block], before)) for block in blocks),
-                  every(lambda one: left(one.states, before)), every(lambda one: one.position),
-                  every(lambda one: left(one.after, after)), every(mask),
-                  len({(one.states.shape[1], one.after.shape[1]) for one in prefixes}) > 1)
+    return Prefix(
+        tuple(every(lambda one: left(one.keys_values[block], before)) for block in blocks),
+        every(lambda one: left(one.states, before)),
+        every(lambda one: one.position),
+        every(lambda one: left(one.after, after)),
+        every(mask),
+        len({(one.states.shape[1], one.after.shape[1]) for one in prefixes}) > 1,
+    )
 
 # %% ../nbs/04_prompt.ipynb #cell008
 def _keys_values(block, normed):
@@ -126,19 +146,71 @@ def _continue(block, x, before, mask, rows):
     rows see all."""
     width, heads = x.shape[-1], block.attn.num_heads
     normed = block.ln_1(x)
-    q = F.linear(normed[:, -rows:], block.attn.in_proj_weight[:width], block.attn.in_proj_bias[:width])
+    q = F.linear(
+        normed[:, -rows:], block.attn.in_proj_weight[:width], block.attn.in_proj_bias[:width]
+    )
     new = _keys_values(block, normed)
-    k, v = torch.cat([before.to(new.dtype).expand(len(x), -1, -1), new], 1).chunk(2, -1)              # (B, L, W) each
-    mask = None if mask is None else mask[:, None, -rows:].to(q.dtype)         # the same for all heads
-    seen = F.scaled_dot_product_attention(*(split_heads(t, heads) for t in (q, k, v)), attn_mask=mask)
+    # (B, L, W) each
+    k, v = torch.cat([before.to(new.dtype).expand(len(x), -1, -1), new], 1).chunk(2, -1)
+    # the same for all heads
+    mask = None if mask is None else mask[:, None, -rows:].to(q.dtype)
+    seen = F.scaled_dot_product_attention(
+        *(split_heads(t, heads) for t in (q, k, v)), attn_mask=mask
+    )
     x = x[:, -rows:] + block.ls_1(block.attn.out_proj(seen.transpose(1, 2).flatten(2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 # %% ../nbs/04_prompt.ipynb #words
-_THINGS = ("person dog cat horse bird fish tree flower leaf mountain river beach street house "
-           "kitchen room chair table bed sofa lamp book phone computer clock cup bottle plate "
-           "apple bread pizza cake car bus train boat airplane bicycle bag shirt shoe ball toy wall "
-           "floor sky cloud field").split()
+_THINGS = [
+    "person",
+    "dog",
+    "cat",
+    "horse",
+    "bird",
+    "fish",
+    "tree",
+    "flower",
+    "leaf",
+    "mountain",
+    "river",
+    "beach",
+    "street",
+    "house",
+    "kitchen",
+    "room",
+    "chair",
+    "table",
+    "bed",
+    "sofa",
+    "lamp",
+    "book",
+    "phone",
+    "computer",
+    "clock",
+    "cup",
+    "bottle",
+    "plate",
+    "apple",
+    "bread",
+    "pizza",
+    "cake",
+    "car",
+    "bus",
+    "train",
+    "boat",
+    "airplane",
+    "bicycle",
+    "bag",
+    "shirt",
+    "shoe",
+    "ball",
+    "toy",
+    "wall",
+    "floor",
+    "sky",
+    "cloud",
+    "field",
+]
 PLAIN_SENTENCES = tuple(f"A photo of a {thing}." for thing in _THINGS)
 
 
@@ -148,8 +220,10 @@ def directions(sentences, others):
     `PromptSGError` for a sentence that says what the others say on average."""
     found = F.normalize(sentences.float(), dim=1) - F.normalize(others.float(), dim=1).mean(0)
     if found.norm(dim=1).min() < 1e-4:
-        raise PromptSGError("a word says what the mean of the other sentences says, so nothing "
-                            "tells it from them; choose another word")
+        raise PromptSGError(
+            "a word says what the mean of the other sentences says, so nothing "
+            "tells it from them; choose another word"
+        )
     return F.normalize(found, dim=1)
 
 
@@ -160,8 +234,10 @@ def spoken_aspects(template, own):
 
 
 _NUMBERS = (*range(len(ASPECTS)), -1)  # as `aspect_number` gives them
-_UNEQUAL = ("the sentences of the aspects have different numbers of tokens, so their words cannot "
-            "stand side by side; set text_queries: sentence, or prompt_aspect: run")
+_UNEQUAL = (
+    "the sentences of the aspects have different numbers of tokens, so their words cannot "
+    "stand side by side; set text_queries: sentence, or prompt_aspect: run"
+)
 
 
 def _same_length(each):
@@ -174,32 +250,51 @@ def _same_length(each):
 def check_word_count(old, new):
     "`PromptSGError` unless there are as many words as the embedding was made for."
     if len(old) != len(new):
-        raise PromptSGError(f"there are {len(new)} words where the embedding has a place for "
-                            f"{len(old)}; give as many, with commas between them")
+        raise PromptSGError(
+            f"there are {len(new)} words where the embedding has a place for "
+            f"{len(old)}; give as many, with commas between them"
+        )
 
 # %% ../nbs/04_prompt.ipynb #cell010
 def _fingerprint(module):
-    "A value that changes when any weight of the module does; reads no weight, so it does not wait for a GPU."
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in module.parameters())
+    """A value that changes when any weight of the module does; reads no weight, so it does not wait
+    for a GPU."""
+    return tuple(
+        (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device)
+        for p in module.parameters()
+    )
 
 
 class PromptEncoder(nn.Module):
     """CLIP's text encoder, frozen, with a composed and a simplified prompt.
 
-    `composed(s)` puts pseudo tokens (B, W) in their place and returns `TextFeatures` with a gradient to `s` alone;
-    `simplified(batch)` repeats a sentence that was encoded once. `directions()` (T, D) are those of
-    `words`, or of the simplified sentence where there are none. All three take `aspects` (B,), the
-    numbers of the images' own aspects (`promptsg.config.aspect_number`), and then each image has
-    its own sentence; `directions(aspects)` is (B, T, D) where the sentences differ. Raises
-    `PromptSGError` where a prompt does not fit."""
+    `composed(s)` puts pseudo tokens (B, W) in their place and returns `TextFeatures` with a
+    gradient to `s` alone; `simplified(batch)` repeats a sentence that was encoded once.
+    `directions()` (T, D) are those of `words`, or of the simplified sentence where there are none.
+    All three take `aspects` (B,), the numbers of the images' own aspects
+    (`promptsg.config.aspect_number`), and then each image has its own sentence;
+    `directions(aspects)` is (B, T, D) where the sentences differ. Raises `PromptSGError` where a
+    prompt does not fit."""
+
     composes = True  # it can put s* into a sentence
 
     def __init__(self, text, tokenizer, template, simplified, aspect="", words=()):
         super().__init__()
         plain = all(type(block) is ResidualAttentionBlock for block in text.transformer.resblocks)
-        if text.attn_mask is None or text.pool_type != "argmax" or text.cls_emb is not None or not plain:
-            raise PromptSGError("this text encoder is not causal with an end token; choose one of CLIP's own models")
-        self.text, self.tokenizer, self.aspect = text.requires_grad_(False).eval(), tokenizer, aspect
+        if (
+            text.attn_mask is None
+            or text.pool_type != "argmax"
+            or text.cls_emb is not None
+            or not plain
+        ):
+            raise PromptSGError(
+                "this text encoder is not causal with an end token; choose one of CLIP's own models"
+            )
+        self.text, self.tokenizer, self.aspect = (
+            text.requires_grad_(False).eval(),
+            tokenizer,
+            aspect,
+        )
         self.width = text.width  # W, the word-embedding space that s* lives in
         self.words = tuple(words)
         self.set_prompt(template, simplified, words)
@@ -212,8 +307,10 @@ class PromptEncoder(nn.Module):
         if simplified is not None:
             sentences = self._for_aspects(simplified)
             if sentences[-1].place is not None:
-                raise PromptSGError(f"the simplified prompt {simplified!r} has a place {{}} for s*; "
-                                    "it has none, for it is made without the image")
+                raise PromptSGError(
+                    f"the simplified prompt {simplified!r} has a place {{}} for s*; "
+                    "it has none, for it is made without the image"
+                )
             self._sentences, self.sentence = sentences, sentences[-1]
         if words is not None:
             check_word_count(self.words, words)
@@ -223,8 +320,10 @@ class PromptEncoder(nn.Module):
 
     def _for_aspects(self, template):
         "`PromptTokens` for each of `spoken_aspects`; one where the template names no aspect."
-        return tuple(tokenize_prompt(template, self.tokenizer, aspect)
-                     for aspect in spoken_aspects(template, self.aspect))
+        return tuple(
+            tokenize_prompt(template, self.tokenizer, aspect)
+            for aspect in spoken_aspects(template, self.aspect)
+        )
 
     def train(self, mode=True):
         return super().train(False)  # frozen: no dropout or statistics of its own may change
@@ -235,67 +334,95 @@ class PromptEncoder(nn.Module):
 
     def word_embeddings(self, ids):
         "Word embeddings (L, W) of token ids."
-        return self.text.token_embedding(torch.tensor(ids, device=self.text.positional_embedding.device))
+        return self.text.token_embedding(
+            torch.tensor(ids, device=self.text.positional_embedding.device)
+        )
 
     def composed(self, pseudo_token, aspects=None):
-        "`TextFeatures` of the template with `pseudo_token` (B, W) in its place; only s* and what follows it are computed for each image."
+        """`TextFeatures` of the template with `pseudo_token` (B, W) in its place; only s* and what
+        follows it are computed for each image."""
         prefix = self._prefix_of(aspects)
         s = pseudo_token.to(prefix.after.dtype) + prefix.position
-        x = torch.cat([s[:, None], prefix.after.expand(len(s), -1, -1)], 1)                           # (B, R, W)
+        # (B, R, W)
+        x = torch.cat([s[:, None], prefix.after.expand(len(s), -1, -1)], 1)
         *blocks, last = zip(self.text.transformer.resblocks, prefix.keys_values)
         for block, before in blocks:
             x = _continue(block, x, before, prefix.mask, x.shape[1])
-        end = prefix.mask if prefix.padded else None                                                  # else the last token sees all
+        # else the last token sees all
+        end = prefix.mask if prefix.padded else None
         sentence = self._project(_continue(last[0], x, last[1], end, 1))[:, 0]
-        return TextFeatures(sentence, lambda: self._words(prefix, _continue(last[0], x, last[1], prefix.mask, x.shape[1])))
+        return TextFeatures(
+            sentence,
+            lambda: self._words(prefix, _continue(last[0], x, last[1], prefix.mask, x.shape[1])),
+        )
 
     def simplified(self, batch, aspects=None):
-        "`TextFeatures` of the simplified prompt for `batch` images; encoded once, for it never changes."
+        """`TextFeatures` of the simplified prompt for `batch` images; encoded once, for it never
+        changes."""
         if aspects is None or len(self._sentences) == 1:
-            words = self._once("simplified", lambda: self._read(self.sentence))                       # (1, L - 1, D)
+            # (1, L - 1, D)
+            words = self._once("simplified", lambda: self._read(self.sentence))
             return TextFeatures(words[:, -1].expand(batch, -1), lambda: words.expand(batch, -1, -1))
         each = self._once("each", lambda: [self._read(one) for one in self._sentences])
-        sentence = torch.cat([words[:, -1] for words in each])[aspects]                               # (B, D)
+        # (B, D)
+        sentence = torch.cat([words[:, -1] for words in each])[aspects]
         return TextFeatures(sentence, lambda: _same_length(each)[aspects])
 
     def directions(self, aspects=None):
-        """What tells each word, or the simplified sentence, from `PLAIN_SENTENCES`, Eq. (2): (T, D),
-        or (B, T, D) where each image has its own."""
+        """What tells each word, or the simplified sentence, from `PLAIN_SENTENCES`, Eq. (2): (T,
+        D), or (B, T, D) where each image has its own."""
         said = self._word_tokens or [self._sentences]
         if aspects is None or all(len(tokens) == 1 for tokens in said):
             own = [tokens[-1] for tokens in said]
             return self._once("directions", lambda: self.directions_of(own))
-        own = lambda number: self.directions_of([tokens[min(number, len(tokens) - 1)]
-                                                 for tokens in said])
+        own = lambda number: self.directions_of(
+            [tokens[min(number, len(tokens) - 1)] for tokens in said]
+        )
         return self._once("every", lambda: torch.stack([*map(own, _NUMBERS)]))[aspects]
 
     def directions_of(self, sentences):
         "Those of any sentences (text, or `PromptTokens`), (T, D)."
+
         def told(one):
             tokens = isinstance(one, PromptTokens)
             return one if tokens else tokenize_prompt(one, self.tokenizer, self.aspect)
+
         said = lambda sentences: torch.cat([self._read(told(one))[:, -1] for one in sentences])
         return directions(said(sentences), self._once("plain", lambda: said(PLAIN_SENTENCES)))
 
     def composed_plain(self, pseudo_token):
-        "What `composed` equals: the whole sentence with its padding, for each image, through open_clip's own blocks. The reference for checks."
+        """What `composed` equals: the whole sentence with its padding, for each image, through
+        open_clip's own blocks. The reference for checks."""
         place, length = self._place(), self.text.context_length
-        x = self.word_embeddings(self.template.ids + (0,) * (length - len(self.template.ids))).expand(len(pseudo_token), -1, -1)
-        x = torch.cat([x[:, :place], pseudo_token[:, None].to(x.dtype), x[:, place + 1:]], 1)         # (B, 77, W)
-        words = self._project(self._states(x + self.text.positional_embedding))[:, 1:len(self.template.ids)]
+        x = self.word_embeddings(
+            self.template.ids + (0,) * (length - len(self.template.ids))
+        ).expand(len(pseudo_token), -1, -1)
+        # (B, 77, W)
+        x = torch.cat([x[:, :place], pseudo_token[:, None].to(x.dtype), x[:, place + 1 :]], 1)
+        words = self._project(self._states(x + self.text.positional_embedding))[
+            :, 1 : len(self.template.ids)
+        ]
         return TextFeatures(words[:, -1], lambda: words)
 
-    # --- parts --------------------------------------------------------------------------------------------------------------------
+    # --- parts
     def _place(self):
         if self.template.place is None:
-            raise PromptSGError(f"the prompt {self.template.text!r} has no place {{}} for s*; add one or use the simplified prompt")
+            raise PromptSGError(
+                f"the prompt {self.template.text!r} has no place {{}} for s*; add one or use the "
+                "simplified prompt"
+            )
         return self.template.place
 
     def _once(self, name, make):
-        "What `make()` gives, kept until a weight or a sentence changes; without autograd and autocast, usable in and out of inference mode."
+        """What `make()` gives, kept until a weight or a sentence changes; without autograd and
+        autocast, usable in and out of inference mode."""
         now = _fingerprint(self.text)
         if name not in self._kept or self._kept[name][0] != now:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.text.positional_embedding.device.type, enabled=False):
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(self.text.positional_embedding.device.type, enabled=False),
+            ):
                 self._kept[name] = now, make()
         return self._kept[name][1]
 
@@ -311,17 +438,20 @@ class PromptEncoder(nn.Module):
         "The `Prefix` (A = 1) of one `PromptTokens`."
         place, length = template.place, len(template.ids)
         position = self.text.positional_embedding[:length]
-        embedded = (self.word_embeddings(template.ids) + position)[None]                              # (1, L, W)
+        # (1, L, W)
+        embedded = (self.word_embeddings(template.ids) + position)[None]
         x, keys_values = embedded[:, :place], []
         for block in self.text.transformer.resblocks:
             keys_values.append(_keys_values(block, block.ln_1(x)))
             x = block(x, attn_mask=self.text.attn_mask[:place, :place])
         mask = self.text.attn_mask[None, place:length, :length]
-        return Prefix(tuple(keys_values), x, position[None, place], embedded[:, place + 1:], mask, False)
+        return Prefix(
+            tuple(keys_values), x, position[None, place], embedded[:, place + 1 :], mask, False
+        )
 
     def _read(self, sentence):
         "Words (1, L - 1, D) of a `PromptTokens` without a place for s*."
-        positions = self.text.positional_embedding[:len(sentence.ids)]
+        positions = self.text.positional_embedding[: len(sentence.ids)]
         words = self.word_embeddings(sentence.ids)[None] + positions
         return self._project(self._states(words))[:, 1:]
 
@@ -329,11 +459,13 @@ class PromptEncoder(nn.Module):
         "Words (B, L - 1, D) from the states (B, R, W) after the last block."
         if prefix.padded:
             raise PromptSGError(_UNEQUAL)
-        return self._project(torch.cat([prefix.states[:, 1:].to(x.dtype).expand(len(x), -1, -1), x], 1))
+        return self._project(
+            torch.cat([prefix.states[:, 1:].to(x.dtype).expand(len(x), -1, -1), x], 1)
+        )
 
     def _states(self, x):
         "States (B, L, W) after all blocks, from word and position embeddings."
-        mask = self.text.attn_mask[:x.shape[1], :x.shape[1]].to(x.dtype)
+        mask = self.text.attn_mask[: x.shape[1], : x.shape[1]].to(x.dtype)
         return self.text.transformer(x, attn_mask=mask)
 
     def _project(self, x):
@@ -346,6 +478,7 @@ class BankPrompt(nn.Module):
 
     Raises `PromptSGError` for any other sentence, naming the nearest ones of those there, and for a
     composed prompt."""
+
     composes = False
 
     def __init__(self, bank, template, simplified, aspect="", words=()):
@@ -368,9 +501,11 @@ class BankPrompt(nn.Module):
             self.words = tuple(words)
 
     def composed(self, pseudo_token, aspects=None):
-        raise PromptSGError("a bank of sentences has no words to compose a prompt of; set "
-                            "use_composed_prompt: false and eval_prompt: simplified, or "
-                            "text_pretrained to a text tower")
+        raise PromptSGError(
+            "a bank of sentences has no words to compose a prompt of; set "
+            "use_composed_prompt: false and eval_prompt: simplified, or "
+            "text_pretrained to a text tower"
+        )
 
     def simplified(self, batch, aspects=None):
         "`TextFeatures` of the simplified prompt for `batch` images; its one word is the sentence."
@@ -382,14 +517,14 @@ class BankPrompt(nn.Module):
         return TextFeatures(sentence, lambda: sentence[:, None])
 
     def directions(self, aspects=None):
-        """What tells each word, or the simplified sentence, from all of the bank, Eq. (2): (T, D), or
-        (B, T, D) where each image has its own."""
+        """What tells each word, or the simplified sentence, from all of the bank, Eq. (2): (T, D),
+        or (B, T, D) where each image has its own."""
         said = self.words or (self.sentence.template,)
         if aspects is None or not any("{aspect}" in one for one in said):
             return self.directions_of(said)
         each = [self._rows_of(one) for one in said]
         rows = [[of[min(number, len(of) - 1)] for of in each] for number in _NUMBERS]
-        vectors = self.vectors[rows].flatten(0, 1)                            # (5 T, D)
+        vectors = self.vectors[rows].flatten(0, 1)  # (5 T, D)
         looks = directions(vectors, self.vectors).unflatten(0, (-1, len(said)))
         return looks[aspects]
 
@@ -412,6 +547,8 @@ class BankPrompt(nn.Module):
             rest = len(self.sentences) - len(near)
             there = ", ".join(shown(one) for one in near) + (f" and {rest} others" if rest else "")
             run = "" if aspect is None else ", or set prompt_aspect: run, one sentence for all"
-            raise PromptSGError(f"the bank has no sentence {shown(filled, 200)}; it has {there}; "
-                                f"choose one of these, or make another bank with promptsg bank{run}")
+            raise PromptSGError(
+                f"the bank has no sentence {shown(filled, 200)}; it has {there}; "
+                f"choose one of these, or make another bank with promptsg bank{run}"
+            )
         return self.sentences.index(filled)

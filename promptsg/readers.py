@@ -16,8 +16,8 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +75,11 @@ def _place(folder):
 
 def _places_above(root):
     "The places of the folders that `root` lies in: a link to one of them leads back to `root`."
-    return {_place(folder) for folder in Path(os.path.realpath(root)).parents
-            if os.access(folder, os.F_OK)}
+    return {
+        _place(folder)
+        for folder in Path(os.path.realpath(root)).parents
+        if os.access(folder, os.F_OK)
+    }
 
 
 def walk(root, deep=True):
@@ -93,8 +96,10 @@ def walk(root, deep=True):
             entries = _open_once(os.path.join(root, below), seen)
         except OSError as error:
             if not below:
-                raise PromptSGError(f"the folder {root} cannot be opened ({error.strerror}); "
-                                    "ask for the right to read it") from None
+                raise PromptSGError(
+                    f"the folder {root} cannot be opened ({error.strerror}); "
+                    "ask for the right to read it"
+                ) from None
             found[below] = reason or "folder that cannot be opened"
             continue
         if entries is None:
@@ -139,9 +144,17 @@ def _excluded(files, rows=()):
 # the last train person of each aspect, MBA-Net
 THRESHOLDS = {"dorsal_r": 1050, "dorsal_l": 1037, "palmar_r": 1051, "palmar_l": 1042}
 BASE_COLUMNS = ["path", "pid", "aspect", "identity", "side", "image"]
-_CSV_COLUMNS = {"id": "pid", "aspectOfHand": "aspect", "imageName": "image", "gender": "gender",
-                "age": "age", "skinColor": "skin_color", "accessories": "accessories",
-                "nailPolish": "nail_polish", "irregularities": "irregularities"}
+_CSV_COLUMNS = {
+    "id": "pid",
+    "aspectOfHand": "aspect",
+    "imageName": "image",
+    "gender": "gender",
+    "age": "age",
+    "skinColor": "skin_color",
+    "accessories": "accessories",
+    "nailPolish": "nail_polish",
+    "irregularities": "irregularities",
+}
 
 
 def _checked_csv(file, needed, advice):
@@ -163,14 +176,17 @@ def _checked_csv(file, needed, advice):
     for name in needed:
         if head.count(name) != 1:
             what = f"no column {name!r}" if name not in head else f"two columns {name!r}"
-            raise PromptSGError(f"{file} has {what}; it needs {', '.join(needed)}, "
-                                "with commas between them")
+            raise PromptSGError(
+                f"{file} has {what}; it needs {', '.join(needed)}, with commas between them"
+            )
     if not rows:
         raise PromptSGError(f"{file} has no row below its first line; {advice}")
     for line, *cells in rows:
         if len(cells) != len(head):
-            raise PromptSGError(f"{file}: line {line} has {counted(len(cells), 'cell')}, "
-                                f"the first line has {len(head)}; correct that row")
+            raise PromptSGError(
+                f"{file}: line {line} has {counted(len(cells), 'cell')}, "
+                f"the first line has {len(head)}; correct that row"
+            )
     return pd.DataFrame([row[1:] for row in rows], columns=head, index=[row[0] for row in rows])
 
 
@@ -183,8 +199,10 @@ def _integers(table, column, file):
     "A column of HandInfo.csv as integers; a value that is none is an error naming its image."
     bad = table[~table[column].str.fullmatch(r"[+-]?[0-9]{1,9}(\.0*)?")]
     if len(bad):
-        raise PromptSGError(f"{file}: {column} of {_short(bad.imageName.iloc[0])[1:-1]} is "
-                            f"{_short(bad[column].iloc[0])}, not a whole number; correct that row")
+        raise PromptSGError(
+            f"{file}: {column} of {_short(bad.imageName.iloc[0])[1:-1]} is "
+            f"{_short(bad[column].iloc[0])}, not a whole number; correct that row"
+        )
     return table[column].astype(float).astype(int)
 
 
@@ -200,16 +218,21 @@ def _read_hand_info(file):
     ids = table.id.map(person_number)
     if ids.isna().any():
         bad = table[ids.isna()].iloc[0]
-        raise PromptSGError(f"{file}: id of {_short(bad.imageName)[1:-1]} is {_short(bad.id)}, not "
-                            "a whole number of at most seven digits (559 or 0000559); "
-                            "correct that row")
-    numbers = {name: _integers(table, name, file)
-               for name in ("age", "accessories", "nailPolish", "irregularities")}
+        raise PromptSGError(
+            f"{file}: id of {_short(bad.imageName)[1:-1]} is {_short(bad.id)}, not "
+            "a whole number of at most seven digits (559 or 0000559); "
+            "correct that row"
+        )
+    numbers = {
+        name: _integers(table, name, file)
+        for name in ("age", "accessories", "nailPolish", "irregularities")
+    }
     codes = {words: code for code, words in ASPECTS.items()}
     for name, bad, what in (
-            ("aspectOfHand", ~table.aspectOfHand.isin(codes), "names an unknown aspect"),
-            ("imageName", table.imageName.duplicated(), "lists an image twice"),
-            ("imageName", table.imageName.str.contains(_UNPRINTABLE), "names an impossible file")):
+        ("aspectOfHand", ~table.aspectOfHand.isin(codes), "names an unknown aspect"),
+        ("imageName", table.imageName.duplicated(), "lists an image twice"),
+        ("imageName", table.imageName.str.contains(_UNPRINTABLE), "names an impossible file"),
+    ):
         if bad.any():
             one = _short(table[name][bad].iloc[0])
             raise PromptSGError(f"{file} {what}: {one}; correct that row")
@@ -232,9 +255,11 @@ def read_11k(root, missing="drop"):
     folder = Path(root).absolute() / "Hands"
     table = _read_hand_info(Path(root) / "HandInfo.csv")
     train = table.pid.astype(int) <= table.aspect.map(THRESHOLDS)
-    table = table.assign(path=[str(folder / name) for name in table.image],
-                         identity=table.pid + ":" + table.aspect,
-                         side=np.where(train, "train", "test"))
+    table = table.assign(
+        path=[str(folder / name) for name in table.image],
+        identity=table.pid + ":" + table.aspect,
+        side=np.where(train, "train", "test"),
+    )
     worn = table.accessories != 0
     if missing == "keep":
         kept, excluded = ~worn, {"accessories worn": int(worn.sum())}
@@ -242,8 +267,12 @@ def read_11k(root, missing="drop"):
         kept, excluded = _look_into_hands(table, worn, folder, missing)
     names = BASE_COLUMNS + [name for name in table if name not in BASE_COLUMNS]
     drawn = (folder.parent / DRAWN).is_file()
-    return _described(table.loc[kept, names], "11k", excluded,
-                      "drawn hands of promptsg synth" if drawn else "11K Hands")
+    return _described(
+        table.loc[kept, names],
+        "11k",
+        excluded,
+        "drawn hands of promptsg synth" if drawn else "11K Hands",
+    )
 
 
 def _described(table, dataset, excluded, source, **more):
@@ -268,22 +297,35 @@ def _look_into_hands(table, worn, folder, missing):
             files[path] = "accessories worn"
     usable = names.map(lambda name: name in files and files[name] is None)
     if not usable.any():
-        raise PromptSGError(f"none of the images of HandInfo.csv is in {folder}; "
-                            "unpack the data set's Hands folder there")
+        raise PromptSGError(
+            f"none of the images of HandInfo.csv is in {folder}; "
+            "unpack the data set's Hands folder there"
+        )
     absent = ~there & ~worn
     if missing == "error" and absent.any():
-        raise PromptSGError(f"{folder} lacks {counted(absent.sum(), 'image')}, "
-                            f"{table.image[absent].iloc[0]} first; add them or use missing='drop'")
-    rows = {"image file missing": int(absent.sum()),
-            "accessories worn, image file missing": int((~there & worn).sum())}
+        raise PromptSGError(
+            f"{folder} lacks {counted(absent.sum(), 'image')}, "
+            f"{table.image[absent].iloc[0]} first; add them or use missing='drop'"
+        )
+    rows = {
+        "image file missing": int(absent.sum()),
+        "accessories worn, image file missing": int((~there & worn).sum()),
+    }
     return usable, _excluded(files, rows)
 
 # %% ../nbs/01b_readers.ipynb #cell007
 def _file_table(root, images, pids, sides, aspects="hand", names=None):
     "The table for data that says little: `images` are paths below `root`, and names unless given."
     root = Path(root).absolute()
-    table = pd.DataFrame({"path": [str(root / image) for image in images], "pid": list(pids),
-                          "aspect": aspects, "side": sides, "image": list(names or images)})
+    table = pd.DataFrame(
+        {
+            "path": [str(root / image) for image in images],
+            "pid": list(pids),
+            "aspect": aspects,
+            "side": sides,
+            "image": list(names or images),
+        }
+    )
     return table.assign(identity=table.pid + ":" + table.aspect)[BASE_COLUMNS]
 
 
@@ -302,8 +344,10 @@ def _hd_row(root, image, part):
     "(person, side) of one HD file, `image` its path below `root`."
     number = re.match("([0-9]{1,6}) *_", image.rsplit("/")[-1])
     if not number:
-        raise PromptSGError(f"{Path(root) / image} does not begin with a person's number and '_'; "
-                            "HD images are named like 12_3.jpg")
+        raise PromptSGError(
+            f"{Path(root) / image} does not begin with a person's number and '_'; "
+            "HD images are named like 12_3.jpg"
+        )
     person = int(number[1])
     if part == "502-712":
         return str(person + 1000), "extra"
@@ -319,7 +363,7 @@ def read_hd(root):
     base, parts = _hd_base(root), {part: [] for part in _HD_PARTS}
     files = walk(root) if base is not None else {}
     for path, reason in files.items():
-        part = path[len(base):].split("/")[0] if path.startswith(base) else None
+        part = path[len(base) :].split("/")[0] if path.startswith(base) else None
         if reason is None and part in parts:
             parts[part].append(path)
         elif reason is None:
@@ -327,11 +371,13 @@ def read_hd(root):
     for part, images in parts.items():
         if not images:
             place = Path(root) / ("Original Images" if base is None else base) / part
-            raise PromptSGError(f"no image in {place}; give the folder that holds "
-                                "'Original Images/1-501' and 'Original Images/502-712'")
+            raise PromptSGError(
+                f"no image in {place}; give the folder that holds "
+                "'Original Images/1-501' and 'Original Images/502-712'"
+            )
     rows = [(image, *_hd_row(root, image, part)) for part in parts for image in parts[part]]
     images, pids, sides = zip(*rows)
-    names = [image[len(base):] for image in images]
+    names = [image[len(base) :] for image in images]
     table = _file_table(root, images, pids, sides, names=names)
     return _described(table, "hd", _excluded(files), "HD")
 
@@ -339,7 +385,7 @@ def read_hd(root):
 _SIDES = {"train": "train", "val": "train", "validation": "train", "test": "test"}  # folders' names
 # nor do these name anybody: a data set's parts, Market-1501's among them
 _PARTS = {*_SIDES, "query", "gallery", "probe", "bounding_box_train", "bounding_box_test"}
-_TABLE = ("a CSV with the columns path and identity (and, if there are any, side, aspect, camera)")
+_TABLE = "a CSV with the columns path and identity (and, if there are any, side, aspect, camera)"
 
 
 def _alike(name):
@@ -354,9 +400,11 @@ def _refuse_look_alikes(names, where, what="folders"):
     for name in sorted(set(names)):
         other = first.setdefault(_alike(name), name)
         if other != name:
-            raise PromptSGError(f"the {what} {ascii(other)} and {ascii(name)} of {where} look the "
-                                "same; is that one identity? rename one, or put all images under "
-                                "one name")
+            raise PromptSGError(
+                f"the {what} {ascii(other)} and {ascii(name)} of {where} look the "
+                "same; is that one identity? rename one, or put all images under "
+                "one name"
+            )
 
 
 def _refuse_doubt(root, folders, level):
@@ -368,12 +416,14 @@ def _refuse_doubt(root, folders, level):
         raise PromptSGError(
             f"{deep} lies {deep.count('/')} folders below {root}: which of them names the "
             "identity? say so with --identity-level 1 or 2 (in Python identity_level), or give "
-            f"{_TABLE}")
+            f"{_TABLE}"
+        )
     if level in (None, 1) and len(tops) > 1 and tops <= _PARTS:
         raise PromptSGError(
             f"the folders {', '.join(sorted(tops))} of {root} are parts of a data set and name no "
             "identity; put each identity's images into a folder of its own below them and say "
-            f"--identity-level 2, or give {_TABLE}")
+            f"--identity-level 2, or give {_TABLE}"
+        )
     return sided and level == 2
 
 
@@ -381,16 +431,18 @@ def _refuse_two_parents(root, folders, level, sided):
     "`PromptSGError` when a name stands below several folders, unless they are train and val."
     parents = defaultdict(set)
     for parts in folders.values():
-        above = parts[:level - 1]
+        above = parts[: level - 1]
         parents[parts[level - 1]].add(_SIDES[above[0]] if sided else "/".join(above))
     for name, places in parents.items():
         if len(places) > 1:
             one, other = sorted(places)[:2]
-            doubt = (f"lies below {one!r} and below {other!r}: is it one identity or two? "
-                     f"give {_TABLE}")
+            doubt = (
+                f"lies below {one!r} and below {other!r}: is it one identity or two? give {_TABLE}"
+            )
             if sided:
-                doubt = ("is on the train and on the test side; "
-                         "put all of a person's images on one side")
+                doubt = (
+                    "is on the train and on the test side; put all of a person's images on one side"
+                )
             raise PromptSGError(f"{name!r} of {root} {doubt}")
 
 
@@ -402,15 +454,18 @@ def read_folders(root, identity_level=None):
     train, test and perhaps val or validation (which is train), it is train or test.
     Raises `PromptSGError` when no image lies in a sub-folder, or when it is in doubt who is who."""
     if identity_level is not None and identity_level < 1:
-        raise PromptSGError(f"identity_level={identity_level} names no folder; "
-                            f"the first below {root} is 1")
+        raise PromptSGError(
+            f"identity_level={identity_level} names no folder; the first below {root} is 1"
+        )
     files, level = walk(root), identity_level or 1
     pictures = [path for path, reason in files.items() if reason is None]
     folders = {path: path.split("/")[:-1] for path in pictures if path.count("/") >= level}
     if not folders:
         deeper = f" {level} folders deep" if level > 1 else ""
-        raise PromptSGError(f"no image in the sub-folders of {root}{deeper}; put each identity's "
-                            "images into a folder of its own")
+        raise PromptSGError(
+            f"no image in the sub-folders of {root}{deeper}; put each identity's "
+            "images into a folder of its own"
+        )
     for path in set(pictures) - set(folders):
         files[path] = "not in a folder of an identity"
     sided = _refuse_doubt(root, folders, identity_level)
@@ -449,8 +504,12 @@ def _split_folders(root):
     "`{prefix of paths: aspect}` of MBA-Net's folders in `root`, or of `root` itself."
     if any(map(_CERTAIN.fullmatch, _subfolders(root))):
         return {"": _aspect_of(os.path.abspath(root))}
-    found = [name for name in _subfolders(root) if name.startswith(_SPLIT)
-             and any(map(_CERTAIN.fullmatch, _subfolders(os.path.join(root, name))))]
+    found = [
+        name
+        for name in _subfolders(root)
+        if name.startswith(_SPLIT)
+        and any(map(_CERTAIN.fullmatch, _subfolders(os.path.join(root, name))))
+    ]
     return {f"{name}/": _aspect_of(name) for name in found}
 
 
@@ -475,8 +534,9 @@ class _Split:
         return known
 
     def refuse(self, what):
-        raise PromptSGError(f"MBA-Net's folder {self.where} {what}; "
-                            "make the folders again with its script")
+        raise PromptSGError(
+            f"MBA-Net's folder {self.where} {what}; make the folders again with its script"
+        )
 
     def names(self, *parts):
         "The pictures of these parts."
@@ -506,8 +566,10 @@ class _Split:
         if twice := queries & own:
             self.refuse(f"has {'/'.join(min(twice))} in query{number} and in gallery{number}")
         if wrong := (queries | own) ^ test:
-            self.refuse(f"has {'/'.join(min(wrong))} in only one of test and "
-                        f"query{number} with gallery{number}")
+            self.refuse(
+                f"has {'/'.join(min(wrong))} in only one of test and "
+                f"query{number} with gallery{number}"
+            )
         if lost := people - {person for person, _ in own}:
             self.refuse(f"has no picture of {min(lost)} in gallery{number}")
         return queries, own, gallery - own
@@ -559,18 +621,26 @@ class _Split:
                 why = "copy of a picture that is used" if first else "gallery of another aspect"
                 reasons[path] = None if first == path else why
         keys = sorted(sides)
-        table = _file_table(root, [used[key] for key in keys], [person for person, _ in keys],
-                            [sides[key] for key in keys], self.aspect, self.images(keys))
+        table = _file_table(
+            root,
+            [used[key] for key in keys],
+            [person for person, _ in keys],
+            [sides[key] for key in keys],
+            self.aspect,
+            self.images(keys),
+        )
         return table, reasons, [(self.images(queries), self.images(own)) for queries, own in drawn]
 
 
 def _sort_into_splits(root, files):
     "The `_Split`s of the pictures among `files`, where each gets a reason until it is used."
-    splits = {prefix: _Split(Path(root) / prefix, aspect)
-              for prefix, aspect in _split_folders(root).items()}
+    splits = {
+        prefix: _Split(Path(root) / prefix, aspect)
+        for prefix, aspect in _split_folders(root).items()
+    }
     for path in [path for path, reason in files.items() if reason is None]:
         prefix = next((prefix for prefix in splits if path.startswith(prefix)), None)
-        inside = prefix is not None and path[len(prefix):].count("/") == 2
+        inside = prefix is not None and path[len(prefix) :].count("/") == 2
         taken = inside and splits[prefix].add(path)
         files[path] = "copy of a picture that is used" if taken else "not in MBA-Net's folders"
     return list(splits.values())
@@ -596,14 +666,19 @@ def read_mbanet(root):
         if held := split.names("val"):
             val[split.aspect] = split.images(held)
     if not tables:
-        raise PromptSGError(f"{root} holds no train_all, query0 or gallery0; "
-                            "give the folder that MBA-Net's script made")
+        raise PromptSGError(
+            f"{root} holds no train_all, query0 or gallery0; "
+            "give the folder that MBA-Net's script made"
+        )
     table = pd.concat(tables.values(), ignore_index=True)
     return _described(table, "mbanet", _excluded(files), "MBA-Net's folders", pairs=pairs, val=val)
 
 # %% ../nbs/01b_readers.ipynb #csv
-_ASPECT_WORDS = {**{word: word for word in SUBJECTS}, **{code: code for code in ASPECTS},
-                 **{words: code for code, words in ASPECTS.items()}}
+_ASPECT_WORDS = {
+    **{word: word for word in SUBJECTS},
+    **{code: code for code in ASPECTS},
+    **{words: code for code, words in ASPECTS.items()},
+}
 NOBODY = "nobody"  # the person of a distractor
 _ROLES = {"train": "train", "query": "test", "gallery": "test"}  # role -> side
 _SIDE_WORDS = {word: word for word in ("train", "test", "extra", "")}
@@ -615,17 +690,21 @@ def _words(table, column, known, file):
     "A column's cells by the dictionary `known`; an unknown one is an error naming its line."
     words = table[column].str.lower()
     if (bad := ~words.isin(known)).any():
-        raise PromptSGError(f"{file}: {column} of line {table.index[bad][0]} is "
-                            f"{_short(table[column][bad].iloc[0])}; use one of "
-                            f"{', '.join(word for word in known if word)}")
+        raise PromptSGError(
+            f"{file}: {column} of line {table.index[bad][0]} is "
+            f"{_short(table[column][bad].iloc[0])}; use one of "
+            f"{', '.join(word for word in known if word)}"
+        )
     return words.map(known)
 
 
 def _refuse_cells(table, bad, column, what, file):
     "`PromptSGError` naming the first row where `bad` holds."
     if bad.any():
-        raise PromptSGError(f"{file}: {column} of line {table.index[bad][0]} {what} "
-                            f"({_short(table[column][bad].iloc[0])}); correct that row")
+        raise PromptSGError(
+            f"{file}: {column} of line {table.index[bad][0]} {what} "
+            f"({_short(table[column][bad].iloc[0])}); correct that row"
+        )
 
 
 def _read_own_table(file):
@@ -635,8 +714,9 @@ def _read_own_table(file):
     paths = [os.path.normpath(path) if path else "" for path in table.path]
     names = [path.replace(os.sep, "/") for path in paths]
     defaults = {"image": names, "side": "", "aspect": "person" if "role" in table else "hand"}
-    table = table.assign(path=paths, **{name: default for name, default in defaults.items()
-                                        if name not in table})
+    table = table.assign(
+        path=paths, **{name: default for name, default in defaults.items() if name not in table}
+    )
     columns = ["path", "identity", "image", "aspect"] + (["camera"] if "camera" in table else [])
     for name in columns:
         cells = table[name]
@@ -646,34 +726,45 @@ def _read_own_table(file):
     for name in ("path", "image"):
         _refuse_cells(table, table[name].duplicated(), name, "is listed twice", file)
     _refuse_look_alikes(table.identity, file, "identities")
-    table = table.assign(side=_words(table, "side", _SIDE_WORDS, file),
-                         aspect=_words(table, "aspect", _ASPECT_WORDS, file))
+    table = table.assign(
+        side=_words(table, "side", _SIDE_WORDS, file),
+        aspect=_words(table, "aspect", _ASPECT_WORDS, file),
+    )
     return _with_roles(table, file) if "role" in table else table[[*columns, "side"]]
 
 
 def _with_roles(table, file):
     "A table whose rows have a role: the sides that follow from it, distractors as nobody."
     if "camera" not in table:
-        raise PromptSGError(f"{file} has roles and no column 'camera'; the official protocol leaves "
-                            "out what the query's own camera shows, so add the camera of each image")
+        raise PromptSGError(
+            f"{file} has roles and no column 'camera'; the official protocol leaves "
+            "out what the query's own camera shows, so add the camera of each image"
+        )
     roles = {role: role for role in _ROLES}
     table = table.assign(role=_words(table, "role", roles, file))
     lost = next((role for role in _ROLES if role not in set(table.role)), None)
     if lost:
-        raise PromptSGError(f"{file} has no row of the role {lost}; it needs train, query and gallery")
+        raise PromptSGError(
+            f"{file} has no row of the role {lost}; it needs train, query and gallery"
+        )
     known = set(table.identity[table.role != "gallery"])
     stray = table.identity.str.fullmatch("0+") & ~table.identity.isin(known)
-    return table.assign(side=table.role.map(_ROLES).mask(stray, "extra"),
-                        identity=table.identity.mask(stray, NOBODY))[
-        ["path", "identity", "image", "aspect", "camera", "role", "side"]]
+    return table.assign(
+        side=table.role.map(_ROLES).mask(stray, "extra"),
+        identity=table.identity.mask(stray, NOBODY),
+    )[["path", "identity", "image", "aspect", "camera", "role", "side"]]
 
 
 def _official_pairs(table):
     "{aspect: [(query images, gallery images of the same people)]}: the one split."
     tested = table[table.side == "test"]
     names = lambda rows, role: set(rows.image[rows.role == role])
-    return _Drawn({aspect: [(names(rows, "query"), names(rows, "gallery"))]
-                   for aspect, rows in tested.groupby("aspect")})
+    return _Drawn(
+        {
+            aspect: [(names(rows, "query"), names(rows, "gallery"))]
+            for aspect, rows in tested.groupby("aspect")
+        }
+    )
 
 
 def _files_beside(paths):
@@ -691,23 +782,27 @@ def read_table(file):
     Further columns that are read: side (train, test, extra or empty), aspect (dorsal_r or "dorsal
     right", person, ...; else `hand`), camera, image (the name; else the path as written). A column
     `role` (train, query or gallery; with `camera`) makes it a set with an official split: the side
-    follows from it, the aspect is `person` unless given, an identity of -1 is junk and left out, and
-    one of 0 in the gallery alone is a distractor, nobody. Paths begin at the CSV's folder. Files that lie beside the named ones and are not named are counted, as are
-    rows whose file is missing ("image file missing").
-    Raises `PromptSGError` naming the line for an empty cell, an unknown side or aspect, or a path
-    or image that is listed twice, and when no file is there at all."""
+    follows from it, the aspect is `person` unless given, an identity of -1 is junk and left out,
+    and one of 0 in the gallery alone is a distractor, nobody. Paths begin at the CSV's folder.
+    Files that lie beside the named ones and are not named are counted, as are rows whose file is
+    missing ("image file missing"). Raises `PromptSGError` naming the line for an empty cell, an
+    unknown side or aspect, or a path or image that is listed twice, and when no file is there at
+    all."""
     table, folder = _read_own_table(file), Path(file).absolute().parent
     paths = table.path.map(lambda path: os.path.join(folder, path))
     files = _files_beside(paths)
     here = paths.map(lambda path: path in files and files[path] is None)
     if not here.any():
-        raise PromptSGError(f"{file}: no picture that it names is there, {paths.iloc[0]} first; "
-                            "paths begin at the folder of the CSV")
+        raise PromptSGError(
+            f"{file}: no picture that it names is there, {paths.iloc[0]} first; "
+            "paths begin at the folder of the CSV"
+        )
     missing, unnamed = int((~paths.isin(set(files))).sum()), f"not named in {Path(file).name}"
     for path in {path for path, reason in files.items() if reason is None} - set(paths):
         files[path] = unnamed
-    table = table.assign(path=paths, pid=table.identity,
-                         identity=table.identity + ":" + table.aspect)[here]
+    table = table.assign(
+        path=paths, pid=table.identity, identity=table.identity + ":" + table.aspect
+    )[here]
     table = table[BASE_COLUMNS + [name for name in ("camera", "role") if name in table]]
     excluded, more = _excluded(files, {"image file missing": missing}), {}
     if "role" in table:
@@ -719,11 +814,12 @@ def read_table(file):
 # %% ../nbs/01b_readers.ipynb #persons
 class Official(NamedTuple):
     "A set with an official division: its name, its folders, and what was published of it."
+
     title: str
-    folders: dict   # role -> folder
-    images: dict    # role -> published images, junk left out
+    folders: dict  # role -> folder
+    images: dict  # role -> published images, junk left out
     cameras: int
-    people: int     # published identities of the train side
+    people: int  # published identities of the train side
     subject: str = "person"
 
 
@@ -734,11 +830,21 @@ OFFICIAL = {
     "dukemtmc": Official("DukeMTMC-reID", _BOXES, _counts(16_522, 2_228, 17_661), 8, 702),
     "occluded_duke": Official("Occluded-Duke", _BOXES, _counts(15_618, 2_210, 17_661), 8, 702),
     "cuhk03np": Official("CUHK03, new protocol", _BOXES, _counts(7_368, 1_400, 5_328), 2, 767),
-    "msmt17": Official("MSMT17", dict(train="train", query="test", gallery="test"),
-                       _counts(32_621, 11_659, 82_161), 15, 1_041),
-    "veri776": Official("VeRi-776", dict(train="image_train", query="image_query",
-                                         gallery="image_test"),
-                        _counts(37_778, 1_678, 11_579), 20, 576, "vehicle"),
+    "msmt17": Official(
+        "MSMT17",
+        dict(train="train", query="test", gallery="test"),
+        _counts(32_621, 11_659, 82_161),
+        15,
+        1_041,
+    ),
+    "veri776": Official(
+        "VeRi-776",
+        dict(train="image_train", query="image_query", gallery="image_test"),
+        _counts(37_778, 1_678, 11_579),
+        20,
+        576,
+        "vehicle",
+    ),
 }
 _DETECTED = _counts(7_365, 1_400, 5_332)  # CUHK03's boxes of a detector; above: drawn by hand
 # 0002_c1s1_000451_03.jpg, 0005_c2_f0046985.jpg, 0002_c002_00030600_0.jpg; -1 is junk
@@ -754,24 +860,32 @@ def _box_rows(dataset, root, files):
         if folder not in roles or "/" in name:
             files[path] = f"not in {', '.join(roles)}"
         elif found is None:
-            raise PromptSGError(f"{os.path.join(root, path)} does not begin with a person and a "
-                                f"camera; images of {OFFICIAL[dataset].title} are named like "
-                                "0002_c1s1_000451_03.jpg")
+            raise PromptSGError(
+                f"{os.path.join(root, path)} does not begin with a person and a "
+                f"camera; images of {OFFICIAL[dataset].title} are named like "
+                "0002_c1s1_000451_03.jpg"
+            )
         elif int(found[1]) < 0:
             files[path] = _JUNK
         else:
             yield path, found[1], str(int(found[2])), roles[folder]
 
 
-_LISTS = {"list_train.txt": "train", "list_val.txt": "train", "list_query.txt": "query",
-          "list_gallery.txt": "gallery"}
+_LISTS = {
+    "list_train.txt": "train",
+    "list_val.txt": "train",
+    "list_query.txt": "query",
+    "list_gallery.txt": "gallery",
+}
 
 
 def _msmt_folders(root):
     "{train or test: MSMT17's folder of that side}, version 1 or 2."
     there = {name.lower(): name for name in _subfolders(root)}
-    return {side: next((there[name] for name in (side, f"mask_{side}_v2") if name in there), side)
-            for side in ("train", "test")}
+    return {
+        side: next((there[name] for name in (side, f"mask_{side}_v2") if name in there), side)
+        for side in ("train", "test")
+    }
 
 
 def _listed_rows(dataset, root, files):
@@ -782,12 +896,16 @@ def _listed_rows(dataset, root, files):
             path = f"{folders[_ROLES[role]]}/{below}"
             parts = below.rsplit("/")[-1].split("_")
             if len(parts) < 3 or not parts[2].isdecimal():
-                raise PromptSGError(f"line {number} of {os.path.join(root, name)} names "
-                                    f"{_short(below)}, which tells no camera; images of MSMT17 are "
-                                    "named like 0000/0000_000_01_0303morning_0015_0.jpg")
+                raise PromptSGError(
+                    f"line {number} of {os.path.join(root, name)} names "
+                    f"{_short(below)}, which tells no camera; images of MSMT17 are "
+                    "named like 0000/0000_000_01_0303morning_0015_0.jpg"
+                )
             if path in listed:
-                raise PromptSGError(f"{os.path.join(root, name)} lists {_short(below)}, which is "
-                                    "listed before; take the data set's own lists")
+                raise PromptSGError(
+                    f"{os.path.join(root, name)} lists {_short(below)}, which is "
+                    "listed before; take the data set's own lists"
+                )
             listed.add(path)
             # the two sides number their people from 0 each
             yield path, f"{_ROLES[role]}-{person}", str(int(parts[2])), role
@@ -802,20 +920,31 @@ def _list_lines(root, name):
         with open(file, encoding="utf-8") as opened:
             lines = [line.split() for line in opened if line.strip()]
     except (OSError, ValueError) as error:
-        raise PromptSGError(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); "
-                            "MSMT17 comes with list_train.txt, list_val.txt, list_query.txt and "
-                            "list_gallery.txt beside its folders") from None
+        raise PromptSGError(
+            f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); "
+            "MSMT17 comes with list_train.txt, list_val.txt, list_query.txt and "
+            "list_gallery.txt beside its folders"
+        ) from None
     bad = next((line for line in lines if len(line) != 2 or not line[1].isdecimal()), None)
     if bad is not None or not lines:
         said = _short(" ".join(bad)) if bad else "no line"
-        raise PromptSGError(f"{file} has {said}, where a path and a person's number belong; take "
-                            "the data set's own list")
-    return [(os.path.normpath(path).replace(os.sep, "/"), f"{int(person):04d}") for path, person in lines]
+        raise PromptSGError(
+            f"{file} has {said}, where a path and a person's number belong; take "
+            "the data set's own list"
+        )
+    return [
+        (os.path.normpath(path).replace(os.sep, "/"), f"{int(person):04d}")
+        for path, person in lines
+    ]
 
 
 def _official_base(dataset, root):
     "The folder that holds the set's parts: `root`, or the one folder in it that does."
-    needed = {"train", "list_train.txt"} if dataset == "msmt17" else {*OFFICIAL[dataset].folders.values()}
+    needed = (
+        {"train", "list_train.txt"}
+        if dataset == "msmt17"
+        else {*OFFICIAL[dataset].folders.values()}
+    )
     holds = lambda folder: any(os.path.exists(os.path.join(folder, one)) for one in needed)
     below = [os.path.join(root, name) for name in _subfolders(root)]
     found = [folder for folder in below if holds(folder)]
@@ -833,33 +962,42 @@ def read_official(root, dataset="market1501"):
     where all are. Raises `PromptSGError` for a set that is not known, a folder that lacks a part,
     names of another set, and more images than were published."""
     if dataset not in OFFICIAL:
-        raise PromptSGError(f"the data set {_short(dataset)} is not known; use one of "
-                            f"{', '.join(OFFICIAL)}")
+        raise PromptSGError(
+            f"the data set {_short(dataset)} is not known; use one of {', '.join(OFFICIAL)}"
+        )
     base, about = _official_base(dataset, str(root)), OFFICIAL[dataset]
     files = walk(base)
     rows = [*(_listed_rows if dataset == "msmt17" else _box_rows)(dataset, base, files)]
     there = [row for row in rows if row[0] in files and files[row[0]] is None]
     for role, folder in about.folders.items():
         if not any(row[3] == role for row in there):
-            raise PromptSGError(f"{base} has no {role} image of {about.title} (looked in "
-                                f"{folder}); give the folder that holds "
-                                f"{', '.join(dict.fromkeys(about.folders.values()))}")
+            raise PromptSGError(
+                f"{base} has no {role} image of {about.title} (looked in "
+                f"{folder}); give the folder that holds "
+                f"{', '.join(dict.fromkeys(about.folders.values()))}"
+            )
     table = _official_table(base, about.subject, *zip(*there))
     published = _published(dataset, table)
     for role, number in published.items():
         if (found := int((table.role == role).sum())) > number:
-            raise PromptSGError(f"{base} has {found:,} {role} images, more than the {number:,} of "
-                                f"{about.title}; is it another set, or are copies among them?")
+            raise PromptSGError(
+                f"{base} has {found:,} {role} images, more than the {number:,} of "
+                f"{about.title}; is it another set, or are copies among them?"
+            )
     missing = {"image file missing": len(rows) - len(there)}
     part = _part_of(about, table, published)
     source = about.title + (f", a part of it: {part}" if part else "")
-    return _described(table, dataset, _excluded(files, missing), source, part=part,
-                      pairs=_official_pairs(table))
+    return _described(
+        table, dataset, _excluded(files, missing), source, part=part, pairs=_official_pairs(table)
+    )
 
 
 def _published(dataset, table):
     "{role: published images}: of CUHK03's two kinds of boxes, those that fit."
-    if dataset == "cuhk03np" and (table.role == "gallery").sum() > OFFICIAL[dataset].images["gallery"]:
+    if (
+        dataset == "cuhk03np"
+        and (table.role == "gallery").sum() > OFFICIAL[dataset].images["gallery"]
+    ):
         return _DETECTED
     return OFFICIAL[dataset].images
 
@@ -876,23 +1014,32 @@ def _official_table(root, subject, images, pids, cameras, roles):
 
 
 def _part_of(about, table, published):
-    "How many of the published images there are, in words; \"\" where all are."
+    'How many of the published images there are, in words; "" where all are.'
     found = table.role.value_counts()
-    said = [f"{found[role]:,} of {number:,} {role}" for role, number in published.items()
-            if found[role] < number]
+    said = [
+        f"{found[role]:,} of {number:,} {role}"
+        for role, number in published.items()
+        if found[role] < number
+    ]
     return ", ".join(said) + " images" if said else ""
 
 # %% ../nbs/01b_readers.ipynb #readers
-READERS = {"11k": read_11k, "hd": read_hd, "folders": read_folders, "mbanet": read_mbanet,
-           "csv": read_table,  # by Config.dataset
-           **{name: partial(read_official, dataset=name) for name in OFFICIAL}}
+READERS = {
+    "11k": read_11k,
+    "hd": read_hd,
+    "folders": read_folders,
+    "mbanet": read_mbanet,
+    "csv": read_table,  # by Config.dataset
+    **{name: partial(read_official, dataset=name) for name in OFFICIAL},
+}
 
 
 def _checked_name(path, what):
     "The path as text. `PromptSGError` for one that no table or terminal takes."
     if _UNPRINTABLE.search(os.path.abspath(path)):
-        raise PromptSGError(f"{what} {ascii(str(path))} has a name that is not UTF-8 or has a line "
-                            "break; rename it")
+        raise PromptSGError(
+            f"{what} {ascii(str(path))} has a name that is not UTF-8 or has a line break; rename it"
+        )
     return str(path)
 
 
@@ -918,8 +1065,9 @@ def read_data(root, dataset="11k", identity_level=None):
     if not os.path.isdir(name):
         what = f"does not exist (looked for {os.path.abspath(name)})"
         what = "is a file" if os.path.lexists(name) else what
-        raise PromptSGError(f"the data folder {name} {what}; give the folder that holds the "
-                            f"images, or {_TABLE}")
+        raise PromptSGError(
+            f"the data folder {name} {what}; give the folder that holds the images, or {_TABLE}"
+        )
     reader = READERS[dataset if dataset in ("hd", "mbanet", *OFFICIAL) else _layout(name)]
     return read_folders(root, identity_level) if reader is read_folders else reader(root)
 
@@ -933,8 +1081,14 @@ def read_picture(path):
         what = f"does not exist (looked for {os.path.abspath(name)})"
         what = "is no file" if os.path.exists(name) else what
         raise PromptSGError(f"the picture {name} {what}; give the path of an image file")
-    row = dict(path=str(Path(path).absolute()), image=Path(path).name, identity="?", pid="?",
-               aspect="?", side="")
+    row = dict(
+        path=str(Path(path).absolute()),
+        image=Path(path).name,
+        identity="?",
+        pid="?",
+        aspect="?",
+        side="",
+    )
     return pd.DataFrame([row])
 
 
@@ -949,17 +1103,20 @@ def read_images(path, dataset="11k", identity_level=None):
 def for_data(config, frame):
     """The config with the dataset and the identity level of what was read.
 
-    Where the data does not tell aspects apart, it also has the data's one word for an aspect: `hand`,
-    so that the prompt names none, `person` or `vehicle`. Sentences that are still those of hands then
-    become `A photo of a {} {aspect}.` Data with roles comes with its one split, and with
+    Where the data does not tell aspects apart, it also has the data's one word for an aspect:
+    `hand`, so that the prompt names none, `person` or `vehicle`. Sentences that are still those of
+    hands then become `A photo of a {} {aspect}.` Data with roles comes with its one split, and with
     `camera_embedding` the config learns its cameras' names."""
     told = ("dataset", "identity_level") if "dataset" in frame.attrs else ()
     changes, subject = {name: frame.attrs.get(name) for name in told}, subject_of(frame)
     if subject:
         changes = {"dataset": "folders", **changes, "aspect": subject, "train_aspects": ()}
     if SUBJECTS.get(subject):
-        changes |= {name: sentence for name, sentence in _SENTENCES.items()
-                    if getattr(config, name) == Config.model_fields[name].default}
+        changes |= {
+            name: sentence
+            for name, sentence in _SENTENCES.items()
+            if getattr(config, name) == Config.model_fields[name].default
+        }
     if "role" in frame:
         changes |= {"num_splits": 1}
     if config.camera_embedding and not config.cameras:
@@ -967,7 +1124,10 @@ def for_data(config, frame):
     return config.replace(**changes)
 
 
-_SENTENCES = {"prompt_template": "A photo of a {} {aspect}.", "simplified_prompt": "A photo of a {aspect}."}
+_SENTENCES = {
+    "prompt_template": "A photo of a {} {aspect}.",
+    "simplified_prompt": "A photo of a {aspect}.",
+}
 
 
 def subject_of(frame):
@@ -979,9 +1139,11 @@ def subject_of(frame):
 def _camera_names(frame):
     "The names of a frame's cameras, numbers in their order."
     if "camera" not in frame:
-        raise PromptSGError("camera_embedding needs to know which camera took each image, and the "
-                            "data does not say; set camera_embedding to 0, or give "
-                            f"{_TABLE}")
+        raise PromptSGError(
+            "camera_embedding needs to know which camera took each image, and the "
+            "data does not say; set camera_embedding to 0, or give "
+            f"{_TABLE}"
+        )
     order = lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
     return tuple(sorted(set(frame.camera), key=order))
 
@@ -989,8 +1151,11 @@ def _camera_names(frame):
 def left_out_lines(excluded):
     """One line for each reason of `{reason: number}`; none where nothing was left out. Tables that
     describe the data are no images that anybody misses, and get no line."""
-    return [f"{number} left out: {reason}" for reason, number in excluded.items()
-            if number and not reason.startswith("description")]
+    return [
+        f"{number} left out: {reason}"
+        for reason, number in excluded.items()
+        if number and not reason.startswith("description")
+    ]
 
 
 def reading_summary(frame):
@@ -1020,8 +1185,9 @@ def find_same(path, frame):
 
     Only files of the same size are read. `PromptSGError` when `path` cannot be read."""
     wanted, size = content_hash(path), os.path.getsize(path)
-    same = lambda other: (os.path.isfile(other) and os.path.getsize(other) == size
-                          and content_hash(other) == wanted)
+    same = lambda other: (
+        os.path.isfile(other) and os.path.getsize(other) == size and content_hash(other) == wanted
+    )
     return frame.path.map(same).astype(bool)
 
 

@@ -26,33 +26,70 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .after import STEPS, check_steps, cohort_of, measure_steps, step_differences, step_table
+from promptsg.after import (
+    STEPS,
+    check_steps,
+    cohort_of,
+    measure_steps,
+    step_differences,
+    step_table,
+)
 from .backbone import WEIGHTS
 from .config import OTHER_HAND, Config, PromptSGError, one_line
-from .controls import CONTROLS, BASELINES, controls_of, measure_controls, slug
+from .controls import BASELINES, CONTROLS, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
 from .decisions import DECIDED, decided_row
-from .evaluation import (MEASURES, PROTOCOLS, Result, combine, conditions, difference_from, find_protocol, holm,
-                                 paired_difference, ranked_images)
-from .files import (check_writable, content_hash, held, markdown_cell, markdown_code, read_csv,
-                            read_json, regular, write_csv, write_json, write_text)
+from promptsg.evaluation import (
+    MEASURES,
+    PROTOCOLS,
+    Result,
+    combine,
+    conditions,
+    difference_from,
+    find_protocol,
+    holm,
+    paired_difference,
+    ranked_images,
+)
+from promptsg.files import (
+    check_writable,
+    content_hash,
+    held,
+    markdown_cell,
+    markdown_code,
+    read_csv,
+    read_json,
+    regular,
+    write_csv,
+    write_json,
+    write_text,
+)
 from .images import progress_bar
 from .looking import LOOKING, looking_table
 from .model import untrained, zero_shot_config
-from .plots import (kept_epoch, plot_cmc, plot_curves, plot_differences, plot_loss_terms,
-                            plot_published, plot_versions, save_figure)
+from promptsg.plots import (
+    kept_epoch,
+    plot_cmc,
+    plot_curves,
+    plot_differences,
+    plot_loss_terms,
+    plot_published,
+    plot_versions,
+    save_figure,
+)
 from .readers import subject_of
 from .synth import demo_hands
 from .training import Feed, Trainer, load_run, measure, splits_of
-from .versions import (CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of)
+from .versions import CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of
 
 # %% ../nbs/18_report.ipynb #cell004
 class Run(NamedTuple):
     "One row of a report."
-    backbone: str    # of `promptsg.versions.BUDGETS`
+
+    backbone: str  # of `promptsg.versions.BUDGETS`
     aspect: str
     version: str
-    seed: int | None # of the training; None: nothing is trained
+    seed: int | None  # of the training; None: nothing is trained
 
     @property
     def folder(self):
@@ -66,13 +103,24 @@ class Run(NamedTuple):
         backbone, aspect, name = Path(folder).parts[-3:]
         seeded = re.fullmatch(r"(.+)-seed(\d+)", name)
         untrained = {slug(one): one for one in BASELINES}.get(name, name)
-        return cls(backbone, aspect, *((seeded[1], int(seeded[2])) if seeded else (untrained, None)))
+        return cls(
+            backbone, aspect, *((seeded[1], int(seeded[2])) if seeded else (untrained, None))
+        )
 
 
 LOGGED = [name + "-logged" for name in CHAIN]
 GROUPS = {"all": VERSIONS, "chain": list(CHAIN), "logged": LOGGED}
-ORDER = [*BASELINES, "image_only", *(name + end for name in CHAIN for end in ("", "-logged")),
-         *HANDID, "simplified", "paper", "paper_whitened", "training_free", "best"]
+ORDER = [
+    *BASELINES,
+    "image_only",
+    *(name + end for name in CHAIN for end in ("", "-logged")),
+    *HANDID,
+    "simplified",
+    "paper",
+    "paper_whitened",
+    "training_free",
+    "best",
+]
 ORDER = [*dict.fromkeys([*ORDER, *PERSONS])]
 
 
@@ -80,35 +128,61 @@ def plan_runs(backbones, versions=("all",), seeds=(0,), aspects=("dorsal_r",), c
     """The `Run`s of a report, `zero-shot` and `image_only` always among them, with `controls` also
     `zero-shot, whitened`; the first seed of everything before the second.
 
-    `versions`: names of versions, or all, chain, logged. `PromptSGError` for a version or backbone that is not known, and for nothing to do."""
+    `versions`: names of versions, or all, chain, logged. `PromptSGError` for a version or backbone
+    that is not known, and for nothing to do."""
+
     def names_on(backbone):
         known = {**GROUPS, "all": versions_of(backbone)}
         wanted = {"image_only", *(name for given in versions for name in known.get(given, [given]))}
         return wanted - {*BASELINES}
+
     for backbone in backbones:
         for name in sorted(names_on(backbone)):
             version(name, backbone)
     if not (backbones and seeds and aspects and min(seeds) >= 0):
-        raise PromptSGError("a report needs at least one backbone, one aspect and one seed, and seeds from 0 up")
-    places = [(backbone, aspect) for backbone in dict.fromkeys(backbones) for aspect in dict.fromkeys(aspects)]
+        raise PromptSGError(
+            "a report needs at least one backbone, one aspect and one seed, and seeds from 0 up"
+        )
+    places = [
+        (backbone, aspect)
+        for backbone in dict.fromkeys(backbones)
+        for aspect in dict.fromkeys(aspects)
+    ]
     untrained = BASELINES if controls else BASELINES[:1]
-    return [*(Run(*place, name, None) for place in places for name in untrained),
-            *(Run(*place, name, seed) for seed in dict.fromkeys(seeds) for place in places
-              for name in ORDER if name in names_on(place[0]))]
+    return [
+        *(Run(*place, name, None) for place in places for name in untrained),
+        *(
+            Run(*place, name, seed)
+            for seed in dict.fromkeys(seeds)
+            for place in places
+            for name in ORDER
+            if name in names_on(place[0])
+        ),
+    ]
 
 # %% ../nbs/18_report.ipynb #cell006
-_OPTIONS = {"aspect": "--aspect", "variant": "--versions", "model": "--backbone", "clip_model": "--backbone"}
+_OPTIONS = {
+    "aspect": "--aspect",
+    "variant": "--versions",
+    "model": "--backbone",
+    "clip_model": "--backbone",
+}
 
 
 def shared_config(run, frame, changes=None):
-    """The config that a run has in common with all its seeds: what the splits are made with. `changes`: fields to replace.
+    """The config that a run has in common with all its seeds: what the splits are made with.
+    `changes`: fields to replace.
 
     `PromptSGError` for a change of what the report itself varies, or as `Config` raises it."""
     for name in set(changes or ()) & set(_OPTIONS):
-        raise PromptSGError(f"{name} is what a report varies; use {_OPTIONS[name]} instead of --set {name}")
+        raise PromptSGError(
+            f"{name} is what a report varies; use {_OPTIONS[name]} instead of --set {name}"
+        )
     base = version("paper" if run.version in BASELINES else run.version, run.backbone)
     more = (OTHER_HAND.get(run.aspect, run.aspect),) if base.train_aspects else ()
-    config = for_data(base.replace(**{"aspect": run.aspect, "train_aspects": more, **(changes or {})}), frame)
+    config = for_data(
+        base.replace(**{"aspect": run.aspect, "train_aspects": more, **(changes or {})}), frame
+    )
     if run.version not in BASELINES:
         return config
     return zero_shot_config(config).replace(whiten=run.version != "zero-shot")
@@ -121,6 +195,7 @@ def run_config(shared, run):
 # %% ../nbs/18_report.ipynb #cell008
 class Job(NamedTuple):
     "A run with all it needs."
+
     run: Run
     folder: Path
     config: Config
@@ -128,15 +203,17 @@ class Job(NamedTuple):
     protocols: tuple
     images: dict  # protocol -> hash of what it ranks
     controls: tuple = ()  # those that are wanted of it
-    looking: int = 0      # on how many queries its maps are measured
-    after: tuple = ()     # steps after the embedding that are wanted of it
-    cohort: dict = {}     # protocol -> the images that some of them need
+    looking: int = 0  # on how many queries its maps are measured
+    after: tuple = ()  # steps after the embedding that are wanted of it
+    cohort: dict = {}  # protocol -> the images that some of them need
     decisions: bool = False  # its error rates are wanted
 
 
 def _image_hashes(splits, protocols):
-    return {name: data_hash(ranked_images(splits, (name,)).drop_duplicates("path"))
-            for name in protocols}
+    return {
+        name: data_hash(ranked_images(splits, (name,)).drop_duplicates("path"))
+        for name in protocols
+    }
 
 
 def _wanted_controls(run, runs, config):
@@ -151,11 +228,13 @@ def _is_first(run, runs):
     return run.seed == min(other.seed for other in runs if other._replace(seed=run.seed) == run)
 
 
-def make_jobs(out, runs, frame, protocols, changes=None, controls=True, looking=0, after=(),
-              decisions=False):
+def make_jobs(
+    out, runs, frame, protocols, changes=None, controls=True, looking=0, after=(), decisions=False
+):
     """A `Job` for each run; equal splits are made once. `looking`: on how many queries the maps of
     versions with language are measured, `after`: which steps after the embedding, `decisions`:
-    error rates, all in the lowest seed. `PromptSGError` where a run's folder was started with another config."""
+    error rates, all in the lowest seed. `PromptSGError` where a run's folder was started with
+    another config."""
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
@@ -168,8 +247,19 @@ def make_jobs(out, runs, frame, protocols, changes=None, controls=True, looking=
         maps = looking if shared.looks and _is_first(run, runs) else 0
         (about, cohort), config = made[key], run_config(shared, run)
         first = run.version != BASELINES[1] and _is_first(run, runs)
-        jobs.append(Job(run, Path(out) / run.folder, config, *about, wanted, maps,
-                        tuple(after) if first else (), cohort, decisions and first))
+        jobs.append(
+            Job(
+                run,
+                Path(out) / run.folder,
+                config,
+                *about,
+                wanted,
+                maps,
+                tuple(after) if first else (),
+                cohort,
+                decisions and first,
+            )
+        )
         _check_same_config(jobs[-1])
     return jobs
 
@@ -179,28 +269,42 @@ def _check_same_config(job):
     other = file.exists() and Config.from_yaml(file).changed(job.config)
     if other:
         name, (old, new) = next(iter(other.items()))
-        raise PromptSGError(f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another "
-                            "folder with --out, or give the same settings")
+        raise PromptSGError(
+            f"{job.folder} was started with {name} {old!r}, not {new!r}; choose another "
+            "folder with --out, or give the same settings"
+        )
 
 
 def missing_protocols(job):
-    "Those of the job's protocols for which its folder has no evaluation of this config on these images."
+    """Those of the job's protocols for which its folder has no evaluation of this config on these
+    images."""
     return tuple(name for name in job.protocols if not _is_measured(job, name, job.folder))
 
 
 def missing_controls(job):
     "{control: those of the job's protocols for which it is not measured}, where there are any."
-    missing = {control: tuple(name for name in job.protocols
-                              if not _is_measured(job, name, _control_folder(job.folder, control)))
-               for control in job.controls}
+    missing = {
+        control: tuple(
+            name
+            for name in job.protocols
+            if not _is_measured(job, name, _control_folder(job.folder, control))
+        )
+        for control in job.controls
+    }
     return {control: names for control, names in missing.items() if names}
 
 
 def missing_after(job):
-    "{protocol: those of the job's steps after the embedding that are not measured}, where there are any."
-    missing = {name: tuple(step for step in job.after
-                           if not _is_measured(job, name, _after_folder(job.folder, step)))
-               for name in job.protocols}
+    """{protocol: those of the job's steps after the embedding that are not measured}, where there
+    are any."""
+    missing = {
+        name: tuple(
+            step
+            for step in job.after
+            if not _is_measured(job, name, _after_folder(job.folder, step))
+        )
+        for name in job.protocols
+    }
     return {name: steps for name, steps in missing.items() if steps}
 
 
@@ -250,8 +354,10 @@ def _decide(job, model):
         row = decided_row(model, job.splits, Feed(model, model.config, progress=False))
     except PromptSGError as error:
         row = dict.fromkeys(DECIDED) | dict(note=str(error).split(";")[0])
-    plain = {name: None if pd.isna(value) else getattr(value, "item", lambda value=value: value)()
-             for name, value in row.items()}
+    plain = {
+        name: None if pd.isna(value) else getattr(value, "item", lambda value=value: value)()
+        for name, value in row.items()
+    }
     write_json(job.folder / DECISIONS_FILE, {"about": _decisions_about(job), "row": plain})
 
 
@@ -302,7 +408,12 @@ def read_metrics(run):
     first = 0 if table.get("epoch", pd.Series([1])).eq(0).all() else 1  # 0: nothing was trained
     lost = [name for name in _METRICS if name not in table and (first or name != "loss")]
     numbers = not lost and all(map(pd.api.types.is_numeric_dtype, table.dtypes))
-    if lost or not numbers or table.epoch.tolist() != [*range(first, len(table) + first)] or not len(table):
+    if (
+        lost
+        or not numbers
+        or table.epoch.tolist() != [*range(first, len(table) + first)]
+        or not len(table)
+    ):
         what = f"no column {lost[0]}" if lost else "no row of numbers for each epoch from 1 on"
         raise PromptSGError(f"{file} has {what}; promptsg train --resume makes it again")
     return table
@@ -319,6 +430,7 @@ def _is_whole(job):
 @dataclass
 class _Ticking(Trainer):
     "A trainer that calls `tick` after each epoch."
+
     tick: Callable = lambda: None
 
     def validate(self, found=None):
@@ -330,7 +442,8 @@ class _Ticking(Trainer):
 def do_job(job, tick=lambda: None):
     """Train what is not trained, measure what is not measured. `tick` is called after each epoch.
 
-    Where a training's table is missing or damaged, resuming it makes it again from its checkpoint."""
+    Where a training's table is missing or damaged, resuming it makes it again from its
+    checkpoint."""
     missing, controls, look = missing_protocols(job), missing_controls(job), missing_looking(job)
     steps, decide = missing_after(job), missing_decisions(job)
     if job.run.seed is not None and (missing or not _is_whole(job)):
@@ -358,8 +471,8 @@ def _measured(job, model, protocols):
 
 
 def _measure_controls(job, model, missing):
-    """Measure and save what `missing_controls` names. All protocols are looked at together, for that
-    decides which image follows which."""
+    """Measure and save what `missing_controls` names. All protocols are looked at together, for
+    that decides which image follows which."""
     if not missing:
         return
     try:
@@ -378,8 +491,12 @@ def _measure_after(job, model, missing):
         more = cohort if any(STEPS[name].cohort for name in steps) else None
         plain, embeddings = measure(model, job.splits, (protocol,), False, job.config, more)
         record = plain[protocol].record
-        about = dict(config=job.config, device=record["machine"]["device"],
-                     precision=record["precision"], weights=record["weights"])
+        about = dict(
+            config=job.config,
+            device=record["machine"]["device"],
+            precision=record["precision"],
+            weights=record["weights"],
+        )
         try:
             found, _ = measure_steps(steps, embeddings, job.splits, protocol, more, **about)
         except PromptSGError as error:
@@ -394,7 +511,8 @@ def _save(results, folder):
 
 # %% ../nbs/18_report.ipynb #cell010
 def do_jobs(jobs, progress=True):
-    "All jobs, under one progress bar that counts epochs. What fails leaves its sentence in its folder's failed.txt and does not stop the others."
+    """All jobs, under one progress bar that counts epochs. What fails leaves its sentence in its
+    folder's failed.txt and does not stop the others."""
     total = sum(map(_length, jobs))
     with progress_bar(show=progress, total=total, desc="report", unit="epoch") as bar:
         end = 0
@@ -414,33 +532,43 @@ def _try_job(job, tick):
     try:
         note.unlink(missing_ok=True)
         do_job(job, tick)
-    except (PromptSGError, RuntimeError) as error:  # torch's own errors are RuntimeErrors, out of memory among them
+    # torch's own errors are RuntimeErrors, out of memory among them
+    except (PromptSGError, RuntimeError) as error:
         write_text(note, (str(error).strip().splitlines() or [type(error).__name__])[0])
 
 # %% ../nbs/18_report.ipynb #cell012
 @dataclass(frozen=True, eq=False)
 class Report:
     "All evaluations below a folder; `load_report(folder)` makes one."
+
     folder: Path
-    evaluations: dict # (Run, protocol) -> Result
-    failures: dict    # Run -> sentence
-    about: dict       # command, data and settings
+    evaluations: dict  # (Run, protocol) -> Result
+    failures: dict  # Run -> sentence
+    about: dict  # command, data and settings
     controls: dict = field(default_factory=dict)  # (Run, protocol) -> {control: Result}
-    looking: dict = field(default_factory=dict)   # Run -> `looking_table`
-    after: dict = field(default_factory=dict)     # (Run, protocol) -> {step: Result}
-    decisions: dict = field(default_factory=dict) # Run -> `promptsg.decisions.decided_row`
+    looking: dict = field(default_factory=dict)  # Run -> `looking_table`
+    after: dict = field(default_factory=dict)  # (Run, protocol) -> {step: Result}
+    decisions: dict = field(default_factory=dict)  # Run -> `promptsg.decisions.decided_row`
 
     @cached_property
     def results(self):
-        "The tidy table: backbone, aspect, version, seed, protocol, split, and rank1, rank5, rank10, mAP, mINP as fractions."
-        tables = [result.per_split.assign(**run._asdict(), protocol=protocol) for (run, protocol), result in self.evaluations.items()]
+        """The tidy table: backbone, aspect, version, seed, protocol, split, and rank1, rank5,
+        rank10, mAP, mINP as fractions."""
+        tables = [
+            result.per_split.assign(**run._asdict(), protocol=protocol)
+            for (run, protocol), result in self.evaluations.items()
+        ]
         table = pd.concat(tables, ignore_index=True).astype({"seed": "Int64"})
         return table[["backbone", "aspect", "version", "seed", "protocol", "split", *MEASURES]]
 
     @property
     def groups(self):
         "(backbone, aspect, protocol) of each table."
-        return list(dict.fromkeys((run.backbone, run.aspect, protocol) for run, protocol in self.evaluations))
+        return list(
+            dict.fromkeys(
+                (run.backbone, run.aspect, protocol) for run, protocol in self.evaluations
+            )
+        )
 
     def of(self, backbone, aspect, protocol):
         "{version: its `Result`s, one a seed} of one table."
@@ -518,8 +646,9 @@ def _read_beside(out, evaluations, names, place):
     what cannot be read). `place(run folder, name)`: where it lies. What was measured of another
     config or on other images is left out."""
     beside, failures = {}, {}
-    same = lambda one, other: all(one.record[name] == other.record[name]
-                                  for name in ("config_hash", "data_hash", "splits"))
+    same = lambda one, other: all(
+        one.record[name] == other.record[name] for name in ("config_hash", "data_hash", "splits")
+    )
     for (run, protocol), own in evaluations.items():
         for name in names:
             folder = place(out / run.folder, name) / f"evaluation-{protocol}"
@@ -539,22 +668,40 @@ def load_report(out):
 
     `PromptSGError` if there is no evaluation that can be read, or report.json cannot be."""
     out = Path(out)
-    folders = {file.parents[1] for name in PROTOCOLS
-               for file in out.glob(f"*/*/*/evaluation-{name}/result.json")}
+    folders = {
+        file.parents[1]
+        for name in PROTOCOLS
+        for file in out.glob(f"*/*/*/evaluation-{name}/result.json")
+    }
     evaluations, failures = _read_evaluations(out, folders)
     controls, torn = _read_beside(out, evaluations, CONTROLS, _control_folder)
     after, broken = _read_beside(out, evaluations, STEPS, _after_folder)
     noted = {Run.of(file.parent): _read_note(file) for file in out.glob("*/*/*/failed.txt")}
-    failures = dict(sorted({**torn, **broken, **failures, **noted}.items(), key=lambda item: _place(item[0])))
+    failures = dict(
+        sorted({**torn, **broken, **failures, **noted}.items(), key=lambda item: _place(item[0]))
+    )
     if not evaluations:
-        raise PromptSGError(next(iter(failures.values()), f"{out} holds no report; make one with promptsg report --out {out}"))
-    return Report(out, evaluations, failures, _read_about(out), controls, _read_looking(evaluations, out),
-                  after, _read_decisions(evaluations, out))
+        raise PromptSGError(
+            next(
+                iter(failures.values()),
+                f"{out} holds no report; make one with promptsg report --out {out}",
+            )
+        )
+    return Report(
+        out,
+        evaluations,
+        failures,
+        _read_about(out),
+        controls,
+        _read_looking(evaluations, out),
+        after,
+        _read_decisions(evaluations, out),
+    )
 
 
 def _read_looking(evaluations, out):
-    """{Run: `looking_table`} where the maps were measured, of the run's config. What cannot be read is
-    left out: the next report measures it again."""
+    """{Run: `looking_table`} where the maps were measured, of the run's config. What cannot be read
+    is left out: the next report measures it again."""
     found = {}
     for run, result in {run: result for (run, _), result in evaluations.items()}.items():
         with suppress(PromptSGError, KeyError, TypeError, ValueError):
@@ -576,27 +723,41 @@ def _read_decisions(evaluations, out):
 
 # %% ../nbs/18_report.ipynb #cell014
 def compare(report, a, b, measure="mAP", by="identity", backbone=None, aspect=None, protocol=None):
-    """How much better version b is than a, over all seeds: a `Difference` in percentage points with its
-    95 % interval over people (`by="query"`: images) and trainings.
+    """How much better version b is than a, over all seeds: a `Difference` in percentage points with
+    its 95 % interval over people (`by="query"`: images) and trainings.
 
-    Backbone, aspect and protocol need naming where the report has several. `PromptSGError` for what it does not have."""
+    Backbone, aspect and protocol need naming where the report has several. `PromptSGError` for what
+    it does not have."""
     wanted = (backbone, aspect, protocol)
-    groups = [group for group in report.groups if all(want in (None, has) for want, has in zip(wanted, group))]
+    groups = [
+        group
+        for group in report.groups
+        if all(want in (None, has) for want, has in zip(wanted, group))
+    ]
     if len(groups) != 1:
-        raise PromptSGError(f"{len(groups)} tables fit; choose backbone, aspect and protocol of one of {'; '.join(map(', '.join, report.groups))}")
+        raise PromptSGError(
+            f"{len(groups)} tables fit; choose backbone, aspect and protocol of one of "
+            f"{'; '.join(map(', '.join, report.groups))}"
+        )
     found = report.of(*groups[0])
     for name in (a, b):
         if name not in found:
-            raise PromptSGError(f"the report has no {name!r} for {', '.join(groups[0])}; it has {', '.join(found)}")
+            raise PromptSGError(
+                f"the report has no {name!r} for {', '.join(groups[0])}; it has {', '.join(found)}"
+            )
     return paired_difference(found[a], found[b], measure, by)
 
 
 def parse_pairs(texts):
-    "`[\"v8:best\"]` -> `[(\"v8\", \"best\")]`: what `best` has over `v8`. `PromptSGError` for what is not two names."
+    """`["v8:best"]` -> `[("v8", "best")]`: what `best` has over `v8`. `PromptSGError` for what is
+    not two names."""
     pairs = [tuple(text.split(":")) for text in texts]
     wrong = [text for text, pair in zip(texts, pairs) if len(pair) != 2 or not all(pair)]
     if wrong:
-        raise PromptSGError(f"{wrong[0]!r} is not a pair of versions; write it as v8:best, the one to start from first")
+        raise PromptSGError(
+            f"{wrong[0]!r} is not a pair of versions; write it as v8:best, the one to start from "
+            "first"
+        )
     return pairs
 
 
@@ -604,24 +765,42 @@ def _check_pairs(pairs, runs):
     there = dict.fromkeys(run.version for run in runs)
     lost = [name for pair in pairs for name in pair if name not in there]
     if lost:
-        raise PromptSGError(f"a comparison with {lost[0]} is asked for, which the report does not have; it has {', '.join(there)}")
+        raise PromptSGError(
+            f"a comparison with {lost[0]} is asked for, which the report does not have; it has "
+            f"{', '.join(there)}"
+        )
 
 
 _GAIN = ("difference", "low", "high", "p", "units", "effective", "trainings")
-_FAMILY = ["backbone", "aspect", "protocol", "measure", "by"]  # differences that are looked at together
+# differences that are looked at together
+_FAMILY = ["backbone", "aspect", "protocol", "measure", "by"]
 
 
 def differences(report, pairs=()):
-    """Each version against `image_only`, and each pair (a, b) of `pairs`: Rank-1 and mAP of b - a, by query and by identity. The table that
-    `plot_differences` draws, with aspect and by, the fields of a `Difference`, and `p_holm`: p after Holm's correction for all rows of one
-    column of a table (backbone, aspect, protocol, measure, by). What a group has not is left out."""
+    """Each version against `image_only`, and each pair (a, b) of `pairs`: Rank-1 and mAP of b - a,
+    by query and by identity. The table that `plot_differences` draws, with aspect and by, the
+    fields of a `Difference`, and `p_holm`: p after Holm's correction for all rows of one column of
+    a table (backbone, aspect, protocol, measure, by). What a group has not is left out."""
     rows = []
     for group in report.groups:
         found, place = report.of(*group), dict(zip(("backbone", "aspect", "protocol"), group))
-        asked = dict.fromkeys([*(("image_only", name) for name in found if name != "image_only"), *pairs])
-        rows += [dict(place, a=a, b=b, measure=measure, by=by,
-                      **paired_difference(found[a], found[b], measure, by)._asdict())
-                 for a, b in asked if a in found and b in found for measure in ("rank1", "mAP") for by in ("query", "identity")]
+        asked = dict.fromkeys(
+            [*(("image_only", name) for name in found if name != "image_only"), *pairs]
+        )
+        rows += [
+            dict(
+                place,
+                a=a,
+                b=b,
+                measure=measure,
+                by=by,
+                **paired_difference(found[a], found[b], measure, by)._asdict(),
+            )
+            for a, b in asked
+            if a in found and b in found
+            for measure in ("rank1", "mAP")
+            for by in ("query", "identity")
+        ]
     columns = ["backbone", "aspect", "protocol", "a", "b", "measure", "by", *_GAIN]
     return _with_holm(pd.DataFrame(rows, columns=columns), _FAMILY)
 
@@ -634,12 +813,13 @@ def _with_holm(table, families):
 
 
 def add_trainings(gains, results, people):
-    """A table of differences whose intervals are over people alone, as earlier versions of the kit wrote it, with
-    the trainings' spread added: the columns of `differences`.
+    """A table of differences whose intervals are over people alone, as earlier versions of the kit
+    wrote it, with the trainings' spread added: the columns of `differences`.
 
     `results`: the tidy table of the same report, where each seed's mean stands. `people`: how many
-    people of equal weight were tested, {aspect: number}. The variance over people is read off the stored interval. A
-    table that has `trainings` comes back as it is; `PromptSGError` where `results` lacks a version."""
+    people of equal weight were tested, {aspect: number}. The variance over people is read off the
+    stored interval. A table that has `trainings` comes back as it is; `PromptSGError` where
+    `results` lacks a version."""
     if "trainings" in gains:
         return gains
     place = ["backbone", "aspect", "protocol"]
@@ -647,7 +827,10 @@ def add_trainings(gains, results, people):
 
     def row(one):
         sides = [_seed_means(each, one, name) for name in (one.a, one.b)]
-        return difference_from(one.difference, (one.high - one.low) / (2 * 1.96), people[one.aspect], *sides)
+        return difference_from(
+            one.difference, (one.high - one.low) / (2 * 1.96), people[one.aspect], *sides
+        )
+
     found = pd.DataFrame([row(one)._asdict() for one in gains.itertuples()], index=gains.index)
     return _with_holm(gains.assign(**{name: found[name] for name in _GAIN}), _FAMILY)
 
@@ -655,16 +838,21 @@ def add_trainings(gains, results, people):
 def _seed_means(each, one, name):
     "(S,) percent: a version's means over splits, a training each, in a row's table."
     try:
-        return 100 * each.loc[(one.backbone, one.aspect, one.protocol, name), one.measure].to_numpy()
+        return (
+            100 * each.loc[(one.backbone, one.aspect, one.protocol, name), one.measure].to_numpy()
+        )
     except KeyError:
-        raise PromptSGError(f"the results have no {name} for {one.backbone}, {one.aspect}, {one.protocol}; "
-                            "give those of the same report") from None
+        raise PromptSGError(
+            f"the results have no {name} for {one.backbone}, {one.aspect}, {one.protocol}; "
+            "give those of the same report"
+        ) from None
 
 # %% ../nbs/18_report.ipynb #controls
 def control_differences(report):
     """What each version has over each of its controls: a DataFrame with a row per control and
-    measure (rank1, mAP). `value` is the control's mean over splits, 0..1; then the `Difference` version
-    - control in percentage points, over people, and `p_holm`, corrected for all controls of the version."""
+    measure (rank1, mAP). `value` is the control's mean over splits, 0..1; then the `Difference`
+    version - control in percentage points, over people, and `p_holm`, corrected for all controls of
+    the version."""
     rows = []
     for (run, protocol), found in report.controls.items():
         own, alone = report.evaluations[run, protocol], {}
@@ -673,28 +861,44 @@ def control_differences(report):
             if (tower, protocol) in report.evaluations:
                 alone[name] = report.evaluations[tower, protocol]
         place = dict(run._asdict(), protocol=protocol)
-        rows += [dict(place, control=name, measure=measure, value=result.per_split[measure].mean(),
-                      **paired_difference(result, own, measure)._asdict())
-                 for name, result in {**alone, **found}.items() for measure in ("rank1", "mAP")]
+        rows += [
+            dict(
+                place,
+                control=name,
+                measure=measure,
+                value=result.per_split[measure].mean(),
+                **paired_difference(result, own, measure)._asdict(),
+            )
+            for name, result in {**alone, **found}.items()
+            for measure in ("rank1", "mAP")
+        ]
     place = ["backbone", "aspect", "version", "seed", "protocol"]
-    return _with_holm(pd.DataFrame(rows, columns=[*place, "control", "measure", "value", *_GAIN]),
-                      [*place, "measure"])
+    return _with_holm(
+        pd.DataFrame(rows, columns=[*place, "control", "measure", "value", *_GAIN]),
+        [*place, "measure"],
+    )
 
 # %% ../nbs/18_report.ipynb #after
 def after_differences(report):
     """What each step after the embedding is worth: `promptsg.after.step_differences` of every run
     whose steps were measured, with backbone, aspect, version, seed and protocol; after.csv."""
-    tables = [step_differences(report.evaluations[key], found).assign(**key[0]._asdict(), protocol=key[1])
-              for key, found in report.after.items()]
+    tables = [
+        step_differences(report.evaluations[key], found).assign(**key[0]._asdict(), protocol=key[1])
+        for key, found in report.after.items()
+    ]
     columns = [*Run._fields, "protocol", "step", "measure", "value", *_GAIN, "p_holm"]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    return (
+        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    )
 
 
 def after_table(report, group):
     "The versions of a table, each with its steps beside none: a DataFrame to read."
-    tables = [step_table(report.evaluations[key], found).assign(version=key[0].version)
-              for key, found in report.after.items()
-              if (key[0].backbone, key[0].aspect, key[1]) == group]
+    tables = [
+        step_table(report.evaluations[key], found).assign(version=key[0].version)
+        for key, found in report.after.items()
+        if (key[0].backbone, key[0].aspect, key[1]) == group
+    ]
     if not tables:
         return pd.DataFrame()
     table = pd.concat(tables, ignore_index=True)
@@ -709,47 +913,100 @@ def decisions_table(report):
 
 def decisions_page(report, backbone, aspect):
     "The error rates of a backbone and aspect as a table to read, in percent."
-    rows = [_decision_cells(run, row) for run, row in report.decisions.items()
-            if (run.backbone, run.aspect) == (backbone, aspect)]
-    return pd.DataFrame(rows, columns=["version", "EER", "FNMR at FMR 1 %", "d'", "Cllr (least)",
-                                       "LR ≥ 100 said of two people", "not of one", "note"])
+    rows = [
+        _decision_cells(run, row)
+        for run, row in report.decisions.items()
+        if (run.backbone, run.aspect) == (backbone, aspect)
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "version",
+            "EER",
+            "FNMR at FMR 1 %",
+            "d'",
+            "Cllr (least)",
+            "LR ≥ 100 said of two people",
+            "not of one",
+            "note",
+        ],
+    )
 
 
 def _decision_cells(run, row):
     known = lambda name: pd.notna(row[name])
-    rate = lambda name: (f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, "
-                         f"{100 * row[f'{name}_high']:.1f}]" if known(name) else "not claimed")
+    rate = lambda name: (
+        f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+        if known(name)
+        else "not claimed"
+    )
     name = run.version if run.seed is None else f"{run.version}, seed {run.seed}"
     said = known("cllr")
-    note = row["note"] or f"calibrated on {row['calibrated_on']:.0f} people" if said else row["note"]
-    return (name, rate("eer"), rate("fnmr"), f"{row['d_prime']:.2f}" if known("d_prime") else "",
-            f"{row['cllr']:.2f} ({row['least_cllr']:.2f})" if said else "",
-            rate("wrong") if said else "", f"{100 * row['missed']:.1f}" if said else "", note)
+    note = (
+        row["note"] or f"calibrated on {row['calibrated_on']:.0f} people" if said else row["note"]
+    )
+    return (
+        name,
+        rate("eer"),
+        rate("fnmr"),
+        f"{row['d_prime']:.2f}" if known("d_prime") else "",
+        f"{row['cllr']:.2f} ({row['least_cllr']:.2f})" if said else "",
+        rate("wrong") if said else "",
+        f"{100 * row['missed']:.1f}" if said else "",
+        note,
+    )
 
 # %% ../nbs/18_report.ipynb #looking
 def looking_rows(report):
     "Backbone, aspect, version, seed and `LOOKING` of every map that was measured: looking.csv."
     tables = [table.assign(**run._asdict()) for run, table in report.looking.items()]
     columns = [*Run._fields, *LOOKING]
-    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    return (
+        pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+    )
 
 
 def looking_page(report, backbone, aspect):
     "The maps of a backbone and aspect as a table to read."
-    rows = [_looking_cells(run, row) for run, table in report.looking.items() for row in table.itertuples()
-            if (run.backbone, run.aspect) == (backbone, aspect)]
-    return pd.DataFrame(rows, columns=["version", "map", "AUROC", "share on the hand / its area",
-                                       "mAP lost: first tenth", "random tenth", "ratio", "mask"])
+    rows = [
+        _looking_cells(run, row)
+        for run, table in report.looking.items()
+        for row in table.itertuples()
+        if (run.backbone, run.aspect) == (backbone, aspect)
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "version",
+            "map",
+            "AUROC",
+            "share on the hand / its area",
+            "mAP lost: first tenth",
+            "random tenth",
+            "ratio",
+            "mask",
+        ],
+    )
 
 
 def _looking_cells(run, row):
     ratio = f"{row.ratio:.1f} [{row.low:.1f}, {row.high:.1f}]"
-    return (f"{run.version}, seed {run.seed}", row.map, f"{row.auc:.3f}", f"{row.share:.2f} / {row.area:.2f}",
-            f"{row.lost:.1f}", f"{row.lost_random:.1f}", ratio, f"{row.mask}, {row.images} queries")
+    return (
+        f"{run.version}, seed {run.seed}",
+        row.map,
+        f"{row.auc:.3f}",
+        f"{row.share:.2f} / {row.area:.2f}",
+        f"{row.lost:.1f}",
+        f"{row.lost_random:.1f}",
+        ratio,
+        f"{row.mask}, {row.images} queries",
+    )
 
 # %% ../nbs/18_report.ipynb #cell016
-_WORDS = {"zero-shot": "the tower as it came, nothing trained",
-          "zero-shot, whitened": "the same, whitened within the people of the train side"}
+_WORDS = {
+    "zero-shot": "the tower as it came, nothing trained",
+    "zero-shot, whitened": "the same, whitened within the people of the train side",
+}
 
 
 def changed(name, backbone):
@@ -767,35 +1024,54 @@ def _plus_minus(mean, std):
 
 
 def _gain(table, group, a, b, measure):
-    row = table[_is(table, group) & (table[["a", "b", "measure", "by"]] == [a, b, measure, "identity"]).all(axis=1)]
+    row = table[
+        _is(table, group)
+        & (table[["a", "b", "measure", "by"]] == [a, b, measure, "identity"]).all(axis=1)
+    ]
     return "" if row.empty else in_words(row.iloc[0])
 
 
 def in_words(gain):
-    """`+1.20 [+0.31, +2.09] *`: a row of `differences` or of `control_differences`, with a star where its
-    p after Holm's correction is below 0.05; or a `Difference`, which has none."""
+    """`+1.20 [+0.31, +2.09] *`: a row of `differences` or of `control_differences`, with a star
+    where its p after Holm's correction is below 0.05; or a `Difference`, which has none."""
     star = " *" if getattr(gain, "p_holm", 1.0) < 0.05 else ""
     return f"{gain.difference:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]{star}"
 
 
 def summary(report, group, gains=None):
-    """One table in words: version, what changed, seeds, Rank-1, mAP (percent, mean ± sd over splits and seeds), difference to
-    image_only (points, 95 % interval over people). A run that failed is there with its sentence. `gains`: `differences(report)`, if it is at hand."""
+    """One table in words: version, what changed, seeds, Rank-1, mAP (percent, mean ± sd over splits
+    and seeds), difference to image_only (points, 95 % interval over people). A run that failed is
+    there with its sentence. `gains`: `differences(report)`, if it is at hand."""
     gains = differences(report) if gains is None else gains
     found = report.of(*group)
-    lost = {run: why for run, why in report.failures.items() if (run.backbone, run.aspect) == group[:2]}
-    names = sorted({*found, *(run.version for run in lost)}, key=lambda name: _place(Run("", "", name, None)))
+    lost = {
+        run: why for run, why in report.failures.items() if (run.backbone, run.aspect) == group[:2]
+    }
+    names = sorted(
+        {*found, *(run.version for run in lost)}, key=lambda name: _place(Run("", "", name, None))
+    )
     return pd.DataFrame([_summary_row(group, name, found.get(name), lost, gains) for name in names])
 
 
 def _summary_row(group, name, results, lost, gains):
-    failed = [f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}" for run, why in lost.items() if run.version == name]
-    values = {label: _spread(results, measure) if results else "failed" for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
+    failed = [
+        f"{'' if run.seed is None else f'seed {run.seed} '}failed: {why}"
+        for run, why in lost.items()
+        if run.version == name
+    ]
+    values = {
+        label: _spread(results, measure) if results else "failed"
+        for label, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))
+    }
     seeds = "" if name in BASELINES else len(results or ())
-    return {"version": name, "changed": "; ".join([changed(name, group[0]), *failed]),
-            "seeds": seeds, **values,
-            "Rank-1 − image_only": _gain(gains, group, "image_only", name, "rank1"),
-            "mAP − image_only": _gain(gains, group, "image_only", name, "mAP")}
+    return {
+        "version": name,
+        "changed": "; ".join([changed(name, group[0]), *failed]),
+        "seeds": seeds,
+        **values,
+        "Rank-1 − image_only": _gain(gains, group, "image_only", name, "rank1"),
+        "mAP − image_only": _gain(gains, group, "image_only", name, "mAP"),
+    }
 
 
 def _is(table, group):
@@ -803,30 +1079,41 @@ def _is(table, group):
 
 
 def results_table(results, gains, groups):
-    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame with
-    a row per version, its seeds (`3, 2` where the groups have other numbers of them), and for each of
-    `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over splits and
-    seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
+    """Several groups side by side, from the tables of results.csv and differences.csv: a DataFrame
+    with a row per version, its seeds (`3, 2` where the groups have other numbers of them), and for
+    each of `groups`, {label: (backbone, aspect, protocol)}, Rank-1 and mAP (percent, mean ± sd over
+    splits and seeds) and mAP's difference to image_only (points, 95 % interval over people)."""
     rows, seeds = {}, {}
     for label, group in groups.items():
         for name, own in results[_is(results, group)].groupby("version", sort=False):
             seeds.setdefault(name, {})[own.seed.nunique()] = None  # in order, each once
             rows.setdefault(name, {}).update(_group_cells(label, group, name, own, gains))
-    counts = {name: ", ".join(map(str, found)) if len(found) > 1 else next(iter(found)) or "" for name, found in seeds.items()}
-    return pd.DataFrame([{"version": name, "seeds": counts[name], **row} for name, row in rows.items()]).fillna("")
+    counts = {
+        name: ", ".join(map(str, found)) if len(found) > 1 else next(iter(found)) or ""
+        for name, found in seeds.items()
+    }
+    return pd.DataFrame(
+        [{"version": name, "seeds": counts[name], **row} for name, row in rows.items()]
+    ).fillna("")
 
 
 def _group_cells(label, group, name, own, gains):
     "The cells of one version in one group."
-    spread = {f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
-              for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))}
+    spread = {
+        f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+        for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))
+    }
     return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
 
 
 def pair_lines(gains, group):
     "The differences of one table's pairs without `image_only`, a Markdown line each."
     rows = gains[_is(gains, group) & (gains.a != "image_only")]
-    return [f"- {b} − {a}: Rank-1 {_gain(gains, group, a, b, 'rank1')}, mAP {_gain(gains, group, a, b, 'mAP')}" for a, b in dict.fromkeys(zip(rows.a, rows.b))]
+    return [
+        f"- {b} − {a}: Rank-1 {_gain(gains, group, a, b, 'rank1')}, mAP "
+        f"{_gain(gains, group, a, b, 'mAP')}"
+        for a, b in dict.fromkeys(zip(rows.a, rows.b))
+    ]
 
 
 def control_table(report, group, found):
@@ -837,10 +1124,21 @@ def control_table(report, group, found):
         result = report.evaluations[Run(*group[:2], name, seed), group[2]].summary["mean"]
         own_cells = f"{result.rank1:.2f}", f"{result.mAP:.2f}"
         rows.append((f"{name}, seed {seed}", "", *own_cells, "", ""))
-        rows += [("", control, *_control_cells(one.set_index("measure").loc[["rank1", "mAP"]]))
-                 for control, one in own.groupby("control", sort=False)]
-    return pd.DataFrame(rows, columns=["version", "control", "Rank-1", "mAP",
-                                       "Rank-1: version − control", "mAP: version − control"])
+        rows += [
+            ("", control, *_control_cells(one.set_index("measure").loc[["rank1", "mAP"]]))
+            for control, one in own.groupby("control", sort=False)
+        ]
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "version",
+            "control",
+            "Rank-1",
+            "mAP",
+            "Rank-1: version − control",
+            "mAP: version − control",
+        ],
+    )
 
 
 def _control_cells(one):
@@ -854,21 +1152,34 @@ def _control_section(report, group, found):
     names = [name for name in CONTROLS if name in set(table.control)]
     if table.empty:
         return []
-    return ["### Controls\n", markdown_table(table), "",
-            *(f"- {markdown_cell(name)}: {CONTROLS[name].words}" for name in names), ""]
+    return [
+        "### Controls\n",
+        markdown_table(table),
+        "",
+        *(f"- {markdown_cell(name)}: {CONTROLS[name].words}" for name in names),
+        "",
+    ]
 
 
 def markdown_table(table):
     "A DataFrame as a Markdown table; nothing in a cell breaks out of it."
     line = lambda cells: "| " + " | ".join(map(markdown_cell, cells)) + " |"
-    return "\n".join([line(table.columns), line(["---"] * table.shape[1]), *map(line, table.itertuples(index=False))])
+    return "\n".join(
+        [
+            line(table.columns),
+            line(["---"] * table.shape[1]),
+            *map(line, table.itertuples(index=False)),
+        ]
+    )
 
 
 def weights_in_words(config):
     "Where a config's weights come from; files by their name and hash."
     if config is None:
         return "not recorded"
-    named = lambda value: f"{Path(value).name} (SHA-256 {content_hash(value)})" if Path(value).is_file() else value
+    named = lambda value: (
+        f"{Path(value).name} (SHA-256 {content_hash(value)})" if Path(value).is_file() else value
+    )
     text = f", text tower {named(config['text_pretrained'])}" if config["text_pretrained"] else ""
     return f"{config['model']}: {named(config['pretrained'])}{text}"
 
@@ -877,38 +1188,55 @@ def _facts(report):
     "Machine, packages, data and weights of all evaluations, each said once."
     records = [result.record for result in report.evaluations.values()]
     words = lambda entries: ", ".join(f"{key} {value}" for key, value in entries.items())
-    facts = {"machine": [words(r["machine"]) for r in records],
-             "packages": [words(r["versions"]) for r in records],
-             "data": [r["source"] for r in records if r["source"]],
-             "data hash": [f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, "
-                           f"{r['queries']} queries, gallery of {r['gallery']})" for r in records],
-             "images left out": [f"{r['aspect']}: {count} ({reason})" for r in records
-                                 for reason, count in r["left_out"].items() if count],
-             "weights": [weights_in_words(r["config"]) for r in records]}
-    lines = [f"- {name}: {markdown_cell('; '.join(dict.fromkeys(said)))}" for name, said in facts.items() if said]
+    facts = {
+        "machine": [words(r["machine"]) for r in records],
+        "packages": [words(r["versions"]) for r in records],
+        "data": [r["source"] for r in records if r["source"]],
+        "data hash": [
+            f"{r['aspect']}, {r['protocol']['name']}: {r['data_hash']} ({r['splits']} splits, "
+            f"{r['queries']} queries, gallery of {r['gallery']})"
+            for r in records
+        ],
+        "images left out": [
+            f"{r['aspect']}: {count} ({reason})"
+            for r in records
+            for reason, count in r["left_out"].items()
+            if count
+        ],
+        "weights": [weights_in_words(r["config"]) for r in records],
+    }
+    lines = [
+        f"- {name}: {markdown_cell('; '.join(dict.fromkeys(said)))}"
+        for name, said in facts.items()
+        if said
+    ]
     return [f"- command: {markdown_code(report.about.get('command', ''))}", *lines]
 
 
-_HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to `image_only` are percentage points with their 95 % interval, which
-holds two kinds of chance: which people were tested, and, where there are several seeds, how the trainings turned out. A star: decided, also after Holm's correction for all rows of
-its column. Without a star nothing is decided. With one seed the interval is over people alone: another training may say something else. `differences.csv` has each row's p, by
-query too, and how many people of equal weight carry it. The splits are the same in every row; the seeds are the trainings'."""
-_HOW_CONTROLS = """A control is the version in one seed without one part, everything else as it was, on
-the same splits; `version − control` is what that part is worth to it. Where the version is whitened,
-each control is whitened anew, by the same images."""
+_HOW = """Percent, mean ± standard deviation over all splits and seeds together. Differences to
+`image_only` are percentage points with their 95 % interval, which holds two kinds of chance: which
+people were tested, and, where there are several seeds, how the trainings turned out. A star:
+decided, also after Holm's correction for all rows of its column. Without a star nothing is decided.
+With one seed the interval is over people alone: another training may say something else.
+`differences.csv` has each row's p, by query too, and how many people of equal weight carry it. The
+splits are the same in every row; the seeds are the trainings'."""
+_HOW_CONTROLS = """A control is the version in one seed without one part, everything else as it was,
+on the same splits; `version − control` is what that part is worth to it. Where the version is
+whitened, each control is whitened anew, by the same images."""
 
 
-_HOW_LOOKING = """Maps are measured on queries of the first split. AUROC: hand against background, by
-the true mask of drawn hands, or by saturation, a stand-in on a white ground. mAP lost: in percentage
-points, when the tenth of the patches that the map names first is blurred in the query; ratio: over a
-random tenth, with a 95 % interval over people. `contrast` reads no model: an AUROC that it reaches
-too says nothing of the model."""
+_HOW_LOOKING = """Maps are measured on queries of the first split. AUROC: hand against background,
+by the true mask of drawn hands, or by saturation, a stand-in on a white ground. mAP lost: in
+percentage points, when the tenth of the patches that the map names first is blurred in the query;
+ratio: over a random tenth, with a 95 % interval over people. `contrast` reads no model: an AUROC
+that it reaches too says nothing of the model."""
 
 
-_HOW_DECISIONS = """Error rates compare each pair of test images of the aspect once, percent with the 95 %
-interval over people; "not claimed" where the rule of 3 asks for more people. Likelihood ratios were
-calibrated on train-side people that the run was not fitted to; Cllr is their cost in bits, beside it
-the least that any map of these scores has; 1 says nothing. `promptsg sheet` has all of it of one run."""
+_HOW_DECISIONS = """Error rates compare each pair of test images of the aspect once, percent with
+the 95 % interval over people; "not claimed" where the rule of 3 asks for more people. Likelihood
+ratios were calibrated on train-side people that the run was not fitted to; Cllr is their cost in
+bits, beside it the least that any map of these scores has; 1 says nothing. `promptsg sheet` has all
+of it of one run."""
 
 
 def _looking_section(report, group):
@@ -926,8 +1254,13 @@ def _after_section(report, group):
     if table.empty:
         return []
     names = [name for name in STEPS if name in set(table.step)]
-    return ["### Steps after the embedding\n", markdown_table(table), "",
-            *(f"- {name}: {STEPS[name].words}" for name in names), ""]
+    return [
+        "### Steps after the embedding\n",
+        markdown_table(table),
+        "",
+        *(f"- {name}: {STEPS[name].words}" for name in names),
+        "",
+    ]
 
 
 def _decisions_section(report, group):
@@ -944,9 +1277,20 @@ def _section(report, group, gains, controls):
     first = next(iter(report.of(*group).values()))[0]
     lines = [f"- {markdown_cell(line)}" for line in conditions({group[2]: first})]
     table = markdown_table(summary(report, group, gains))
-    return "\n".join([f"## {', '.join(group)}\n", table, "", *lines, *pair_lines(gains, group), "",
-                      *_control_section(report, group, controls), *_after_section(report, group),
-                      *_decisions_section(report, group), *_looking_section(report, group)])
+    return "\n".join(
+        [
+            f"## {', '.join(group)}\n",
+            table,
+            "",
+            *lines,
+            *pair_lines(gains, group),
+            "",
+            *_control_section(report, group, controls),
+            *_after_section(report, group),
+            *_decisions_section(report, group),
+            *_looking_section(report, group),
+        ]
+    )
 
 
 def report_page(report, gains, controls=None):
@@ -954,46 +1298,85 @@ def report_page(report, gains, controls=None):
     controls. `controls`: `control_differences(report)`, if it is at hand."""
     controls = control_differences(report) if controls is None else controls
     sections = (_section(report, group, gains, controls) for group in report.groups)
-    how = [_HOW, ""] + [_HOW_CONTROLS, ""] * bool(len(controls)) + [_HOW_LOOKING, ""] * bool(report.looking)
+    how = (
+        [_HOW, ""]
+        + [_HOW_CONTROLS, ""] * bool(len(controls))
+        + [_HOW_LOOKING, ""] * bool(report.looking)
+    )
     how += [_HOW_DECISIONS, ""] * bool(report.decisions)
     return "\n".join(["# Report\n", *_facts(report), "", *how, *sections])
 
 # %% ../nbs/18_report.ipynb #cell018
-_TRAIN_COLUMNS = {"train_loss": ("loss", 1), "loss_id": ("loss_id", 1), "loss_triplet": ("loss_triplet", 1), "loss_center": ("loss_centre", 1),
-                  "loss_i2t": (None, 1), "loss_t2i": (None, 1), "val_rank1": ("val_rank1", 100), "val_rank5": (None, 1), "val_rank10": (None, 1),
-                  "val_mAP": ("val_mAP", 100)}
+_TRAIN_COLUMNS = {
+    "train_loss": ("loss", 1),
+    "loss_id": ("loss_id", 1),
+    "loss_triplet": ("loss_triplet", 1),
+    "loss_center": ("loss_centre", 1),
+    "loss_i2t": (None, 1),
+    "loss_t2i": (None, 1),
+    "val_rank1": ("val_rank1", 100),
+    "val_rank5": (None, 1),
+    "val_rank10": (None, 1),
+    "val_mAP": ("val_mAP", 100),
+}
 _SHORT = {"R1": "rank1", "R5": "rank5", "R10": "rank10", "mAP": "mAP"}
 _trained_name = lambda name: name if name in BASELINES else f"stage3-{name}"
 
 
 def train_table(report, backbone, aspect):
-    """A row per version, seed and epoch in the reference's columns, percent; `model` is the checkpoint's
-    folder, and `is_best` the epoch that is kept there, with `select: last` the last one."""
-    runs = {Run(backbone, aspect, name, seed): metrics
-            for name, seeds in report.metrics(backbone, aspect).items() for seed, metrics in seeds.items()}
+    """A row per version, seed and epoch in the reference's columns, percent; `model` is the
+    checkpoint's folder, and `is_best` the epoch that is kept there, with `select: last` the last
+    one."""
+    runs = {
+        Run(backbone, aspect, name, seed): metrics
+        for name, seeds in report.metrics(backbone, aspect).items()
+        for seed, metrics in seeds.items()
+    }
     tables = [_train_rows(run, metrics, report.select(run)) for run, metrics in runs.items()]
     return pd.concat(tables, ignore_index=True)
 
 
 def _train_rows(run, metrics, select):
     empty = pd.Series(np.nan, metrics.index)
-    values = {name: (scale * metrics.get(column, empty)).round(4) for name, (column, scale) in _TRAIN_COLUMNS.items()}
+    values = {
+        name: (scale * metrics.get(column, empty)).round(4)
+        for name, (column, scale) in _TRAIN_COLUMNS.items()
+    }
     kept = kept_epoch(metrics, select)
-    return pd.DataFrame({"version": _trained_name(run.version), "epoch": metrics.epoch, **values,
-                         "is_best": metrics.epoch == (0 if kept is None else kept.epoch),
-                         "model": (run.folder / "best").as_posix()})
+    return pd.DataFrame(
+        {
+            "version": _trained_name(run.version),
+            "epoch": metrics.epoch,
+            **values,
+            "is_best": metrics.epoch == (0 if kept is None else kept.epoch),
+            "model": (run.folder / "best").as_posix(),
+        }
+    )
 
 
 def eval_table(report, backbone, aspect, protocol):
     "A row per version: remark, each split's values (means over seeds) and their mean, percent."
-    return pd.DataFrame([_eval_row(backbone, name, results) for name, results in report.of(backbone, aspect, protocol).items()])
+    return pd.DataFrame(
+        [
+            _eval_row(backbone, name, results)
+            for name, results in report.of(backbone, aspect, protocol).items()
+        ]
+    )
 
 
 def _eval_row(backbone, name, results):
     splits = 100 * sum(result.per_split[MEASURES] for result in results) / len(results)
-    values = {f"split{i + 1}_{short}": row[full] for i, row in splits.iterrows() for short, full in _SHORT.items()}
+    values = {
+        f"split{i + 1}_{short}": row[full]
+        for i, row in splits.iterrows()
+        for short, full in _SHORT.items()
+    }
     values |= {f"final_{short}": splits[full].mean() for short, full in _SHORT.items()}
-    return {"version": _trained_name(name), "Remarks": changed(name, backbone), **{key: round(value, 2) for key, value in values.items()}}
+    return {
+        "version": _trained_name(name),
+        "Remarks": changed(name, backbone),
+        **{key: round(value, 2) for key, value in values.items()},
+    }
 
 
 def reference_tables(report):
@@ -1003,19 +1386,25 @@ def reference_tables(report):
         beside = "" if first.setdefault(backbone, aspect) == aspect else f"_{aspect}"
         kind = "" if protocol == "clipfh" else f"_{protocol}"
         if report.metrics(backbone, aspect):
-            tables[f"stage3_{backbone}{beside}_train_table.csv"] = train_table(report, backbone, aspect)
-        tables[f"stage3_{backbone}{beside}{kind}_eval_table.csv"] = eval_table(report, backbone, aspect, protocol)
+            tables[f"stage3_{backbone}{beside}_train_table.csv"] = train_table(
+                report, backbone, aspect
+            )
+        tables[f"stage3_{backbone}{beside}{kind}_eval_table.csv"] = eval_table(
+            report, backbone, aspect, protocol
+        )
     return tables
 
 # %% ../nbs/18_report.ipynb #cell020
 def shipped_reference():
-    "CLIP-FH's published split results where the repository's notebooks lie beside the package, else None."
+    """CLIP-FH's published split results where the repository's notebooks lie beside the package,
+    else None."""
     file = WEIGHTS.parents[1] / "nbs" / "analysis" / "reference" / "stage3_splits.csv"
     return file if file.is_file() else None
 
 
 def read_published(file):
-    "A CSV of published results (backbone, version, rank1, rank5, rank10, mAP in percent) as fractions. `PromptSGError` if it is none."
+    """A CSV of published results (backbone, version, rank1, rank5, rank10, mAP in percent) as
+    fractions. `PromptSGError` if it is none."""
     try:
         table = pd.read_csv(regular(file))
         lost = [name for name in ("rank1", "mAP") if name not in table]
@@ -1024,22 +1413,37 @@ def read_published(file):
         names = [name for name in MEASURES if name in table]
         return table.assign(**table[names] / 100)[["backbone", "version", *names]].dropna()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptSGError(f"{file} cannot be read as published results ({str(error).strip()}); it needs the columns backbone, version, rank1 and mAP, in percent") from None
+        raise PromptSGError(
+            f"{file} cannot be read as published results ({str(error).strip()}); it needs the "
+            "columns backbone, version, rank1 and mAP, in percent"
+        ) from None
 
 
 def report_figures(report, gains, published=None):
-    "Yields (name, figure): CMC, versions, differences, curves, loss terms, and published beside ours where there is something to lay beside."
+    """Yields (name, figure): CMC, versions, differences, curves, loss terms, and published beside
+    ours where there is something to lay beside."""
     for group in report.groups:
         name, found = "-".join(group), report.of(*group)
-        yield f"{name}-cmc", plot_cmc({version: np.concatenate([result.cmc for result in results]) for version, results in found.items()})
+        yield (
+            f"{name}-cmc",
+            plot_cmc(
+                {
+                    version: np.concatenate([result.cmc for result in results])
+                    for version, results in found.items()
+                }
+            ),
+        )
         own = gains[_is(gains, group) & (gains.by == "identity")]
         if len(own):
             yield f"{name}-differences", plot_differences(own)
     for aspect, table in report.results.groupby("aspect", sort=False):
         yield f"{aspect}-versions", plot_versions(table)
     for backbone, aspect in dict.fromkeys(group[:2] for group in report.groups):
-        metrics = {version: list(seeds.values()) for version, seeds in report.metrics(backbone, aspect).items()
-                   if all("loss" in table for table in seeds.values())}
+        metrics = {
+            version: list(seeds.values())
+            for version, seeds in report.metrics(backbone, aspect).items()
+            if all("loss" in table for table in seeds.values())
+        }
         if metrics:
             yield f"{backbone}-{aspect}-curves", plot_curves(metrics, _with_values(metrics))
             yield f"{backbone}-{aspect}-losses", plot_loss_terms(metrics)
@@ -1048,32 +1452,42 @@ def report_figures(report, gains, published=None):
 
 def _with_values(metrics):
     "The columns of the curves' panels: validation's only where somebody was held out."
-    tables = [one for some in metrics.values() for one in (some if isinstance(some, list) else [some])]
+    tables = [
+        one for some in metrics.values() for one in (some if isinstance(some, list) else [some])
+    ]
     held = any("val_mAP" in one and one.val_mAP.notna().any() for one in tables)
     return ("loss", "val_mAP") if held else ("loss",)
 
 
 def _published_figures(report, published):
-    "The reference evaluated dorsal right hands under clipfh, so only that is laid beside it; `vitb16-cpu` is a `vitb16`."
+    """The reference evaluated dorsal right hands under clipfh, so only that is laid beside it;
+    `vitb16-cpu` is a `vitb16`."""
     ours = report.results.query("protocol == 'clipfh' and aspect == 'dorsal_r'")
     for backbone, table in ours.groupby("backbone", sort=False):
         model = version("paper", backbone).model
         theirs = None if published is None else published[published.backbone == model]
         if theirs is not None and len(theirs):
-            yield f"{backbone}-published", plot_published(theirs, table.drop(columns="protocol").assign(backbone=model))
+            yield (
+                f"{backbone}-published",
+                plot_published(theirs, table.drop(columns="protocol").assign(backbone=model)),
+            )
 
 # %% ../nbs/18_report.ipynb #cell022
 def write_report(report, published=None, pairs=()):
-    """Tables, page and figures into the report's folder. `published`: a CSV for `read_published`; None takes the shipped one, if
-    there is one. `pairs`: as in `differences`."""
+    """Tables, page and figures into the report's folder. `published`: a CSV for `read_published`;
+    None takes the shipped one, if there is one. `pairs`: as in `differences`."""
     gains, file = differences(report, pairs), published or shipped_reference()
     theirs = read_published(file) if file else None
     controls = control_differences(report)
-    tables = {"results.csv": report.results, "differences.csv": gains, **reference_tables(report),
-              **({"controls.csv": controls} if len(controls) else {}),
-              **({"after.csv": after_differences(report)} if report.after else {}),
-              **({"decisions.csv": decisions_table(report)} if report.decisions else {}),
-              **({"looking.csv": looking_rows(report)} if report.looking else {})}
+    tables = {
+        "results.csv": report.results,
+        "differences.csv": gains,
+        **reference_tables(report),
+        **({"controls.csv": controls} if len(controls) else {}),
+        **({"after.csv": after_differences(report)} if report.after else {}),
+        **({"decisions.csv": decisions_table(report)} if report.decisions else {}),
+        **({"looking.csv": looking_rows(report)} if report.looking else {}),
+    }
     for name, table in tables.items():
         write_csv(report.folder / name, table)
     write_text(report.folder / "report.md", report_page(report, gains, controls))
@@ -1083,11 +1497,27 @@ def write_report(report, published=None, pairs=()):
 
 def _command(data, changes, controls, looking, decisions, **options):
     "The command line that does the same."
-    words = [word for name, values in options.items() if values for word in (f"--{name}", *map(str, values))]
+    words = [
+        word
+        for name, values in options.items()
+        if values
+        for word in (f"--{name}", *map(str, values))
+    ]
     words += ["--data", str(data)] * (data is not None) + ["--no-controls"] * (not controls)
     words += ["--no-decisions"] * (not decisions)
     words += [] if looking == LOOKED_AT else ["--looking", str(looking)]
-    return shlex.join(["promptsg", "report", *words, *(word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}"))])
+    return shlex.join(
+        [
+            "promptsg",
+            "report",
+            *words,
+            *(
+                word
+                for key, value in changes.items()
+                for word in ("--set", f"{key}={json.dumps(value)}")
+            ),
+        ]
+    )
 
 
 def _begin(out, frame, command):
@@ -1095,31 +1525,50 @@ def _begin(out, frame, command):
     data = data_hash(frame)
     before = _read_about(out).get("data_hash", data)
     if before != data:
-        raise PromptSGError(f"{out} holds a report on other data (hash {before}, not {data}); restore the "
-                            "data, or choose another folder with --out")
+        raise PromptSGError(
+            f"{out} holds a report on other data (hash {before}, not {data}); restore the "
+            "data, or choose another folder with --out"
+        )
     write_json(out / "report.json", {"command": command, "data_hash": data})
 
 
 LOOKED_AT = 48  # queries on which the maps are measured
 
 
-def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), versions=("all",), seeds=(0,), data=None, aspects=("dorsal_r",),
-                protocols=("clipfh", "mba"), changes=None, published=None, pairs=(), people=(48, 40), progress=True,
-                controls=True, looking=LOOKED_AT, after=(), decisions=True):
-    """Train and measure versions x backbones x aspects x seeds, write tables and figures into `out`, return the `Report`.
+def make_report(
+    out="runs/report",
+    backbones=("hand-vit-tiny", "hand-rn-tiny"),
+    versions=("all",),
+    seeds=(0,),
+    data=None,
+    aspects=("dorsal_r",),
+    protocols=("clipfh", "mba"),
+    changes=None,
+    published=None,
+    pairs=(),
+    people=(48, 40),
+    progress=True,
+    controls=True,
+    looking=LOOKED_AT,
+    after=(),
+    decisions=True,
+):
+    """Train and measure versions x backbones x aspects x seeds, write tables and figures into
+    `out`, return the `Report`.
 
-    `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of `people` (train, test). `changes`: config fields for
-    all runs. `pairs`: versions (a, b) to compare besides. `controls`: measure those of our versions
-    too. `looking`: measure the maps on so many queries; 0: not at all. `after`: names of
-    `promptsg.after.STEPS`, each measured beside none. `decisions`: measure error rates too. What
-    `out` has already is not done again.
-    A failed run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be
-    written, that another process holds, or that has runs of another config or other data, and where every
+    `versions`: names, or all, chain, logged. `data`: a data folder; None draws synthetic hands of
+    `people` (train, test). `changes`: config fields for all runs. `pairs`: versions (a, b) to
+    compare besides. `controls`: measure those of our versions too. `looking`: measure the maps on
+    so many queries; 0: not at all. `after`: names of `promptsg.after.STEPS`, each measured beside
+    none. `decisions`: measure error rates too. What `out` has already is not done again. A failed
+    run is in `Report.failures`; `PromptSGError` for bad input, for a folder that cannot be written,
+    that another process holds, or that has runs of another config or other data, and where every
     run failed."""
     out, changes = Path(out), changes or {}
     if looking < 0:
-        raise PromptSGError(f"looking is {looking}; give the number of queries that maps are measured "
-                            "on, or 0")
+        raise PromptSGError(
+            f"looking is {looking}; give the number of queries that maps are measured on, or 0"
+        )
     check_steps(after)
     runs = plan_runs(backbones, versions, seeds, aspects, controls)
     _check_pairs(pairs, runs)
@@ -1129,8 +1578,20 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
     if published:
         read_published(published)
     check_writable(out)
-    command = _command(data, changes, controls, looking, decisions, backbone=backbones, versions=versions, seeds=seeds,
-                       aspect=aspects, protocol=protocols, pair=list(map(":".join, pairs)), after=after)
+    command = _command(
+        data,
+        changes,
+        controls,
+        looking,
+        decisions,
+        backbone=backbones,
+        versions=versions,
+        seeds=seeds,
+        aspect=aspects,
+        protocol=protocols,
+        pair=list(map(":".join, pairs)),
+        after=after,
+    )
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
         frame = read_data(folder, asked.dataset, asked.identity_level)
@@ -1147,7 +1608,10 @@ def make_report(out="runs/report", backbones=("hand-vit-tiny", "hand-rn-tiny"), 
 def _prepare(out, jobs, frame, command, progress):
     "Everything that can be refused before the first run starts."
     _begin(out, frame, command)
-    open_jobs = [job for job in jobs if missing_protocols(job) or missing_looking(job)
-                 or missing_decisions(job)]
+    open_jobs = [
+        job
+        for job in jobs
+        if missing_protocols(job) or missing_looking(job) or missing_decisions(job)
+    ]
     ranked = [ranked_images(job.splits, job.protocols).path for job in open_jobs]
     check_images([path for paths in ranked for path in paths], progress)

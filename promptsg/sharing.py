@@ -35,41 +35,57 @@ _WHOLE_RUN = "the card is written from it, so give a whole run folder made by pr
 
 
 def _read_epochs(file, best):
-    "metrics.csv by epoch; `PromptSGError` naming it when it is missing, damaged or has no row of the best epoch."
+    """metrics.csv by epoch; `PromptSGError` naming it when it is missing, damaged or has no row of
+    the best epoch."""
     try:
         epochs = pd.read_csv(regular(file)).set_index("epoch")
         if len(epochs.loc[[best], ["val_mAP", "val_rank1"]].astype(float)) != 1:
             raise ValueError("an epoch is there twice")
         return epochs
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PromptSGError(f"{file} cannot be read ({type(error).__name__}); {_WHOLE_RUN}") from None
+        raise PromptSGError(
+            f"{file} cannot be read ({type(error).__name__}); {_WHOLE_RUN}"
+        ) from None
 
 
 def _checked(file, **kinds):
     "A JSON object of a run folder whose values have the types that the card needs."
     found = read_json(file, _WHOLE_RUN)
-    wrong = next((name for name, kind in kinds.items() if not isinstance(found.get(name), kind)), None)
+    wrong = next(
+        (name for name, kind in kinds.items() if not isinstance(found.get(name), kind)), None
+    )
     if wrong:
         raise PromptSGError(f"{file} has no {wrong} as promptsg train writes it; {_WHOLE_RUN}")
     return found
 
 
 def read_record(run):
-    """What a run folder says of itself: `{config: Config, state: dict, splits: dict, splits_hash: str, epochs: DataFrame by epoch, results: [Result]}`.
+    """What a run folder says of itself: `{config: Config, state: dict, splits: dict, splits_hash:
+    str, epochs: DataFrame by epoch, results: [Result]}`.
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     run = Path(run)
     if not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
+        raise PromptSGError(
+            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
+            "train"
+        )
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
     results = [one for one in results if one.record.get("control") is None]  # with no step after it
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
-    return dict(config=Config.from_yaml(run / "config.yml"), state=state, splits=read_stored(run / "splits.json"),
-                splits_hash=content_hash(run / "splits.json"), epochs=_read_epochs(run / "metrics.csv", state["best_epoch"]), results=results)
+    return dict(
+        config=Config.from_yaml(run / "config.yml"),
+        state=state,
+        splits=read_stored(run / "splits.json"),
+        splits_hash=content_hash(run / "splits.json"),
+        epochs=_read_epochs(run / "metrics.csv", state["best_epoch"]),
+        results=results,
+    )
 
 # %% ../nbs/20_sharing.ipynb #escape
 def _code(value):
-    "A value as Markdown code, whatever it holds: within a fence longer than any in it, on one line."
+    """A value as Markdown code, whatever it holds: within a fence longer than any in it, on one
+    line."""
     text = " ".join(str(value).split()) or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"
@@ -82,37 +98,65 @@ def _text(value):
 
 def _table(head, rows):
     "A Markdown table."
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in [head, ["---"] * len(head), *rows])
+    cells = (
+        [str(cell).replace("|", "\\|") for cell in row]
+        for row in [head, ["---"] * len(head), *rows]
+    )
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 # %% ../nbs/20_sharing.ipynb #cell006
-_WEIGHTS = {  # Config.pretrained -> (the hub's name of the licence, what is known of the starting weights)
-    "embedded": ("apache-2.0", "promptsg's own, trained from nothing on synthetic hands; Apache-2.0."),
+# Config.pretrained -> (the hub's name of the licence, what is known of the starting weights)
+_WEIGHTS = {
+    "embedded": (
+        "apache-2.0",
+        "promptsg's own, trained from nothing on synthetic hands; Apache-2.0.",
+    ),
     "random": ("apache-2.0", "none: the training started from random weights."),
-    "openai": ("mit", "OpenAI's CLIP, MIT licence. Its own card puts surveillance and facial recognition out of scope, and untested use in general."),
+    "openai": (
+        "mit",
+        "OpenAI's CLIP, MIT licence. Its own card puts surveillance and facial recognition out of "
+        "scope, and untested use in general.",
+    ),
 }
-_UNKNOWN = ("other", "{0}; the run does not record under which licence they came. Ask whoever gave them before handing this model on.")
+_UNKNOWN = (
+    "other",
+    "{0}; the run does not record under which licence they came. Ask whoever gave them before "
+    "handing this model on.",
+)
 
 _DATA_TERMS = "The terms of the data it was trained on hold as well; they are not in the record."
 
-_LIMITS = """A retrieval model for research: it ranks a gallery by likeness to a query. It always ranks *somebody* first, also where the right person is not in the
-gallery, so a first place is no proof of identity. The figures above hold for the images named above; for other cameras, people or backgrounds they have to be
-measured again. How accuracy differs between groups of people is not in the record.
+_LIMITS = """A retrieval model for research: it ranks a gallery by likeness to a query. It always
+ranks *somebody* first, also where the right person is not in the gallery, so a first place is no
+proof of identity. The figures above hold for the images named above; for other cameras, people or
+backgrounds they have to be measured again. How accuracy differs between groups of people is not in
+the record.
 
-A hand identifies a person, so images of hands, their embeddings, and this model's head (it holds one vector for each training identity) are biometric data as
-soon as the people are real. Use it with people's informed consent and a legal basis; in the EU such data are a special category under the GDPR. Not for
-surveillance, nor for decisions about people without a legal basis."""
+A hand identifies a person, so images of hands, their embeddings, and this model's head (it holds
+one vector for each training identity) are biometric data as soon as the people are real. Use it
+with people's informed consent and a legal basis; in the EU such data are a special category under
+the GDPR. Not for surveillance, nor for decisions about people without a legal basis."""
 
 # %% ../nbs/20_sharing.ipynb #cell007
-_LAYOUTS = {"11k": "images in the layout of 11K Hands", "hd": "images in the layout of HD", "folders": "a folder for each identity",
-            "mbanet": "images in MBA-Net's folders", "csv": "a table of images"}  # where splits.json names no source
+_LAYOUTS = {
+    "11k": "images in the layout of 11K Hands",
+    "hd": "images in the layout of HD",
+    "folders": "a folder for each identity",
+    # where splits.json names no source
+    "mbanet": "images in MBA-Net's folders",
+    "csv": "a table of images",
+}
 
 
 def _what(record):
     config = record["config"]
     said = _said(config)
-    return (f"[PromptSG](https://github.com/promptsg/promptsg) (Yang et al., *A Pedestrian is Worth One Prompt*, CVPR 2024), version {_code(config.variant)} on "
-            f"{_code(config.tower)}: from an image it makes a vector of length 1, and images of the same identity get vectors that lie near each other. {said}")
+    return (
+        "[PromptSG](https://github.com/promptsg/promptsg) (Yang et al., *A Pedestrian is Worth "
+        f"One Prompt*, CVPR 2024), version {_code(config.variant)} on "
+        f"{_code(config.tower)}: from an image it makes a vector of length 1, and images of the "
+        f"same identity get vectors that lie near each other. {said}"
+    )
 
 
 def _said(config):
@@ -120,36 +164,53 @@ def _said(config):
     if config.language and config.fusion == "pool":
         words = ", ".join(map(_code, config.words or (config.simplified_prompt,)))
         beside = "Beside class token and patches, patch" if config.pool_beside else "Patch"
-        return (f"{beside} tokens are pooled where these words look: "
-                f"{words}.")
+        return f"{beside} tokens are pooled where these words look: {words}."
     if config.language and not config.looks:
         said = config.prompt_template if config.use_composed_prompt else config.simplified_prompt
-        return f"No text is in the vector; {_code(said)} was in the training's contrastive loss alone."
-    return (f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
-            f"image; ranked with the {config.eval_prompt} prompt."
-            if config.language else "This is the image-only control: no prompt and no text.")
+        return (
+            f"No text is in the vector; {_code(said)} was in the training's contrastive loss alone."
+        )
+    return (
+        f"The prompt is {_code(config.prompt_template)}, `{{}}` being the word made from the "
+        f"image; ranked with the {config.eval_prompt} prompt."
+        if config.language
+        else "This is the image-only control: no prompt and no text."
+    )
 
 
 def _trained(record):
     config, state, splits = record["config"], record["state"], record["splits"]
     best = record["epochs"].loc[state["best_epoch"]]
-    rows = {"identities trained on": len(state["classes"]), "images trained on": len(splits["train"]),
-            "images held out for validation": len(splits["val"]), "data set": _text(splits.get("source") or _LAYOUTS.get(config.dataset, config.dataset)),
-            "aspect": ", ".join(dict.fromkeys([config.aspect, *config.train_aspects])), "seed": config.seed,
-            "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`", "config": f"`{config.hash}`",
-            "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
-            "mAP and Rank-1 on the held-out images at that epoch": (
-                "nobody was held out" if best.isna().val_mAP else f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %")}
-    needed = ", ".join(f"{name} ({_code(one['class'])}, SHA-256 `{one['source']}`)"
-                       for name, one in code_in(config).items())
+    rows = {
+        "identities trained on": len(state["classes"]),
+        "images trained on": len(splits["train"]),
+        "images held out for validation": len(splits["val"]),
+        "data set": _text(splits.get("source") or _LAYOUTS.get(config.dataset, config.dataset)),
+        "aspect": ", ".join(dict.fromkeys([config.aspect, *config.train_aspects])),
+        "seed": config.seed,
+        "list of images (SHA-256 of `splits.json`)": f"`{record['splits_hash']}`",
+        "config": f"`{config.hash}`",
+        "epochs run, epoch kept": f"{len(record['epochs'])}, {state['best_epoch']}",
+        "mAP and Rank-1 on the held-out images at that epoch": (
+            "nobody was held out"
+            if best.isna().val_mAP
+            else f"{100 * best.val_mAP:.2f} and {100 * best.val_rank1:.2f} %"
+        ),
+    }
+    needed = ", ".join(
+        f"{name} ({_code(one['class'])}, SHA-256 `{one['source']}`)"
+        for name, one in code_in(config).items()
+    )
     if needed:
         rows["code to import first, not in this folder"] = needed
     chosen = _choice(config.select, len(record["epochs"])) if config.epochs else _NOTHING
     return _table(["what", "value"], rows.items()) + "\n\n" + chosen
 
 
-_NOTHING = ("Nothing was trained by gradient: the whitening alone was fitted, to these images and "
-            "those held out.")
+_NOTHING = (
+    "Nothing was trained by gradient: the whitening alone was fitted, to these images and "
+    "those held out."
+)
 
 
 def _choice(select, epochs):
@@ -166,39 +227,87 @@ _COLUMNS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "m
 
 def _measured(record):
     if not record["results"]:
-        return "Not measured yet: `promptsg evaluate --run RUN --data DATA` does it, and the card written after it has the table."
-    cells = lambda result: [f"{row['mean']:.2f} ± {row['std']:.2f}" for row in result.summary.loc[list(_COLUMNS)].to_dict("records")]
-    table = _table(["protocol", *_COLUMNS.values()], [[_code(result.record["protocol"]["name"]), *cells(result)] for result in record["results"]])
-    return "\n\n".join([table, "Mean ± standard deviation over the splits, in percent.", *(_conditions(result, record) for result in record["results"])])
+        return (
+            "Not measured yet: `promptsg evaluate --run RUN --data DATA` does it, and the card "
+            "written after it has the table."
+        )
+    cells = lambda result: [
+        f"{row['mean']:.2f} ± {row['std']:.2f}"
+        for row in result.summary.loc[list(_COLUMNS)].to_dict("records")
+    ]
+    table = _table(
+        ["protocol", *_COLUMNS.values()],
+        [
+            [_code(result.record["protocol"]["name"]), *cells(result)]
+            for result in record["results"]
+        ],
+    )
+    return "\n\n".join(
+        [
+            table,
+            "Mean ± standard deviation over the splits, in percent.",
+            *(_conditions(result, record) for result in record["results"]),
+        ]
+    )
 
 
 def _conditions(result, record):
     "On what, how and where one result was measured."
     said, config = result.record, record["config"].model_dump(mode="json", exclude=UNMEASURED)
-    other = [f"{_code(key)} = {_code(repr(value))}" for key, value in (said["config"] or {}).items() if key in config and value != config[key]]
+    other = [
+        f"{_code(key)} = {_code(repr(value))}"
+        for key, value in (said["config"] or {}).items()
+        if key in config and value != config[key]
+    ]
     listed = lambda pairs: ", ".join(_text(f"{name} {value}") for name, value in pairs.items())
-    return (f"- {_code(said['protocol']['name'])}: {_text(said['aspect'])}, {said['splits']} splits, {said['queries']} queries against {said['gallery']} gallery images "
-            f"(first split), average precision by the {_text(said['protocol']['ap'])} rule; images {_code(said['data_hash'])}; {listed(said['versions'])}; "
-            f"{listed(said['machine'])}."
-            + (" Measured across data sets: all its people are strangers to the training." if said.get("cross") else "")
-            + (f" Measured with {', '.join(other)}, unlike the training." if other else ""))
+    return (
+        f"- {_code(said['protocol']['name'])}: {_text(said['aspect'])}, {said['splits']} splits, "
+        f"{said['queries']} queries against {said['gallery']} gallery images "
+        f"(first split), average precision by the {_text(said['protocol']['ap'])} rule; images "
+        f"{_code(said['data_hash'])}; {listed(said['versions'])}; "
+        f"{listed(said['machine'])}."
+        + (
+            " Measured across data sets: all its people are strangers to the training."
+            if said.get("cross")
+            else ""
+        )
+        + (f" Measured with {', '.join(other)}, unlike the training." if other else "")
+    )
 
 # %% ../nbs/20_sharing.ipynb #cell009
 def model_card(run):
-    """A run's card as Markdown with the hub's header, every number from the run folder: config.yml, splits.json, metrics.csv, best/state.json and
-    evaluation-*/result.json.
+    """A run's card as Markdown with the hub's header, every number from the run folder: config.yml,
+    splits.json, metrics.csv, best/state.json and evaluation-*/result.json.
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     record = read_record(run)
     config = record["config"]
     licence, known = _WEIGHTS.get(config.pretrained, _UNKNOWN)
-    text = f" The text tower came from {_code(config.text_pretrained)}, whose licence is not recorded." if config.text_pretrained else ""
-    header = (f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\n"
-              "tags: [re-identification, promptsg, biometrics, hands]\n---\n")
-    sections = {"What it is": _what(record), "What it was trained on": _trained(record), "How well it ranks": _measured(record),
-                "How to use it": _USE, "Intended use and limits": _LIMITS, "Licence": f"Starting weights: {known.format(_code(config.pretrained))}{text}\n\n{_DATA_TERMS}"}
+    text = (
+        f" The text tower came from {_code(config.text_pretrained)}, whose licence is not recorded."
+        if config.text_pretrained
+        else ""
+    )
+    header = (
+        f"---\nlicense: {licence}\nlibrary_name: promptsg\npipeline_tag: image-feature-extraction\n"
+        "tags: [re-identification, promptsg, biometrics, hands]\n---\n"
+    )
+    sections = {
+        "What it is": _what(record),
+        "What it was trained on": _trained(record),
+        "How well it ranks": _measured(record),
+        "How to use it": _USE,
+        "Intended use and limits": _LIMITS,
+        "Licence": "Starting weights: "
+        f"{known.format(_code(config.pretrained))}{text}\n\n{_DATA_TERMS}",
+    }
     title = f"# PromptSG {_code(config.variant)} on {_text(config.tower)}\n\n"
-    return header + title + "\n\n".join(f"## {name}\n\n{body}" for name, body in sections.items()) + "\n"
+    return (
+        header
+        + title
+        + "\n\n".join(f"## {name}\n\n{body}" for name, body in sections.items())
+        + "\n"
+    )
 
 
 _USE = """```python
@@ -214,13 +323,14 @@ embeddings = Feed(model, model.config).embed(frame).of(frame)     # one row an i
 # %% ../nbs/20_sharing.ipynb #cell011
 class _Words:
     "What the fusion reads of a text, without `TextFeatures`' lazy parts."
+
     def __init__(self, words):
         self.words, self.sentence = words, words[:, -1]
 
 
 class _SpokenPrompt(nn.Module):
-    """`PromptEncoder` with the run's sentences fixed, whatever the images' aspects: plain tensors in, no
-    cache, no Python that depends on the batch's size."""
+    """`PromptEncoder` with the run's sentences fixed, whatever the images' aspects: plain tensors
+    in, no cache, no Python that depends on the batch's size."""
 
     def __init__(self, prompt, composed, pooled=False):
         super().__init__()
@@ -228,24 +338,31 @@ class _SpokenPrompt(nn.Module):
             self.register_buffer("looks", prompt.directions().clone())  # (T, D)
             return
         if not composed:
-            self.register_buffer("said", prompt.simplified(1).words.clone())                      # (1, L - 1, D)
+            # (1, L - 1, D)
+            self.register_buffer("said", prompt.simplified(1).words.clone())
             return
         ids, place = prompt.template.ids, prompt.template.place
         self.text = prompt.text
-        here = F.one_hot(torch.tensor(place), len(ids))[None, :, None].float()                    # (1, L, 1)
+        # (1, L, 1)
+        here = F.one_hot(torch.tensor(place), len(ids))[None, :, None].float()
         self.register_buffer("here", here)
-        self.register_buffer("words", (1 - here) * prompt.word_embeddings(ids) + prompt.text.positional_embedding[:len(ids)])
-        self.register_buffer("mask", prompt.text.attn_mask[:len(ids), :len(ids)])
+        self.register_buffer(
+            "words",
+            (1 - here) * prompt.word_embeddings(ids) + prompt.text.positional_embedding[: len(ids)],
+        )
+        self.register_buffer("mask", prompt.text.attn_mask[: len(ids), : len(ids)])
 
     def directions(self, aspects=None):
         return self.looks
 
     def composed(self, s, aspects=None):
-        x = self.text.transformer(self.words + self.here * s[:, None], attn_mask=self.mask)      # (B, L, W)
+        # (B, L, W)
+        x = self.text.transformer(self.words + self.here * s[:, None], attn_mask=self.mask)
         return _Words((self.text.ln_final(x) @ self.text.text_projection)[:, 1:])
 
     def simplified(self, batch, aspects=None):
-        return _Words(self.said)                                                                  # one row for all
+        # one row for all
+        return _Words(self.said)
 
 
 class _Embedding(nn.Module):
@@ -253,10 +370,14 @@ class _Embedding(nn.Module):
 
     def __init__(self, model, prompt):
         super().__init__()
-        self.model, self.kind = copy.deepcopy(model).cpu().float().eval().requires_grad_(False), prompt
+        self.model, self.kind = (
+            copy.deepcopy(model).cpu().float().eval().requires_grad_(False),
+            prompt,
+        )
         if model.config.looks:
-            self.model.prompt = _SpokenPrompt(self.model.prompt, prompt == "composed",
-                                              model.config.fusion == "pool")
+            self.model.prompt = _SpokenPrompt(
+                self.model.prompt, prompt == "composed", model.config.fusion == "pool"
+            )
 
     def forward(self, images):
         rows = self._rows(images)
@@ -273,18 +394,35 @@ TOLERANCE = 1e-4  # an embedding's components are at most 1
 
 def _check_packages():
     "`PromptSGError` unless what the export needs is installed."
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = [
+        name
+        for name in ("onnx", "onnxscript", "onnxruntime")
+        if importlib.util.find_spec(name) is None
+    ]
     if missing:
-        raise PromptSGError(f"the ONNX export needs {' and '.join(missing)}; install it with pip install 'promptsg[export]'")
+        raise PromptSGError(
+            f"the ONNX export needs {' and '.join(missing)}; install it with pip install "
+            "'promptsg[export]'"
+        )
 
 
 def _largest_difference(model, file, prompt, batches=(1, 3)):
     "Largest absolute difference of an embedding's component, ONNX file against model, on noise."
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    noise = [torch.randn(n, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(n)) for n in batches]
+    noise = [
+        torch.randn(n, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(n))
+        for n in batches
+    ]
     device = next(model.parameters()).device
-    pairs = [(session.run(None, {"images": x.numpy()})[0], model.embed(x.to(device), prompt).cpu().numpy()) for x in noise]
+    pairs = [
+        (
+            session.run(None, {"images": x.numpy()})[0],
+            model.embed(x.to(device), prompt).cpu().numpy(),
+        )
+        for x in noise
+    ]
     return max(float(np.abs(theirs - ours).max()) for theirs, ours in pairs)
 
 
@@ -295,18 +433,29 @@ def _write_onnx(network, size, file):
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            torch.onnx.export(network, (torch.zeros(2, 3, *size),), str(file), input_names=["images"], output_names=["embedding"], dynamo=True,
-                              dynamic_shapes={"images": {0: batch}}, external_data=False, verbose=False)
+            torch.onnx.export(
+                network,
+                (torch.zeros(2, 3, *size),),
+                str(file),
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamo=True,
+                dynamic_shapes={"images": {0: batch}},
+                external_data=False,
+                verbose=False,
+            )
     finally:
         logging.disable(logging.NOTSET)
 
 # %% ../nbs/20_sharing.ipynb #cell013
 def export_onnx(model, file, prompt=None):
-    """Writes `file` (.onnx): normalised images (B, 3, H, W) -> L2-normalised embeddings (B, D'), float32, B free. Returns the largest absolute
-    difference to `model.embed`, which is below `TOLERANCE`.
+    """Writes `file` (.onnx): normalised images (B, 3, H, W) -> L2-normalised embeddings (B, D'),
+    float32, B free. Returns the largest absolute difference to `model.embed`, which is below
+    `TOLERANCE`.
 
-    `prompt` is "composed" or "simplified", None what the config evaluates with. Raises `PromptSGError` where a package is missing, for another
-    prompt, and when the file does not embed as the model does (it is deleted then)."""
+    `prompt` is "composed" or "simplified", None what the config evaluates with. Raises
+    `PromptSGError` where a package is missing, for another prompt, and when the file does not embed
+    as the model does (it is deleted then)."""
     _check_packages()
     prompt = prompt or model.config.eval_prompt
     if prompt not in ("composed", "simplified"):
@@ -316,27 +465,34 @@ def export_onnx(model, file, prompt=None):
         try:
             difference = _largest_difference(model, part, prompt)
         except Exception as error:  # onnxruntime's own kinds
-            raise PromptSGError("the ONNX file does not take any number of images "
-                                f"({type(error).__name__}), so it was not kept; a part of one's own "
-                                "fixes the number, as len(x) does where x.shape[0] does not") from None
+            raise PromptSGError(
+                "the ONNX file does not take any number of images "
+                f"({type(error).__name__}), so it was not kept; a part of one's own "
+                "fixes the number, as len(x) does where x.shape[0] does not"
+            ) from None
         if not difference < TOLERANCE:
-            raise PromptSGError(f"the ONNX file would differ from the model by {difference:.1e} in a component, more than {TOLERANCE}; it was not kept")
+            raise PromptSGError(
+                f"the ONNX file would differ from the model by {difference:.1e} in a component, "
+                f"more than {TOLERANCE}; it was not kept"
+            )
     return difference
 
 # %% ../nbs/20_sharing.ipynb #cell015
 _ONNX = """
 ## ONNX
 
-`model.onnx` takes `images`, float32 (any number, 3, {height}, {width}), values in 0..1 with `mean` subtracted and divided by `std` (both in `config.json`), stretched
-to that size; it returns `embedding`, one row of length 1 an image. Its largest difference to PyTorch in a component was {difference:.1e} on noise.
-"""
+`model.onnx` takes `images`, float32 (any number, 3, {height}, {width}), values in 0..1 with `mean`
+subtracted and divided by `std` (both in `config.json`), stretched to that size; it returns
+`embedding`, one row of length 1 an image. Its largest difference to PyTorch in a component was
+{difference:.1e} on noise. """
 
 
 def export_run(run, out, onnx=False, **changes):
-    """Writes a run's best model as a folder for PromptSG.from_pretrained: config.json, model.safetensors, README.md, with `onnx` model.onnx. Returns
-    the folder.
+    """Writes a run's best model as a folder for PromptSG.from_pretrained: config.json,
+    model.safetensors, README.md, with `onnx` model.onnx. Returns the folder.
 
-    `changes` are those of `load_run`. Raises `PromptSGError` for what is no whole run, for a folder that already holds a model, and as `export_onnx` does."""
+    `changes` are those of `load_run`. Raises `PromptSGError` for what is no whole run, for a folder
+    that already holds a model, and as `export_onnx` does."""
     out = Path(out)
     check_writable(out)
     if (out / RECORD_FILE).exists():
@@ -346,6 +502,8 @@ def export_run(run, out, onnx=False, **changes):
     with held(out):
         if onnx:
             height, width = model.backbone.image_size
-            card += _ONNX.format(difference=export_onnx(model, out / "model.onnx"), height=height, width=width)
+            card += _ONNX.format(
+                difference=export_onnx(model, out / "model.onnx"), height=height, width=width
+            )
         model.save_pretrained(out, model_card_kwargs=dict(card=card))
     return out

@@ -19,12 +19,11 @@ import numpy as np
 import pandas as pd
 from fpdf import FPDF
 from fpdf.fonts import FontFace
-from matplotlib.figure import Figure
 
 from .biometrics import needed_comparisons
+from .config import ASPECTS, PromptSGError
 from .error_plots import plot_det, plot_groups, plot_open_set, plot_reliability
 from .evaluation import conditions, interval_of
-from .config import ASPECTS, PromptSGError
 from .files import csv_text, held, write_json, write_text, writing
 from .plots import plot_cmc, save_figure
 from .report import weights_in_words
@@ -32,6 +31,7 @@ from .report import weights_in_words
 # %% ../nbs/24_sheet.ipynb #parts
 class Section(NamedTuple):
     "A part of a `Sheet`."
+
     title: str
     text: str = ""
     table: pd.DataFrame | None = None  # of texts
@@ -41,6 +41,7 @@ class Section(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Sheet:
     "A result sheet; `result_sheet` makes one, `write_sheet` writes it."
+
     title: str
     facts: dict  # name -> text
     sections: list  # of `Section`
@@ -57,7 +58,8 @@ def _with_interval(row, name, digits=1):
         return ""
     low, high = (row.get(f"{name}_{end}", np.nan) for end in ("low", "high"))
     return _percent(row[name], digits) + (
-        "" if pd.isna(low) else f" [{_percent(low, digits)}, {_percent(high, digits)}]")
+        "" if pd.isna(low) else f" [{_percent(low, digits)}, {_percent(high, digits)}]"
+    )
 
 # %% ../nbs/24_sheet.ipynb #sections
 def _identification(results):
@@ -86,8 +88,10 @@ def _identification(results):
     )
     text += "".join(f" {line}." for line in conditions(results))
     if len({result.record["protocol"]["ap"] for result in results.values()}) > 1:
-        text += (" The protocols take average precision by different rules (mean of precisions, "
-                 "trapezoid), so their mAP columns do not compare.")
+        text += (
+            " The protocols take average precision by different rules (mean of precisions, "
+            "trapezoid), so their mAP columns do not compare."
+        )
     text += (
         f" With at most 10 gallery images ({', '.join(small)}) Rank-10 is 100 by definition."
         * bool(small)
@@ -245,7 +249,8 @@ def _groups(errors):
     text = (
         f"All at one threshold, the cosine {errors.threshold:.3f} {how}. A comparison belongs "
         f"to a group if both images do. "
-        "× mean: the rate over the mean of the attribute's judged groups. Fewer than five people are "
+        "× mean: the rate over the mean of the attribute's judged groups. Fewer than five people "
+        "are "
         "named and not judged; of FNMR those with two images count."
     )
     figure = ("groups", "Error rates of each group beside those of all", plot_groups(errors.groups))
@@ -259,7 +264,8 @@ def _doubt(errors, trained):
         f"The test has {errors.tested.people} people, who make {pairs:,} pairs of two. By "
         f"the rule of 3 no "
         f"false match rate below {300 / pairs:.2g} % can be claimed from them.",
-        "Intervals are over people: other people of the same kind, photographed the same way. Other "
+        "Intervals are over people: other people of the same kind, photographed the same way. "
+        "Other "
         "cameras, "
         "grounds or ages of the pictures are not in them.",
     ]
@@ -272,14 +278,15 @@ def _doubt(errors, trained):
     return Section("Doubt", " ".join(lines))
 
 
-_TERMS = """Rank-1 (5, 10): queries whose nearest (5, 10 nearest) gallery images hold the right one. mAP: mean
-average precision, how high all right images stand. mINP: right images over the place of the last one.
-clipfh, mba: galleries of the query's own aspect, of all four. Identity: a hand in one aspect. FMR: two
-people taken for one; FNMR: one for two; EER: the rate at the threshold where both are equal; DET: one
-against the other over all thresholds. d': the distance of genuine and impostor scores in standard
-deviations. Cllr: what wrong likelihood ratios cost, in bits. FPIR, FNIR: FMR and FNMR of searches. Rule
-of 3: without an error in n independent trials the rate may still be 3/n at 95 % confidence; pairs of
-people are not quite independent, so for them it is the least doubt there is."""
+_TERMS = """Rank-1 (5, 10): queries whose nearest (5, 10 nearest) gallery images hold the right one.
+mAP: mean average precision, how high all right images stand. mINP: right images over the place of
+the last one. clipfh, mba: galleries of the query's own aspect, of all four. Identity: a hand in one
+aspect. FMR: two people taken for one; FNMR: one for two; EER: the rate at the threshold where both
+are equal; DET: one against the other over all thresholds. d': the distance of genuine and impostor
+scores in standard deviations. Cllr: what wrong likelihood ratios cost, in bits. FPIR, FNIR: FMR and
+FNMR of searches. Rule of 3: without an error in n independent trials the rate may still be 3/n at
+95 % confidence; pairs of people are not quite independent, so for them it is the least doubt there
+is."""
 
 # %% ../nbs/24_sheet.ipynb #sheet
 def result_sheet(results, errors, train_people, command="", reason="", made=None):
@@ -341,12 +348,14 @@ def _facts(results, errors, train_people, command, made):
     }
 
 # %% ../nbs/24_sheet.ipynb #html
-_CSS = """body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+_CSS = """body{font:15px/1.45 system-ui,sans-serif;max-width:62rem;margin:2rem auto;
+padding:0 1rem;color:#222}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:1.8rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.86rem;margin:.6rem 0}
 th,td{text-align:left;padding:.2rem .7rem .2rem 0;border-bottom:1px solid #ddd;vertical-align:top}
 th{white-space:nowrap}figure{display:inline-block;margin:.4rem 1rem .4rem 0;max-width:100%}
-img{max-width:100%;height:auto}figcaption{font-size:.8rem;color:#555}@media print{body{font-size:11px}}"""
+img{max-width:100%;height:auto}figcaption{font-size:.8rem;color:#555}
+@media print{body{font-size:11px}}"""
 
 
 def _html_table(table):
@@ -365,7 +374,8 @@ def _html_figure(words, figure):
     code = base64.b64encode(_png(figure, 130)).decode()
     width = round(96 * figure.get_figwidth())
     return (
-        f'<figure><img width="{width}" alt="{html.escape(words)}" src="data:image/png;base64,{code}">'
+        f'<figure><img width="{width}" alt="{html.escape(words)}" '
+        f'src="data:image/png;base64,{code}">'
         f"<figcaption>{html.escape(words)}</figcaption></figure>"
     )
 

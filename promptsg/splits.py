@@ -222,7 +222,8 @@ def _load(stored, path, frame, needed):
 def _refuse(path, changes):
     if changes:
         raise PromptSGError(
-            f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, start a "
+            f"the data is not what {path} was made of: {_sentence(changes)}; restore the data, "
+            "start a "
             "new run in another folder, or measure the run on another data set with --cross"
         )
 
@@ -391,7 +392,8 @@ def _check_people(rows, aspect):
     for side in ("train", "test"):
         if not (rows.side == side).any():
             raise PromptSGError(
-                f"{aspect} has no {side} person, of {rows.pid.nunique()} in all; some people are trained on "
+                f"{aspect} has no {side} person, of {rows.pid.nunique()} in all; some people are "
+                "trained on "
                 "and others tested, so give more people (four at least), on both sides"
             )
     if not rows.identity[rows.side == "test"].duplicated().any():
@@ -503,12 +505,12 @@ def _checked(frame, aspect, n_splits):
 def make_splits(frame, aspect, n_splits=10, seed=0, val="identities", train_aspects=()):
     """Training, validation and `n_splits` query/gallery splits of one aspect: a `Splits`.
 
-    Depends on the seed and the set of rows, not on their order. `val` is "identities" (a tenth
-    of the train identities, at least two, held out; one of three), "images" (MBA-Net: one
-    image per train identity) or "none" (nobody is held out). `train_aspects` adds train-side images of other aspects, but
-    never of a person who is tested or, with val="identities", validated on. A test identity
-    with a single image stays in the gallery, as in MBA-Net, has no query, and is counted in
-    `.excluded`. Where the data set comes with queries and galleries of its own
+    Depends on the seed and the set of rows, not on their order. `val` is "identities" (a tenth of
+    the train identities, at least two, held out; one of three), "images" (MBA-Net: one image per
+    train identity) or "none" (nobody is held out). `train_aspects` adds train-side images of other
+    aspects, but never of a person who is tested or, with val="identities", validated on. A test
+    identity with a single image stays in the gallery, as in MBA-Net, has no query, and is counted
+    in `.excluded`. Where the data set comes with queries and galleries of its own
     (`frame.attrs["pairs"]`), they are taken in place of a draw. Raises `PromptSGError` for an
     unknown aspect, a person on both sides, an image listed twice, or too few people or images."""
     if val not in _HOLD_OUT:
@@ -602,7 +604,8 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None, train_aspe
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
     if test.identity.nunique() < 2:
         raise PromptSGError(
-            f"the data has one identity of {aspect} alone ({', '.join(test.identity.unique())}), so "
+            f"the data has one identity of {aspect} alone ({', '.join(test.identity.unique())}), "
+            "so "
             "every answer is right; look at which folder names the identity, or give more people"
         )
     if not test.identity.duplicated().any():

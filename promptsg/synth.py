@@ -22,8 +22,10 @@ from .images import progress_bar
 from .readers import DRAWN
 
 # %% ../nbs/02_synth.ipynb #cell004
-SKIN = {"very fair": (0.0, 0.22), "fair": (0.22, 0.5), "medium": (0.5, 0.78), "dark": (0.78, 1.0)}  # ranges of the tone, 0..1
-_TONES = np.float32([[244, 214, 198], [229, 185, 158], [190, 137, 104], [122, 80, 58]])             # RGB at tone 0, 1/3, 2/3, 1
+# ranges of the tone, 0..1
+SKIN = {"very fair": (0.0, 0.22), "fair": (0.22, 0.5), "medium": (0.5, 0.78), "dark": (0.78, 1.0)}
+# RGB at tone 0, 1/3, 2/3, 1
+_TONES = np.float32([[244, 214, 198], [229, 185, 158], [190, 137, 104], [122, 80, 58]])
 _BASE_X = np.float32([-0.37, -0.125, 0.12, 0.35])
 _BASE_Y = np.float32([0.93, 1.0, 0.96, 0.84])
 _LENGTH = np.float32([0.80, 0.90, 0.82, 0.62])
@@ -33,43 +35,56 @@ _WIDTH = np.float32([0.205, 0.21, 0.20, 0.17])
 @dataclass(frozen=True, eq=False)
 class Surface:
     "What lies on the skin of one aspect; positions in the canonical frame, lengths in palm widths."
-    moles: np.ndarray        # (n, 4) x, y, radius, darkness
-    veins: list              # of (k, 2) polylines on the back
-    vein_strength: float     # 0..1
-    creases: list            # of (k, 2) polylines in the palm
-    crease_strength: float   # 0..1
-    knuckles: np.ndarray     # (4, 2) offsets of the two joint creases along each finger
-    wrinkles: np.ndarray     # (4, 2) how many lines each joint has
+
+    moles: np.ndarray  # (n, 4) x, y, radius, darkness
+    veins: list  # of (k, 2) polylines on the back
+    vein_strength: float  # 0..1
+    creases: list  # of (k, 2) polylines in the palm
+    crease_strength: float  # 0..1
+    knuckles: np.ndarray  # (4, 2) offsets of the two joint creases along each finger
+    wrinkles: np.ndarray  # (4, 2) how many lines each joint has
 
 
 @dataclass(frozen=True, eq=False)
 class HandIdentity:
     "A person's hands: `HandIdentity.sample(rng)`."
+
     skin_color: str
-    tone: float              # 0 (lightest) .. 1 (darkest)
-    red: float               # redness of the skin, about -1..1
+    tone: float  # 0 (lightest) .. 1 (darkest)
+    red: float  # redness of the skin, about -1..1
     gender: str
-    age: int                 # years
-    lengths: np.ndarray      # (4,) index to little finger
-    widths: np.ndarray       # (4,)
-    thumb: np.ndarray        # (3,) length, width, angle in degrees
-    palm: np.ndarray         # (3,) width, length, wrist width as factors
-    fan: np.ndarray          # (4,) resting angle of each finger, degrees
-    nails: np.ndarray        # (2,) length and width as factors
-    surfaces: dict           # aspect -> Surface
+    age: int  # years
+    lengths: np.ndarray  # (4,) index to little finger
+    widths: np.ndarray  # (4,)
+    thumb: np.ndarray  # (3,) length, width, angle in degrees
+    palm: np.ndarray  # (3,) width, length, wrist width as factors
+    fan: np.ndarray  # (4,) resting angle of each finger, degrees
+    nails: np.ndarray  # (2,) length and width as factors
+    surfaces: dict  # aspect -> Surface
 
     @classmethod
     def sample(cls, rng):
         "A person drawn from a numpy Generator."
         skin = str(rng.choice(list(SKIN), p=[0.15, 0.35, 0.35, 0.15]))
         slim = rng.normal(0, 1)
-        return cls(skin_color=skin, tone=rng.uniform(*SKIN[skin]), red=rng.normal(0, 0.5), gender=str(rng.choice(["female", "male"])),
-                   age=int(rng.integers(18, 76)), lengths=_LENGTH * (1 + 0.07 * rng.normal() + rng.normal(0, 0.06, 4)),
-                   widths=_WIDTH * np.clip(1 - 0.08 * slim + rng.normal(0, 0.03, 4), 0.78, 1.12),
-                   thumb=np.float32([0.66 * (1 + rng.normal(0, 0.09)), 0.235 * (1 - 0.07 * slim), 42 + rng.normal(0, 6)]),
-                   palm=np.clip(1 + rng.normal(0, [0.06, 0.07, 0.08]) - [0.04 * slim, 0, 0.04 * slim], 0.82, 1.2),
-                   fan=np.float32([9, 2, -4, -12]) + rng.normal(0, 2, 4), nails=np.clip(1 + rng.normal(0, 0.16, 2), 0.65, 1.4),
-                   surfaces={aspect: _surface(rng, aspect) for aspect in ASPECTS})
+        return cls(
+            skin_color=skin,
+            tone=rng.uniform(*SKIN[skin]),
+            red=rng.normal(0, 0.5),
+            gender=str(rng.choice(["female", "male"])),
+            age=int(rng.integers(18, 76)),
+            lengths=_LENGTH * (1 + 0.07 * rng.normal() + rng.normal(0, 0.06, 4)),
+            widths=_WIDTH * np.clip(1 - 0.08 * slim + rng.normal(0, 0.03, 4), 0.78, 1.12),
+            thumb=np.float32(
+                [0.66 * (1 + rng.normal(0, 0.09)), 0.235 * (1 - 0.07 * slim), 42 + rng.normal(0, 6)]
+            ),
+            palm=np.clip(
+                1 + rng.normal(0, [0.06, 0.07, 0.08]) - [0.04 * slim, 0, 0.04 * slim], 0.82, 1.2
+            ),
+            fan=np.float32([9, 2, -4, -12]) + rng.normal(0, 2, 4),
+            nails=np.clip(1 + rng.normal(0, 0.16, 2), 0.65, 1.4),
+            surfaces={aspect: _surface(rng, aspect) for aspect in ASPECTS},
+        )
 
     @property
     def long_fingers(self):
@@ -81,9 +96,23 @@ def _surface(rng, aspect):
     "Moles, veins and creases of one aspect."
     dorsal = aspect.startswith("dorsal")
     moles = rng.integers(0, 7) if dorsal else rng.integers(0, 3)
-    where = np.column_stack([rng.uniform(-0.4, 0.4, moles), rng.uniform(0.05, 1.0, moles), rng.uniform(0.018, 0.04, moles), rng.uniform(0.4, 0.9, moles)])
-    return Surface(moles=where, veins=_veins(rng), vein_strength=float(rng.beta(1.5, 1.5)), creases=_palm_lines(rng),
-                   crease_strength=rng.uniform(0.45, 1), knuckles=rng.normal(0, 0.035, (4, 2)), wrinkles=rng.integers(2, 6, (4, 2)))
+    where = np.column_stack(
+        [
+            rng.uniform(-0.4, 0.4, moles),
+            rng.uniform(0.05, 1.0, moles),
+            rng.uniform(0.018, 0.04, moles),
+            rng.uniform(0.4, 0.9, moles),
+        ]
+    )
+    return Surface(
+        moles=where,
+        veins=_veins(rng),
+        vein_strength=float(rng.beta(1.5, 1.5)),
+        creases=_palm_lines(rng),
+        crease_strength=rng.uniform(0.45, 1),
+        knuckles=rng.normal(0, 0.035, (4, 2)),
+        wrinkles=rng.integers(2, 6, (4, 2)),
+    )
 
 
 def _veins(rng):
@@ -99,53 +128,81 @@ def _veins(rng):
 def _palm_lines(rng):
     "Life, head, heart line, and a few fine ones; palm to the viewer in the canonical frame."
     n = lambda *p: np.float64(p) + rng.normal(0, 0.045, 2)
-    lines = [_bezier(n(-0.42, 0.62), n(0.08, 0.55), n(-0.12, 0.06)), _bezier(n(-0.42, 0.64), n(0.0, 0.6), n(0.3, 0.38)),
-             _bezier(n(0.44, 0.66), n(0.12, 0.62), n(-0.16, 0.88))]
-    fine = [_bezier(p, p + rng.normal(0, 0.1, 2), p + rng.normal(0, 0.25, 2)) for p in rng.uniform([-0.3, 0.15], [0.35, 0.8], (rng.integers(1, 6), 2))]
+    lines = [
+        _bezier(n(-0.42, 0.62), n(0.08, 0.55), n(-0.12, 0.06)),
+        _bezier(n(-0.42, 0.64), n(0.0, 0.6), n(0.3, 0.38)),
+        _bezier(n(0.44, 0.66), n(0.12, 0.62), n(-0.16, 0.88)),
+    ]
+    fine = [
+        _bezier(p, p + rng.normal(0, 0.1, 2), p + rng.normal(0, 0.25, 2))
+        for p in rng.uniform([-0.3, 0.15], [0.35, 0.8], (rng.integers(1, 6), 2))
+    ]
     return lines + fine
 
 
 def _bezier(a, b, c, n=14):
     "(n, 2) points of a quadratic curve."
     t = np.linspace(0, 1, n)[:, None]
-    return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t ** 2 * c
+    return (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
 
 # %% ../nbs/02_synth.ipynb #cell007
 RINGS = {"gold": (226, 168, 32), "silver": (196, 206, 222)}
-POLISH = {"red": (190, 25, 45), "pink": (235, 120, 160), "blue": (40, 70, 170), "dark": (45, 25, 45)}
+POLISH = {
+    "red": (190, 25, 45),
+    "pink": (235, 120, 160),
+    "blue": (40, 70, 170),
+    "dark": (45, 25, 45),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Nuisance:
     "One picture's circumstances: `Nuisance.sample(rng, ring=0.1, polish=0.1)`; angles in degrees."
+
     rotation: float
-    scale: float             # palm width as a share of the image's height
-    shift: np.ndarray        # (2,) as a share of the image's height
-    spread: np.ndarray       # (5,) added angle of each finger, thumb first
-    bend: np.ndarray         # (4,) foreshortening of each finger, 0.85..1
-    light: float             # direction
+    scale: float  # palm width as a share of the image's height
+    shift: np.ndarray  # (2,) as a share of the image's height
+    spread: np.ndarray  # (5,) added angle of each finger, thumb first
+    bend: np.ndarray  # (4,) foreshortening of each finger, 0.85..1
+    light: float  # direction
     shading: float
-    colour: np.ndarray       # (3,) gain of each channel
+    colour: np.ndarray  # (3,) gain of each channel
     exposure: float
-    background: np.ndarray   # (2, 3) colours of a gradient
+    background: np.ndarray  # (2, 3) colours of a gradient
     texture: float
-    sleeve: np.ndarray | None   # (4,) colour and where it ends
-    ring: tuple | None          # (finger 0..3, name of the metal)
+    sleeve: np.ndarray | None  # (4,) colour and where it ends
+    ring: tuple | None  # (finger 0..3, name of the metal)
     polish: str | None
     blur: float
-    noise: int               # seed of the sensor noise
+    noise: int  # seed of the sensor noise
 
     @classmethod
     def sample(cls, rng, ring=0.1, polish=0.1):
         "Circumstances drawn from a numpy Generator; `ring` and `polish` are probabilities."
-        light = rng.uniform(190, 250) * np.clip(rng.normal(1, 0.04, 3), 0.85, 1.05)  # 11K Hands' backgrounds are bright too
-        return cls(rotation=rng.normal(0, 7), scale=rng.uniform(0.39, 0.45), shift=rng.normal(0, 0.03, 2),
-                   spread=rng.normal(0, 3, 5) + rng.uniform(-3, 6) * np.float64([1, 1, 0.3, -0.4, -1]), bend=rng.uniform(0.93, 1, 4),
-                   light=rng.uniform(0, 360), shading=rng.uniform(0.5, 1.1), colour=np.clip(rng.normal(1, 0.04, 3), 0.85, 1.15),
-                   exposure=rng.uniform(0.82, 1.12), background=np.clip(light + rng.normal(0, 8, (2, 3)), 10, 255), texture=rng.uniform(0, 8),
-                   sleeve=np.append(rng.uniform(20, 230, 3), rng.uniform(-0.32, -0.12)) if rng.random() < 0.35 else None,
-                   ring=(int(rng.integers(1, 4)), str(rng.choice(list(RINGS)))) if rng.random() < ring else None,
-                   polish=str(rng.choice(list(POLISH))) if rng.random() < polish else None, blur=rng.uniform(0.3, 0.9), noise=int(rng.integers(2 ** 31)))
+        # 11K Hands' backgrounds are bright too
+        light = rng.uniform(190, 250) * np.clip(rng.normal(1, 0.04, 3), 0.85, 1.05)
+        return cls(
+            rotation=rng.normal(0, 7),
+            scale=rng.uniform(0.39, 0.45),
+            shift=rng.normal(0, 0.03, 2),
+            spread=rng.normal(0, 3, 5) + rng.uniform(-3, 6) * np.float64([1, 1, 0.3, -0.4, -1]),
+            bend=rng.uniform(0.93, 1, 4),
+            light=rng.uniform(0, 360),
+            shading=rng.uniform(0.5, 1.1),
+            colour=np.clip(rng.normal(1, 0.04, 3), 0.85, 1.15),
+            exposure=rng.uniform(0.82, 1.12),
+            background=np.clip(light + rng.normal(0, 8, (2, 3)), 10, 255),
+            texture=rng.uniform(0, 8),
+            sleeve=np.append(rng.uniform(20, 230, 3), rng.uniform(-0.32, -0.12))
+            if rng.random() < 0.35
+            else None,
+            ring=(int(rng.integers(1, 4)), str(rng.choice(list(RINGS))))
+            if rng.random() < ring
+            else None,
+            polish=str(rng.choice(list(POLISH))) if rng.random() < polish else None,
+            blur=rng.uniform(0.3, 0.9),
+            noise=int(rng.integers(2**31)),
+        )
 
 # %% ../nbs/02_synth.ipynb #cell009
 _SHIFT = 4  # sub-pixel bits of OpenCV's coordinates
@@ -161,12 +218,18 @@ class _Canvas:
         turn = np.deg2rad(nuisance.rotation)
         rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         self.matrix = unit * rotate @ np.diag([side, -1.0])
-        self.origin = np.array([width / 2, height * 0.5]) + nuisance.shift * height - self.matrix @ np.array([0.0, 0.78])
+        self.origin = (
+            np.array([width / 2, height * 0.5])
+            + nuisance.shift * height
+            - self.matrix @ np.array([0.0, 0.78])
+        )
         self.size, self.unit = size, unit
 
     def at(self, points):
         "Canonical (n, 2) to OpenCV's fixed-point pixels."
-        return np.round((np.asarray(points) @ self.matrix.T + self.origin) * 2 ** _SHIFT).astype(np.int32)
+        return np.round((np.asarray(points) @ self.matrix.T + self.origin) * 2**_SHIFT).astype(
+            np.int32
+        )
 
     def mask(self, shapes):
         "Filled polygons as a (H, W) mask, 0..255."
@@ -179,7 +242,15 @@ class _Canvas:
         "Polylines of a width in palm widths as a (H, W) mask, 0..255."
         out = np.zeros(self.size, np.uint8)
         for points in lines:
-            cv2.polylines(out, [self.at(points)], False, 255, max(1, round(width * self.unit)), cv2.LINE_AA, _SHIFT)
+            cv2.polylines(
+                out,
+                [self.at(points)],
+                False,
+                255,
+                max(1, round(width * self.unit)),
+                cv2.LINE_AA,
+                _SHIFT,
+            )
         return out
 
 # %% ../nbs/02_synth.ipynb #cell010
@@ -196,10 +267,22 @@ def _capsule(axis, width, taper=0.8, n=9):
     d = along / length
     across = np.array([d[1], -d[0]])
     t = np.linspace(-0.12, 1 - width * taper / 2 / length, n)
-    half = width / 2 * (1 - (1 - taper) * np.clip(t, 0, 1)) * (1 + 0.05 * np.cos(2 * np.pi * (np.clip(t, 0, 1) - 0.5) * 2))
+    half = (
+        width
+        / 2
+        * (1 - (1 - taper) * np.clip(t, 0, 1))
+        * (1 + 0.05 * np.cos(2 * np.pi * (np.clip(t, 0, 1) - 0.5) * 2))
+    )
     tip = np.linspace(0, np.pi, 10)[1:-1]
-    right, left = axis[0] + t[:, None] * along + half[:, None] * across, axis[0] + t[:, None] * along - half[:, None] * across
-    round_tip = axis[0] + t[-1] * along + half[-1] * (np.cos(tip)[:, None] * across + np.sin(tip)[:, None] * d)
+    right, left = (
+        axis[0] + t[:, None] * along + half[:, None] * across,
+        axis[0] + t[:, None] * along - half[:, None] * across,
+    )
+    round_tip = (
+        axis[0]
+        + t[-1] * along
+        + half[-1] * (np.cos(tip)[:, None] * across + np.sin(tip)[:, None] * d)
+    )
     return np.concatenate([right, round_tip, left[::-1]])
 
 
@@ -209,18 +292,45 @@ def _fingers(person, nuisance):
     base = np.column_stack([_BASE_X * wide, _BASE_Y * tall])
     length, width, angle = person.thumb
     thumb = (_axis(np.array([-0.36 * wide, 0.3 * tall]), angle + nuisance.spread[0], length), width)
-    return [thumb] + [(_axis(base[i], person.fan[i] + nuisance.spread[i + 1], person.lengths[i] * nuisance.bend[i]), person.widths[i]) for i in range(4)]
+    return [thumb] + [
+        (
+            _axis(
+                base[i],
+                person.fan[i] + nuisance.spread[i + 1],
+                person.lengths[i] * nuisance.bend[i],
+            ),
+            person.widths[i],
+        )
+        for i in range(4)
+    ]
 
 
 def _palm_outline(person):
     "Palm and a piece of forearm."
     wide, tall, wrist = person.palm
-    points = np.array([[-0.33 * wrist, -1.2], [-0.32 * wrist, -0.15], [-0.40 * wide, 0.08], [-0.5 * wide, 0.35 * tall], [-0.485 * wide, 0.75 * tall],
-                       [-0.47 * wide, 0.95 * tall], [-0.25 * wide, 1.05 * tall], [0.02 * wide, 1.08 * tall], [0.25 * wide, 1.02 * tall],
-                       [0.44 * wide, 0.88 * tall], [0.47 * wide, 0.55 * tall], [0.45 * wide, 0.2], [0.33 * wrist, -0.12], [0.34 * wrist, -1.2]])
+    points = np.array(
+        [
+            [-0.33 * wrist, -1.2],
+            [-0.32 * wrist, -0.15],
+            [-0.40 * wide, 0.08],
+            [-0.5 * wide, 0.35 * tall],
+            [-0.485 * wide, 0.75 * tall],
+            [-0.47 * wide, 0.95 * tall],
+            [-0.25 * wide, 1.05 * tall],
+            [0.02 * wide, 1.08 * tall],
+            [0.25 * wide, 1.02 * tall],
+            [0.44 * wide, 0.88 * tall],
+            [0.47 * wide, 0.55 * tall],
+            [0.45 * wide, 0.2],
+            [0.33 * wrist, -0.12],
+            [0.34 * wrist, -1.2],
+        ]
+    )
     for _ in range(2):  # Chaikin's corner cutting
         ahead = np.roll(points, -1, 0)
-        points = np.stack([0.75 * points + 0.25 * ahead, 0.25 * points + 0.75 * ahead], 1).reshape(-1, 2)
+        points = np.stack([0.75 * points + 0.25 * ahead, 0.25 * points + 0.75 * ahead], 1).reshape(
+            -1, 2
+        )
     return points
 
 # %% ../nbs/02_synth.ipynb #cell011
@@ -233,13 +343,16 @@ def _blend(picture, mask, colour, strength=1.0):
 def _skin(person, palmar):
     "RGB of the skin; palms are lighter and redder."
     x = person.tone * 3
-    colour = _TONES[int(min(x, 2.999))] * (1 - x % 1 if x < 3 else 0) + _TONES[min(int(x) + 1, 3)] * (x % 1 if x < 3 else 1)
+    colour = _TONES[int(min(x, 2.999))] * (1 - x % 1 if x < 3 else 0) + _TONES[
+        min(int(x) + 1, 3)
+    ] * (x % 1 if x < 3 else 1)
     colour = colour + np.float32([6, -3, -3]) * person.red
     return colour * 0.72 + np.float32([232, 175, 155]) * 0.28 if palmar else colour
 
 
 def _joints(surface, fingers, palmar):
-    "Short lines across the fingers at their two joints: knuckle folds on the back, creases on the palm side."
+    """Short lines across the fingers at their two joints: knuckle folds on the back, creases on the
+    palm side."""
     lines = []
     for i, (axis, width) in enumerate(fingers[1:]):
         along = axis[1] - axis[0]
@@ -248,9 +361,18 @@ def _joints(surface, fingers, palmar):
         for j, place in enumerate((0.38, 0.70)):
             count = 1 if palmar else surface.wrinkles[i, j]
             for k in range(count):
-                middle = axis[0] + along * (place + surface.knuckles[i, j] + 0.035 * (k - count / 2))
+                middle = axis[0] + along * (
+                    place + surface.knuckles[i, j] + 0.035 * (k - count / 2)
+                )
                 reach = width * (0.44 if palmar else 0.30 - 0.03 * abs(k - count / 2))
-                lines.append(_bezier(middle - reach * across, middle + 0.03 * d * (k - 1), middle + reach * across, 6))
+                lines.append(
+                    _bezier(
+                        middle - reach * across,
+                        middle + 0.03 * d * (k - 1),
+                        middle + reach * across,
+                        6,
+                    )
+                )
     return lines
 
 
@@ -260,7 +382,11 @@ def _nail(axis, width, nails, long):
     d = along / np.linalg.norm(along)
     across = np.array([d[1], -d[0]])
     centre, turn = axis[1] - d * width * 0.40, np.linspace(0, 2 * np.pi, 14)
-    return centre + np.sin(turn)[:, None] * d * width * 0.36 * nails[0] * long + np.cos(turn)[:, None] * across * width * 0.29 * nails[1]
+    return (
+        centre
+        + np.sin(turn)[:, None] * d * width * 0.36 * nails[0] * long
+        + np.cos(turn)[:, None] * across * width * 0.29 * nails[1]
+    )
 
 # %% ../nbs/02_synth.ipynb #cell012
 def _outline(person, fingers):
@@ -275,11 +401,18 @@ def _draw_skin(picture, canvas, person, nuisance, fingers, palmar):
     height = cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), canvas.unit * 0.045)
     gx, gy = cv2.Sobel(height, cv2.CV_32F, 1, 0), cv2.Sobel(height, cv2.CV_32F, 0, 1)
     light = np.deg2rad(nuisance.light)
-    lit = 0.90 + nuisance.shading * canvas.unit * 0.012 * (gx * np.cos(light) + gy * np.sin(light)) + 0.12 * (height - 0.9)
+    lit = (
+        0.90
+        + nuisance.shading * canvas.unit * 0.012 * (gx * np.cos(light) + gy * np.sin(light))
+        + 0.12 * (height - 0.9)
+    )
     skin = _skin(person, palmar) * np.clip(lit, 0.45, 1.2)[..., None]
     picture += (mask.astype(np.float32) / 255)[..., None] * (skin - picture)
-    edges = cv2.bitwise_and(canvas.lines(shapes, 0.012), cv2.bitwise_and(mask, 255 - canvas.mask([palm])))
-    _blend(picture, edges, _skin(person, palmar) * 0.55, 0.4)  # so that fingers that touch stay apart
+    edges = cv2.bitwise_and(
+        canvas.lines(shapes, 0.012), cv2.bitwise_and(mask, 255 - canvas.mask([palm]))
+    )
+    # so that fingers that touch stay apart
+    _blend(picture, edges, _skin(person, palmar) * 0.55, 0.4)
     return mask
 
 
@@ -288,53 +421,104 @@ def _draw_back(picture, canvas, person, surface, fingers, nuisance):
     skin = _skin(person, False)
     veins = cv2.GaussianBlur(canvas.lines(surface.veins, 0.04), (0, 0), canvas.unit * 0.015)
     _blend(picture, veins, skin * np.float32([0.66, 0.76, 0.84]), 0.75 * surface.vein_strength)
-    _blend(picture, canvas.lines(_joints(surface, fingers, False), 0.012), skin * 0.58, 0.35 + 0.4 * person.age / 75)
+    _blend(
+        picture,
+        canvas.lines(_joints(surface, fingers, False), 0.012),
+        skin * 0.58,
+        0.35 + 0.4 * person.age / 75,
+    )
     long = 1.2 if nuisance.polish else 1.0
     nails = canvas.mask([_nail(axis, width, person.nails, long) for axis, width in fingers])
-    _blend(picture, nails, POLISH[nuisance.polish] if nuisance.polish else skin * 0.45 + np.float32([250, 205, 195]) * 0.5, 0.92 if nuisance.polish else 0.75)
-    _blend(picture, canvas.lines([_nail(axis, width, person.nails, long) for axis, width in fingers], 0.01), skin * 0.6, 0.4)
+    _blend(
+        picture,
+        nails,
+        POLISH[nuisance.polish]
+        if nuisance.polish
+        else skin * 0.45 + np.float32([250, 205, 195]) * 0.5,
+        0.92 if nuisance.polish else 0.75,
+    )
+    _blend(
+        picture,
+        canvas.lines([_nail(axis, width, person.nails, long) for axis, width in fingers], 0.01),
+        skin * 0.6,
+        0.4,
+    )
 
 
 def _draw_palm(picture, canvas, person, surface, fingers):
     "Palm lines and finger creases, and the soft shadow of the thumb's ball."
     skin = _skin(person, True)
-    _blend(picture, canvas.lines(surface.creases[:3], 0.016), skin * np.float32([0.6, 0.5, 0.5]), 0.75 * surface.crease_strength)
-    _blend(picture, canvas.lines(surface.creases[3:], 0.010), skin * np.float32([0.66, 0.56, 0.56]), 0.5 * surface.crease_strength)
-    _blend(picture, canvas.lines(_joints(surface, fingers, True), 0.013), skin * np.float32([0.6, 0.5, 0.5]), 0.6)
+    _blend(
+        picture,
+        canvas.lines(surface.creases[:3], 0.016),
+        skin * np.float32([0.6, 0.5, 0.5]),
+        0.75 * surface.crease_strength,
+    )
+    _blend(
+        picture,
+        canvas.lines(surface.creases[3:], 0.010),
+        skin * np.float32([0.66, 0.56, 0.56]),
+        0.5 * surface.crease_strength,
+    )
+    _blend(
+        picture,
+        canvas.lines(_joints(surface, fingers, True), 0.013),
+        skin * np.float32([0.6, 0.5, 0.5]),
+        0.6,
+    )
 
 
 def _draw_moles(picture, canvas, surface, skin):
     "Dark spots."
     for x, y, radius, dark in surface.moles:
-        spot = np.array([x, y]) + radius * np.column_stack([np.cos(np.linspace(0, 2 * np.pi, 10)), np.sin(np.linspace(0, 2 * np.pi, 10))])
+        spot = np.array([x, y]) + radius * np.column_stack(
+            [np.cos(np.linspace(0, 2 * np.pi, 10)), np.sin(np.linspace(0, 2 * np.pi, 10))]
+        )
         _blend(picture, canvas.mask([spot]), skin * 0.35, dark)
 
 
 def _band(axis, width, place, height):
-    "Outline of a straight band across a finger, a little wider than the finger; `place` is a share of its length, `height` in palm widths."
+    """Outline of a straight band across a finger, a little wider than the finger; `place` is a
+    share of its length, `height` in palm widths."""
     along = axis[1] - axis[0]
     d = along / np.linalg.norm(along)
     across, middle = np.array([d[1], -d[0]]) * width * 0.53, axis[0] + along * place
-    return np.array([middle + i * across + j * d * height / 2 for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))])
+    return np.array(
+        [middle + i * across + j * d * height / 2 for i, j in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    )
 
 
 def _draw_worn(picture, canvas, nuisance, fingers):
     "A ring, a sleeve."
-    if nuisance.ring:  # broad, with dark edges: it has to survive shrinking to the embedded models' 112 pixels
+    # broad, with dark edges: it has to survive shrinking to the embedded models' 112 pixels
+    if nuisance.ring:
         (axis, width), metal = fingers[1 + nuisance.ring[0]], np.float32(RINGS[nuisance.ring[1]])
         for height, colour in ((0.14, metal * 0.3), (0.10, metal), (0.035, metal * 0.4 + 153)):
             _blend(picture, canvas.mask([_band(axis, width, _RING, height)]), colour)
     if nuisance.sleeve is not None:
         end = nuisance.sleeve[3]
-        _blend(picture, canvas.mask([np.array([[-0.6, -1.4], [0.6, -1.4], [0.52, end], [-0.52, end]])]), nuisance.sleeve[:3])
+        _blend(
+            picture,
+            canvas.mask([np.array([[-0.6, -1.4], [0.6, -1.4], [0.52, end], [-0.52, end]])]),
+            nuisance.sleeve[:3],
+        )
 
 # %% ../nbs/02_synth.ipynb #cell013
-LANDMARKS = ("wrist", *(f"{finger} {end}" for finger in ("thumb", "index", "middle", "ring", "little") for end in ("base", "tip")), "worn ring")
+LANDMARKS = (
+    "wrist",
+    *(
+        f"{finger} {end}"
+        for finger in ("thumb", "index", "middle", "ring", "little")
+        for end in ("base", "tip")
+    ),
+    "worn ring",
+)
 _RING = 0.24  # where a ring sits, as a share of the finger
 
 
 def landmarks(person, nuisance, aspect, size=(192, 192)):
-    """float64 (12, 2): where `LANDMARKS` lie in `draw_hand`'s picture of the same arguments, as x / width and y / height from the top left.
+    """float64 (12, 2): where `LANDMARKS` lie in `draw_hand`'s picture of the same arguments, as x /
+    width and y / height from the top left.
 
     Outside 0..1 where the picture cuts the hand off; NaN for the ring where none is worn."""
     canvas, axes = _Canvas(nuisance, aspect, size), [axis for axis, _ in _fingers(person, nuisance)]
@@ -350,14 +534,19 @@ def hand_mask(person, nuisance, aspect, size=(192, 192)):
 
 
 def draw_hand(person, nuisance, aspect, size=(192, 192)):
-    """One picture: uint8 (H, W, 3) RGB of a `HandIdentity` under a `Nuisance`. `size` is (height, width) in pixels.
+    """One picture: uint8 (H, W, 3) RGB of a `HandIdentity` under a `Nuisance`. `size` is (height,
+    width) in pixels.
 
     Raises `PromptSGError` for an unknown aspect."""
     if aspect not in ASPECTS:
         raise PromptSGError(f"aspect {aspect!r} is not known; choose one of {', '.join(ASPECTS)}")
     noise = np.random.default_rng(nuisance.noise)
     behind, canvas = _background(nuisance, size, noise), _Canvas(nuisance, aspect, size)
-    fingers, surface, palmar = _fingers(person, nuisance), person.surfaces[aspect], aspect.startswith("palmar")
+    fingers, surface, palmar = (
+        _fingers(person, nuisance),
+        person.surfaces[aspect],
+        aspect.startswith("palmar"),
+    )
     picture = behind.copy()
     mask = _draw_skin(picture, canvas, person, nuisance, fingers, palmar)
     if palmar:
@@ -365,7 +554,8 @@ def draw_hand(person, nuisance, aspect, size=(192, 192)):
     else:
         _draw_back(picture, canvas, person, surface, fingers, nuisance)
     _draw_moles(picture, canvas, surface, _skin(person, palmar))
-    picture = behind + (mask.astype(np.float32) / 255)[..., None] * (picture - behind)  # nothing on the skin lies beside the hand
+    # nothing on the skin lies beside the hand
+    picture = behind + (mask.astype(np.float32) / 255)[..., None] * (picture - behind)
     _draw_worn(picture, canvas, nuisance, fingers)
     return _photograph(picture, nuisance, noise)
 
@@ -373,84 +563,167 @@ def draw_hand(person, nuisance, aspect, size=(192, 192)):
 def _background(nuisance, size, noise):
     "A colour gradient with a coarse texture."
     ramp = np.linspace(0, 1, size[0], dtype=np.float32)[:, None, None]
-    plain = np.float32(nuisance.background[0]) * (1 - ramp) + np.float32(nuisance.background[1]) * ramp
-    coarse = cv2.resize(noise.normal(0, nuisance.texture, (12, 16)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+    plain = (
+        np.float32(nuisance.background[0]) * (1 - ramp) + np.float32(nuisance.background[1]) * ramp
+    )
+    coarse = cv2.resize(
+        noise.normal(0, nuisance.texture, (12, 16)).astype(np.float32),
+        size[::-1],
+        interpolation=cv2.INTER_CUBIC,
+    )
     return np.ascontiguousarray(np.broadcast_to(plain, (*size, 3)) + coarse[..., None])
 
 
 def _photograph(picture, nuisance, noise):
     "Light's colour, exposure, a little blur and sensor noise."
-    picture = cv2.GaussianBlur(picture * np.float32(nuisance.colour * nuisance.exposure), (0, 0), nuisance.blur)
+    picture = cv2.GaussianBlur(
+        picture * np.float32(nuisance.colour * nuisance.exposure), (0, 0), nuisance.blur
+    )
     grain = np.frombuffer(noise.bytes(picture.size), np.int8).reshape(picture.shape)
     return np.clip(picture + grain.astype(np.float32) * 0.03, 0, 255).astype(np.uint8)
 
 # %% ../nbs/02_synth.ipynb #cell015
-_TEMPLATES = ["A photo of a person's {face} {side} hand{rest}.", "A {face} {side} hand of a person{rest}.", "A photo of a {face} {side} hand{rest}.",
-              "A detailed photo of a person's {face} {side} hand for identification{rest}.", "{view} of a {side} hand{rest}.",
-              "A photo of the {side} hand, {face} side{rest}.", "A captured frame showing a person's {face} {side} hand during surveillance{rest}.",
-              "A photo of a hand{rest}.", "A photo of a person's hand{rest}.", "A {side} hand{rest}.", "A photo of a {face} hand{rest}."]
+_TEMPLATES = [
+    "A photo of a person's {face} {side} hand{rest}.",
+    "A {face} {side} hand of a person{rest}.",
+    "A photo of a {face} {side} hand{rest}.",
+    "A detailed photo of a person's {face} {side} hand for identification{rest}.",
+    "{view} of a {side} hand{rest}.",
+    "A photo of the {side} hand, {face} side{rest}.",
+    "A captured frame showing a person's {face} {side} hand during surveillance{rest}.",
+    "A photo of a hand{rest}.",
+    "A photo of a person's hand{rest}.",
+    "A {side} hand{rest}.",
+    "A photo of a {face} hand{rest}.",
+]
 
 
 def attributes(person, nuisance, aspect):
     "`{attribute: phrase}` of a picture; an attribute that cannot be seen has an empty phrase."
     face, side = ASPECTS[aspect].split()
     surface, back = person.surfaces[aspect], face == "dorsal"
-    thumb = "left" if aspect in ("dorsal_r", "palmar_l") else "right"  # as seen in the picture, fingers up
-    return dict(face=face, side=side, thumb=f"with the thumb on the {thumb}", skin=f"with {person.skin_color} skin",
-                polish=(f"with {nuisance.polish} nail polish" if nuisance.polish else "with no nail polish") if back else "",
-                veins=("with visible veins" if surface.vein_strength > 0.5 else "with faint veins") if back else "",
-                ring=f"wearing a {nuisance.ring[1]} ring" if nuisance.ring else "with no ring",
-                fingers="with long fingers" if person.long_fingers else "with short fingers",
-                sleeve="with a sleeve" if nuisance.sleeve is not None else "with a bare wrist",
-                moles="with a mole" if len(surface.moles) else "with no mole")
+    # as seen in the picture, fingers up
+    thumb = "left" if aspect in ("dorsal_r", "palmar_l") else "right"
+    return dict(
+        face=face,
+        side=side,
+        thumb=f"with the thumb on the {thumb}",
+        skin=f"with {person.skin_color} skin",
+        polish=(f"with {nuisance.polish} nail polish" if nuisance.polish else "with no nail polish")
+        if back
+        else "",
+        veins=("with visible veins" if surface.vein_strength > 0.5 else "with faint veins")
+        if back
+        else "",
+        ring=f"wearing a {nuisance.ring[1]} ring" if nuisance.ring else "with no ring",
+        fingers="with long fingers" if person.long_fingers else "with short fingers",
+        sleeve="with a sleeve" if nuisance.sleeve is not None else "with a bare wrist",
+        moles="with a mole" if len(surface.moles) else "with no mole",
+    )
 
 
 def sentence(phrases, rng, keep=0.5):
-    "(text, names of the attributes it mentions) for a dictionary of phrases; each but face and side is said with probability `keep`."
+    """(text, names of the attributes it mentions) for a dictionary of phrases; each but face and
+    side is said with probability `keep`."""
     template = str(rng.choice(_TEMPLATES))
-    said = [name for name, phrase in phrases.items() if name not in ("face", "side") and phrase and rng.random() < keep]
+    said = [
+        name
+        for name, phrase in phrases.items()
+        if name not in ("face", "side") and phrase and rng.random() < keep
+    ]
     rng.shuffle(said)
     rest = " " + ", ".join(phrases[name] for name in said) if said else ""
     view = "The back" if phrases["face"] == "dorsal" else "The palm"
-    named = {name for name, places in dict(face=("{face}", "{view}"), side=("{side}",)).items() if any(p in template for p in places)}
-    return template.format(face=phrases["face"], side=phrases["side"], view=view, rest=rest), named | set(said)
+    named = {
+        name
+        for name, places in dict(face=("{face}", "{view}"), side=("{side}",)).items()
+        if any(p in template for p in places)
+    }
+    return template.format(
+        face=phrases["face"], side=phrases["side"], view=view, rest=rest
+    ), named | set(said)
 
 # %% ../nbs/02_synth.ipynb #cell017
-_COLUMNS = ["id", "age", "gender", "skinColor", "accessories", "nailPolish", "aspectOfHand", "imageName", "irregularities"]
+_COLUMNS = [
+    "id",
+    "age",
+    "gender",
+    "skinColor",
+    "accessories",
+    "nailPolish",
+    "aspectOfHand",
+    "imageName",
+    "irregularities",
+]
 
 
-def write_hands(root, n_train=80, n_test=40, images_per_aspect=10, seed=0, ring=0.1, polish=0.1,
-                size=(192, 192), progress=True):
-    """Draws people into `root`: `Hands/*.jpg`, `captions.csv`, `drawn.json` and, last, `HandInfo.csv`.
+def write_hands(
+    root,
+    n_train=80,
+    n_test=40,
+    images_per_aspect=10,
+    seed=0,
+    ring=0.1,
+    polish=0.1,
+    size=(192, 192),
+    progress=True,
+):
+    """Draws people into `root`: `Hands/*.jpg`, `captions.csv`, `drawn.json` and, last,
+    `HandInfo.csv`.
 
-    Returns the HandInfo table with `caption`. The same arguments write the same bytes. `PromptSGError`
-    for more than 900 train or 10,000 test people or 1,000 images of each aspect, and where the disk refuses."""
+    Returns the HandInfo table with `caption`. The same arguments write the same bytes.
+    `PromptSGError` for more than 900 train or 10,000 test people or 1,000 images of each aspect,
+    and where the disk refuses."""
     root = Path(root)
-    most = {"n_train": (n_train, 900), "n_test": (n_test, 10_000),
-            "images_per_aspect": (images_per_aspect, 1000)}
+    most = {
+        "n_train": (n_train, 900),
+        "n_test": (n_test, 10_000),
+        "images_per_aspect": (images_per_aspect, 1000),
+    }
     for name, (number, limit) in most.items():
         if not 0 <= number <= limit:
-            raise PromptSGError(f"{name} is {number} and must be between 0 and {limit}; "
-                                "further hands would have no number")
+            raise PromptSGError(
+                f"{name} is {number} and must be between 0 and {limit}; "
+                "further hands would have no number"
+            )
     check_writable(root / "Hands")
     jobs = _jobs(n_train, n_test, images_per_aspect)
     bar = progress_bar(jobs, show=progress, desc="drawing hands", unit="image")
-    rows = [_write_one(root, seed, count, *job, ring, polish, size) for count, job in enumerate(bar, 1)]
+    rows = [
+        _write_one(root, seed, count, *job, ring, polish, size) for count, job in enumerate(bar, 1)
+    ]
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "caption"])
-    said = dict(n_train=n_train, n_test=n_test, images_per_aspect=images_per_aspect, seed=seed, ring=ring,
-                polish=polish, size=list(size))
+    said = dict(
+        n_train=n_train,
+        n_test=n_test,
+        images_per_aspect=images_per_aspect,
+        seed=seed,
+        ring=ring,
+        polish=polish,
+        size=list(size),
+    )
     write_json(root / DRAWN, {"drawn by": "promptsg synth", **said})
-    for name, columns, quoting in (("captions.csv", ["imageName", "caption"], csv.QUOTE_MINIMAL),
-                                   ("HandInfo.csv", _COLUMNS, csv.QUOTE_NONNUMERIC)):
+    for name, columns, quoting in (
+        ("captions.csv", ["imageName", "caption"], csv.QUOTE_MINIMAL),
+        ("HandInfo.csv", _COLUMNS, csv.QUOTE_NONNUMERIC),
+    ):
         with writing(root / name) as part:
             table[columns].to_csv(part, index=False, quoting=quoting)
     return table
 
 
 def demo_hands(folder, people, progress):
-    "The folder, with 8 images of each aspect of `people` (train, test) in it: drawn with seed 0, unless they are there."
+    """The folder, with 8 images of each aspect of `people` (train, test) in it: drawn with seed 0,
+    unless they are there."""
     if not (folder / "HandInfo.csv").exists():
-        write_hands(folder, n_train=people[0], n_test=people[1], images_per_aspect=8, seed=0, progress=progress)
+        write_hands(
+            folder,
+            n_train=people[0],
+            n_test=people[1],
+            images_per_aspect=8,
+            seed=0,
+            progress=progress,
+        )
     return folder
 
 
@@ -468,13 +741,18 @@ def _drawn(seed, number, aspect, image, ring, polish):
 def _jobs(n_train, n_test, images_per_aspect):
     "[(person's number, aspect, image), ...] in the order of the images' names."
     numbers = [*range(1, n_train + 1), *range(1100, 1100 + n_test)]
-    return [(number, aspect, image) for number in numbers for aspect in ASPECTS
-            for image in range(images_per_aspect)]
+    return [
+        (number, aspect, image)
+        for number in numbers
+        for aspect in ASPECTS
+        for image in range(images_per_aspect)
+    ]
 
 
 def drawn_mask(root, image):
     """bool (H, W): where the hand is in the picture `image` (its name) that `write_hands` drew into
-    `root`; drawn again, from drawn.json. `PromptSGError` for a folder or picture it did not draw."""
+    `root`; drawn again, from drawn.json. `PromptSGError` for a folder or picture it did not
+    draw."""
     said = read_json(Path(root) / DRAWN, "draw the hands again with promptsg synth")
     try:
         jobs = _jobs(*(said[name] for name in ("n_train", "n_test", "images_per_aspect")))
@@ -482,8 +760,10 @@ def drawn_mask(root, image):
         person, nuisance, _ = _drawn(said["seed"], *job, said["ring"], said["polish"])
         return hand_mask(person, nuisance, job[1], tuple(said["size"]))
     except (KeyError, TypeError, ValueError):
-        raise PromptSGError(f"{image} in {root} was not drawn by promptsg synth, so nobody knows where "
-                            "its hand is; give hands that it drew") from None
+        raise PromptSGError(
+            f"{image} in {root} was not drawn by promptsg synth, so nobody knows where "
+            "its hand is; give hands that it drew"
+        ) from None
 
 
 def _write_one(root, seed, count, number, aspect, image, ring, polish, size):
@@ -494,6 +774,15 @@ def _write_one(root, seed, count, number, aspect, image, ring, polish, size):
     _, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
     with writing(root / "Hands" / name) as part:
         part.write_bytes(jpeg)
-    return dict(id=f"{number:07d}", age=person.age, gender=person.gender, skinColor=person.skin_color, accessories=int(nuisance.ring is not None),
-                nailPolish=int(nuisance.polish is not None), aspectOfHand=ASPECTS[aspect], imageName=name, irregularities=0,
-                caption=sentence(attributes(person, nuisance, aspect), rng)[0])
+    return dict(
+        id=f"{number:07d}",
+        age=person.age,
+        gender=person.gender,
+        skinColor=person.skin_color,
+        accessories=int(nuisance.ring is not None),
+        nailPolish=int(nuisance.polish is not None),
+        aspectOfHand=ASPECTS[aspect],
+        imageName=name,
+        irregularities=0,
+        caption=sentence(attributes(person, nuisance, aspect), rng)[0],
+    )

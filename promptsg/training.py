@@ -47,10 +47,26 @@ from torch.utils.data import DataLoader, Dataset
 
 from .backbone import check_numbers, mismatch, read_tensors, save_tensors, tensor_hash
 from .config import ASPECTS, OTHER_HAND, UNMEASURED, Config, PromptSGError, shown
-from .data import (DECODING, HandDataset, PixelCache, PKSampler, aspect_numbers, batches, cache_folder,
-                           camera_numbers, check_images, class_index,
-                           content_hash, content_hashes, eval_transform, load_image, make_splits, mixed_seed,
-                           train_transform, write_text)
+from promptsg.data import (
+    DECODING,
+    HandDataset,
+    PixelCache,
+    PKSampler,
+    aspect_numbers,
+    batches,
+    cache_folder,
+    camera_numbers,
+    check_images,
+    class_index,
+    content_hash,
+    content_hashes,
+    eval_transform,
+    load_image,
+    make_splits,
+    mixed_seed,
+    train_transform,
+    write_text,
+)
 from .evaluation import Embeddings, embed_images, evaluate, ranked_images
 from .files import counted, held
 from .heads import Whitening, mirror_sum
@@ -66,12 +82,22 @@ from .splits import check_unchanged, train_side
 
 # %% ../nbs/12_training.ipynb #cell004
 def parameter_groups(model, config):
-    "The optimizer's groups: the image tower at `lr_clip_visual`, the head at `lr_head`, everything else that trains at `lr_modules`."
+    """The optimizer's groups: the image tower at `lr_clip_visual`, the head at `lr_head`,
+    everything else that trains at `lr_modules`."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rates = dict(visual=config.lr_clip_visual, modules=config.lr_modules, head=config.lr_head or config.lr_modules)
+    rates = dict(
+        visual=config.lr_clip_visual,
+        modules=config.lr_modules,
+        head=config.lr_head or config.lr_modules,
+    )
     part = lambda name: {"backbone": "visual", "head": "head"}.get(name.split(".")[0], "modules")
-    groups = [dict(name=group, lr=rate, params=[p for name, p in named if part(name) == group]) for group, rate in rates.items()]
-    assert sorted(map(id, (p for g in groups for p in g["params"]))) == sorted(id(p) for _, p in named)
+    groups = [
+        dict(name=group, lr=rate, params=[p for name, p in named if part(name) == group])
+        for group, rate in rates.items()
+    ]
+    assert sorted(map(id, (p for g in groups for p in g["params"]))) == sorted(
+        id(p) for _, p in named
+    )
     return [dict(group, base_lr=group["lr"]) for group in groups if group["params"]]
 
 # %% ../nbs/12_training.ipynb #cell006
@@ -84,18 +110,26 @@ def _cosine(config, base, epoch):
 
 def _steps(config, epoch):
     "How many steps down there were: at the epochs `step_at`, or every `step_epochs`."
-    return sum(at <= epoch for at in config.step_at) if config.step_at else int(epoch) // config.step_epochs
+    return (
+        sum(at <= epoch for at in config.step_at)
+        if config.step_at
+        else int(epoch) // config.step_epochs
+    )
 
 
-_SCHEDULES = {"none": lambda config, base, epoch: base,
-              "cosine": _cosine,
-              "step": lambda config, base, epoch: base * config.step_gamma ** _steps(config, epoch)}
+_SCHEDULES = {
+    "none": lambda config, base, epoch: base,
+    "cosine": _cosine,
+    "step": lambda config, base, epoch: base * config.step_gamma ** _steps(config, epoch),
+}
 
 
 def learning_rate(config, base, epoch):
-    """The learning rate at `epoch`, a float that counts parts of epochs (2.5 = halfway through the third).
+    """The learning rate at `epoch`, a float that counts parts of epochs (2.5 = halfway through the
+    third).
 
-    During the warm-up it grows linearly to what the schedule says, from the share `warmup_start` of it."""
+    During the warm-up it grows linearly to what the schedule says, from the share `warmup_start` of
+    it."""
     warm = min(1.0, (epoch + 1e-9) / config.warmup_epochs) if config.warmup_epochs else 1.0
     warm = config.warmup_start + (1 - config.warmup_start) * warm
     return _SCHEDULES[config.schedule](config, base, epoch) * warm
@@ -109,15 +143,25 @@ def id_term(output, labels, config):
 
 def triplet_term(output, labels, config):
     "The triplet loss on the embedding and on the image tower's last states."
-    seen = (x.float() for x in (output.embedding, *output.states[:config.triplet_states]))
-    return sum(batch_hard_triplet(F.normalize(x, dim=1) if config.triplet_unit else x, labels,
-                                  config.triplet_margin) for x in seen)
+    seen = (x.float() for x in (output.embedding, *output.states[: config.triplet_states]))
+    return sum(
+        batch_hard_triplet(
+            F.normalize(x, dim=1) if config.triplet_unit else x, labels, config.triplet_margin
+        )
+        for x in seen
+    )
 
 
 def supcon_term(output, labels, config):
     "The contrastive loss of the images and their texts."
-    return supcon(output.visual.float(), output.text.float(), labels, config.supcon_temperature,
-                  config.supcon_unit, config.supcon_direction)
+    return supcon(
+        output.visual.float(),
+        output.text.float(),
+        labels,
+        config.supcon_temperature,
+        config.supcon_unit,
+        config.supcon_direction,
+    )
 
 
 def centre_term(output, labels, config):
@@ -139,37 +183,56 @@ def loss_terms(output, labels, config, progress=1.0):
 
 
 def check_finite(terms, step):
-    "Raises `PromptSGError` naming the first bad step and its terms; each term is a value, or those (S,) of as many steps from `step` on."
-    bad = torch.stack([torch.atleast_1d(value.detach()) for value in terms.values()]).isfinite().logical_not().cpu()  # (terms, S)
+    """Raises `PromptSGError` naming the first bad step and its terms; each term is a value, or
+    those (S,) of as many steps from `step` on."""
+    # (terms, S)
+    bad = (
+        torch.stack([torch.atleast_1d(value.detach()) for value in terms.values()])
+        .isfinite()
+        .logical_not()
+        .cpu()
+    )
     if bad.any():
         first = int(bad.any(0).int().argmax())
         names = [name for name, wrong in zip(terms, bad[:, first]) if wrong]
-        raise PromptSGError(f"the loss term {' and '.join(names)} is not finite at step {step + first}; lower the learning rates or set clip_norm "
-                            "(the last finished epoch is saved in last/)")
+        raise PromptSGError(
+            f"the loss term {' and '.join(names)} is not finite at step {step + first}; lower the "
+            "learning rates or set clip_norm "
+            "(the last finished epoch is saved in last/)"
+        )
 
 
 class LossRecord:
-    """The loss terms of an epoch's steps, kept on the device that computed them: reading one would make the loop wait for a GPU.
+    """The loss terms of an epoch's steps, kept on the device that computed them: reading one would
+    make the loop wait for a GPU.
 
-    `add` puts a step in; `latest` and `means` wait, and raise `PromptSGError` when any step so far was not finite."""
+    `add` puts a step in; `latest` and `means` wait, and raise `PromptSGError` when any step so far
+    was not finite."""
 
     def __init__(self, steps, first=0):
         self.steps, self.first, self.count, self.values = steps, first, 0, {}
 
     def add(self, terms):
         for name, value in terms.items():
-            self.values.setdefault(name, value.new_zeros(self.steps, dtype=torch.float32))[self.count] = value.detach()
+            self.values.setdefault(name, value.new_zeros(self.steps, dtype=torch.float32))[
+                self.count
+            ] = value.detach()
         self.count += 1
 
     def latest(self):
         "{name: value} of the last step."
-        check_finite({name: values[:self.count] for name, values in self.values.items()}, self.first)
+        check_finite(
+            {name: values[: self.count] for name, values in self.values.items()}, self.first
+        )
         return {name: values[self.count - 1].item() for name, values in self.values.items()}
 
     def means(self):
         "{name: mean over the steps so far}."
         self.latest()
-        return {name: (values.double().sum() / self.count).item() for name, values in self.values.items()}
+        return {
+            name: (values.double().sum() / self.count).item()
+            for name, values in self.values.items()
+        }
 
 # %% ../nbs/12_training.ipynb #cell008c
 def processes():
@@ -180,7 +243,8 @@ def processes():
 
 @contextmanager
 def first_here():
-    "The first process of each machine goes through the block alone, then the others: what it puts on disk, they find."
+    """The first process of each machine goes through the block alone, then the others: what it puts
+    on disk, they find."""
     waiting, first = processes()[1] > 1, os.environ.get("LOCAL_RANK", "0") == "0"
     if waiting and not first:
         distributed.barrier()
@@ -202,27 +266,48 @@ class _AllSum(torch.autograd.Function):
 
 
 def all_sum(x):
-    "The tensor added up over all processes, with its gradient; `x` itself when there is one process."
+    """The tensor added up over all processes, with its gradient; `x` itself when there is one
+    process."""
     return _AllSum.apply(x) if processes()[1] > 1 else x
 
 
 def gather_rows(x):
-    "Rows (B, ...) of each process, in the processes' order -> (n B, ...), with gradient. Each process must give equally many."
+    """Rows (B, ...) of each process, in the processes' order -> (n B, ...), with gradient. Each
+    process must give equally many."""
     rank, world = processes()
-    return all_sum(torch.cat([x if i == rank else torch.zeros_like(x) for i in range(world)])) if world > 1 else x
+    return (
+        all_sum(torch.cat([x if i == rank else torch.zeros_like(x) for i in range(world)]))
+        if world > 1
+        else x
+    )
 
 
 def gather_output(output):
-    "A `PromptSGOutput` with what losses look at in float32 and gathered over all processes, by one exchange."
-    names = [name for name in ("embedding", "retrieval", "logits", "visual", "text") if getattr(output, name) is not None]
-    parts = [x.float() for x in (*(getattr(output, name) for name in names), *output.states, *output.more_logits)]  # each (B, some width)
+    """A `PromptSGOutput` with what losses look at in float32 and gathered over all processes, by
+    one exchange."""
+    names = [
+        name
+        for name in ("embedding", "retrieval", "logits", "visual", "text")
+        if getattr(output, name) is not None
+    ]
+    # each (B, some width)
+    parts = [
+        x.float()
+        for x in (*(getattr(output, name) for name in names), *output.states, *output.more_logits)
+    ]
     whole = gather_rows(torch.cat(parts, 1)).split([x.shape[1] for x in parts], 1)
     logits = len(names) + len(output.states)
-    return replace(output, **dict(zip(names, whole)), states=tuple(whole[len(names):logits]), more_logits=tuple(whole[logits:]))
+    return replace(
+        output,
+        **dict(zip(names, whole)),
+        states=tuple(whole[len(names) : logits]),
+        more_logits=tuple(whole[logits:]),
+    )
 
 # %% ../nbs/12_training.ipynb #cell008d
 class SharedBatchNorm(_BatchNorm):
-    "A batch norm that takes over another's parameters and statistics; in training, (B, C, ...) is normalised over all processes' batches."
+    """A batch norm that takes over another's parameters and statistics; in training, (B, C, ...) is
+    normalised over all processes' batches."""
 
     def __init__(self, norm):
         super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
@@ -235,10 +320,11 @@ class SharedBatchNorm(_BatchNorm):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        whole = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics of bfloat16 would be too coarse
+        # statistics of bfloat16 would be too coarse
+        whole = x.to(torch.promote_types(x.dtype, torch.float32))
         shape, dims = (1, -1, *[1] * (x.ndim - 2)), (0, *range(2, x.ndim))
         count = processes()[1] * x.numel() // x.shape[1]
-        mean = all_sum(whole.sum(dims)) / count                                              # (C,)
+        mean = all_sum(whole.sum(dims)) / count  # (C,)
         centred = whole - mean.view(shape)
         variance = all_sum(centred.square().sum(dims)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
@@ -261,7 +347,8 @@ def share_statistics(model):
 
 # %% ../nbs/12_training.ipynb #cell008f
 class Objective(nn.Module):
-    """`forward(labels (B,), images or frozen, progress, aspects, cameras) -> {name: scalar}`: the losses of all processes' batches together, in float32 whatever the autocast.
+    """`forward(labels (B,), images or frozen, progress, aspects, cameras) -> {name: scalar}`: the
+    losses of all processes' batches together, in float32 whatever the autocast.
 
     `progress` is the share of the training that is over, 0..1."""
 
@@ -271,20 +358,27 @@ class Objective(nn.Module):
 
     def forward(self, labels, images=None, frozen=None, progress=1.0, aspects=None, cameras=None):
         frozen = None if frozen is None else frozen.float()
-        output = self.model(images, labels=labels, frozen=frozen, aspects=aspects,
-                            **({} if cameras is None else {"cameras": cameras}))
+        output = self.model(
+            images,
+            labels=labels,
+            frozen=frozen,
+            aspects=aspects,
+            **({} if cameras is None else {"cameras": cameras}),
+        )
         with torch.autocast(labels.device.type, enabled=False):
             return self.losses(gather_output(output), gather_rows(labels), self.config, progress)
 
 
 def compile_parts(model, backend="inductor"):
-    "`torch.compile` for the image tower's blocks and the fusion, in place: equal blocks share their code, so it takes seconds and not minutes."
+    """`torch.compile` for the image tower's blocks and the fusion, in place: equal blocks share
+    their code, so it takes seconds and not minutes."""
     for part in (*model.backbone.blocks, *([model.fusion] if model.config.looks else [])):
         part.compile(backend=backend)
 
 # %% ../nbs/12_training.ipynb #cell010
 def frozen_hash(module):
-    "SHA-256 (16 digits) of every weight of a module that does not train: what a checkpoint leaves out and needs to find again."
+    """SHA-256 (16 digits) of every weight of a module that does not train: what a checkpoint leaves
+    out and needs to find again."""
     digest = hashlib.sha256()
     for name, p in sorted(module.named_parameters()):
         if not p.requires_grad:
@@ -321,7 +415,11 @@ class FrozenFeatures:
 
     @torch.inference_mode()
     def _make(self, model, missing, transform, batch_size, progress):
-        device, digests, paths = next(model.parameters()).device, list(missing), list(missing.values())
+        device, digests, paths = (
+            next(model.parameters()).device,
+            list(missing),
+            list(missing.values()),
+        )
         with progress_bar(None, progress, total=len(paths), desc="frozen blocks") as bar:
             try:
                 for start in range(0, len(paths), batch_size):
@@ -338,11 +436,13 @@ class FrozenFeatures:
         data, shape = self._read(path)
         if len(data) < 2 * math.prod(shape):  # another process may have put it into a larger pack
             found = self.packs.find([self.digests[path]])
-            self.places |= {path: place for place in found.values()}
+            self.places |= dict.fromkeys([path], *found.values())
             data, shape = self._read(path)
         if len(data) < 2 * math.prod(shape):
-            raise PromptSGError(f"{self.places[path][0]}, cached outputs of frozen blocks, was deleted "
-                                "or cut off while it was used; start again")
+            raise PromptSGError(
+                f"{self.places[path][0]}, cached outputs of frozen blocks, was deleted "
+                "or cut off while it was used; start again"
+            )
         return torch.frombuffer(data, dtype=torch.float16).view(shape)
 
     def _read(self, path):
@@ -369,30 +469,92 @@ class _FrozenDataset(Dataset):
 
     def __getitem__(self, index):
         row = index[0] if isinstance(index, tuple) else index  # (row, draw): all draws are the same
-        return dict(frozen=self.cache.load(self.paths[row]), label=self.numbers[row], index=row,
-                    aspect=self.aspects[row])
+        return dict(
+            frozen=self.cache.load(self.paths[row]),
+            label=self.numbers[row],
+            index=row,
+            aspect=self.aspects[row],
+        )
 
 # %% ../nbs/12_training.ipynb #kept
 # Fields that no embedding depends on once the weights, the sentences and the transform are given.
 _NOT_EMBEDDED = UNMEASURED | {
-    "variant", "stage", "dataset", "identity_level", "aspect", "train_aspects", "num_splits",
-    "val_type", "seed", "model", "clip_model", "pretrained", "text_pretrained",
-    "freeze_text_encoder", "unfreeze_blocks", "cache_frozen", "pseudo_token_init",
-    "use_composed_prompt", "eval_prompt", "prompt_aspect", "dropout", "arcface_scale",
-    "arcface_margin", "whiten", "whiten_mirrored", "mirror", "loss_id_weight", "label_smoothing",
-    "loss_tri_weight", "triplet_margin", "triplet_unit", "triplet_states", "supcon_loss_weight",
-    "supcon_temperature", "supcon_direction", "supcon_ramp", "instances_over", "crop_fill",
-    "erasing_fill", "loss_centre_weight", "batch_size", "instances", "epochs",
-    "steps_per_epoch", "early_stop_patience", "select", "lr_clip_visual", "lr_modules", "lr_head",
-    "weight_decay", "schedule", "warmup_epochs", "eta_min", "step_epochs", "step_gamma",
-    "clip_norm", "weight_average", "precision", "flip", "crop_padding", "erasing", "shuffle",
-    "supcon_unit", "optimizer", "warmup_start", "step_at", "crop_from", "pixel_norm",
-    "inversion_dropout", "losses"}
+    "variant",
+    "stage",
+    "dataset",
+    "identity_level",
+    "aspect",
+    "train_aspects",
+    "num_splits",
+    "val_type",
+    "seed",
+    "model",
+    "clip_model",
+    "pretrained",
+    "text_pretrained",
+    "freeze_text_encoder",
+    "unfreeze_blocks",
+    "cache_frozen",
+    "pseudo_token_init",
+    "use_composed_prompt",
+    "eval_prompt",
+    "prompt_aspect",
+    "dropout",
+    "arcface_scale",
+    "arcface_margin",
+    "whiten",
+    "whiten_mirrored",
+    "mirror",
+    "loss_id_weight",
+    "label_smoothing",
+    "loss_tri_weight",
+    "triplet_margin",
+    "triplet_unit",
+    "triplet_states",
+    "supcon_loss_weight",
+    "supcon_temperature",
+    "supcon_direction",
+    "supcon_ramp",
+    "instances_over",
+    "crop_fill",
+    "erasing_fill",
+    "loss_centre_weight",
+    "batch_size",
+    "instances",
+    "epochs",
+    "steps_per_epoch",
+    "early_stop_patience",
+    "select",
+    "lr_clip_visual",
+    "lr_modules",
+    "lr_head",
+    "weight_decay",
+    "schedule",
+    "warmup_epochs",
+    "eta_min",
+    "step_epochs",
+    "step_gamma",
+    "clip_norm",
+    "weight_average",
+    "precision",
+    "flip",
+    "crop_padding",
+    "erasing",
+    "shuffle",
+    "supcon_unit",
+    "optimizer",
+    "warmup_start",
+    "step_at",
+    "crop_from",
+    "pixel_norm",
+    "inversion_dropout",
+    "losses",
+}
 _KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm")
 
 
 def foreign_code(model):
-    "The name of a class in a model whose code is not this package's, or was changed; \"\" for none."
+    'The name of a class in a model whose code is not this package\'s, or was changed; "" for none.'
     own = lambda code: code.__module__.split(".")[0] in _KNOWN_CODE
     for module in model.modules():
         kind = type(module)
@@ -414,19 +576,41 @@ def _code_hash():
 
 
 def embedding_kind(model, transform, prompt=None, frozen=False, precision="float32"):
-    """All that a model's `embed` before the whitening depends on, but the image and the aspect said: a
-    text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision` names how the tower
-    computes."""
+    """All that a model's `embed` before the whitening depends on, but the image and the aspect
+    said: a text. `frozen`: the rest of the network is given `FrozenFeatures`; `precision` names how
+    the tower computes."""
     # a classifier, centres and the whitening come after
-    tensors = {name: t for name, t in model.state_dict().items()
-               if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name}
-    parts = [repr(part) for name, part in model.named_children() if name not in ("whitening", "head")]
+    tensors = {
+        name: t
+        for name, t in model.state_dict().items()
+        if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name
+    }
+    parts = [
+        repr(part) for name, part in model.named_children() if name not in ("whitening", "head")
+    ]
     config = spoken_config(model).model_dump(mode="json", exclude=_NOT_EMBEDDED)
     device = next(model.parameters()).device.type
-    rounding = (device, precision, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-                torch.get_float32_matmul_precision(), frozen and model.backbone.cut)
-    return repr((tensor_hash(tensors), model.config.tower, parts, model.backbone.tokens, config,
-                 prompt or model.config.eval_prompt, str(transform), DECODING, _code_hash(), rounding))
+    rounding = (
+        device,
+        precision,
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.get_float32_matmul_precision(),
+        frozen and model.backbone.cut,
+    )
+    return repr(
+        (
+            tensor_hash(tensors),
+            model.config.tower,
+            parts,
+            model.backbone.tokens,
+            config,
+            prompt or model.config.eval_prompt,
+            str(transform),
+            DECODING,
+            _code_hash(),
+            rounding,
+        )
+    )
 
 
 def embedding_settings(model):
@@ -438,14 +622,14 @@ def embedding_settings(model):
 
 
 def cameras_seen(model, frame):
-    "The camera whose vector goes into each row's embedding; \"\" where none does."
+    'The camera whose vector goes into each row\'s embedding; "" where none does.'
     if not model.config.camera_embedding:
         return [""] * len(frame)
     return [f" {number}" for number in camera_numbers(frame, model.config.cameras)]
 
 
 def aspects_said(model, frame, prompt=None):
-    "The aspect that a model's text names for each row of a frame; \"\" where it names none."
+    'The aspect that a model\'s text names for each row of a frame; "" where it names none.'
     if not model.config.looks:
         return [""] * len(frame)
     spoken = spoken_config(model)
@@ -459,14 +643,22 @@ def aspects_said(model, frame, prompt=None):
 
 # %% ../nbs/12_training.ipynb #cell011
 class Feed:
-    """Datasets for a model: images (through a `PixelCache` with `cache_pixels`), or frozen features when the config asks for them; both caches
-    lie in `cache`, `cache_folder()` for None. With many processes the first of each machine fills them."""
+    """Datasets for a model: images (through a `PixelCache` with `cache_pixels`), or frozen features
+    when the config asks for them; both caches lie in `cache`, `cache_folder()` for None. With many
+    processes the first of each machine fills them."""
 
     def __init__(self, model, config, cache=None, progress=True):
-        self.model, self.config, self.cache, self.progress = model, config, cache or cache_folder(), progress and processes()[0] == 0
+        self.model, self.config, self.cache, self.progress = (
+            model,
+            config,
+            cache or cache_folder(),
+            progress and processes()[0] == 0,
+        )
         self.size = model.backbone.image_size
         self.still = eval_transform(self.size, model.mean, model.std)
-        pixels = lambda size: PixelCache(size, self.cache, progress) if config.cache_pixels else None
+        pixels = lambda size: (
+            PixelCache(size, self.cache, progress) if config.cache_pixels else None
+        )
         self.pixels = pixels(self.size)
         self.train_pixels = pixels(config.crop_from) if config.crop_from else self.pixels
         self.kept, self.kept_mirrored, self.told = [], [], []
@@ -483,11 +675,14 @@ class Feed:
         return self.model.config.cameras if self.model.config.camera_embedding else ()
 
     def keep(self, frame):
-        "Frozen features of a frame's images: those at hand if they have all of them, else made now (or read from disk)."
+        """Frozen features of a frame's images: those at hand if they have all of them, else made
+        now (or read from disk)."""
         for cache in self.kept:
             if set(frame.path) <= cache.places.keys():
                 return cache
-        self.kept.append(FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress))
+        self.kept.append(
+            FrozenFeatures(self.model, frame, self.still, self.cache, progress=self.progress)
+        )
         return self.kept[-1]
 
     def mirrored(self):
@@ -500,7 +695,8 @@ class Feed:
         return twin
 
     def check(self, frame):
-        "All images of a frame are there: decoded into the cache with `cache_pixels`, else looked through. `ImageError` counts those that cannot be read."
+        """All images of a frame are there: decoded into the cache with `cache_pixels`, else looked
+        through. `ImageError` counts those that cannot be read."""
         if self.pixels is not None:
             self.evaluation(frame)
         elif processes()[0] == 0:
@@ -509,26 +705,39 @@ class Feed:
     def _images(self, frame, transform, labels=None, pixels=None):
         ready = pixels is None or set(frame.path) <= pixels.files.keys()
         with nullcontext() if ready else first_here():
-            return HandDataset(frame, transform, labels, pixels, self.config.seed,
-                               cameras=self._cameras)
+            return HandDataset(
+                frame, transform, labels, pixels, self.config.seed, cameras=self._cameras
+            )
 
     def evaluation(self, frame, labels=None):
         "The images as they are."
-        return self.keep(frame).dataset(frame, labels) if self.config.cache_frozen else self._images(frame, self.still, labels, self.pixels)
+        return (
+            self.keep(frame).dataset(frame, labels)
+            if self.config.cache_frozen
+            else self._images(frame, self.still, labels, self.pixels)
+        )
 
     def training(self, frame, labels):
         "The images with the config's augmentation, or frozen features."
         if self.config.cache_frozen:
             return self.evaluation(frame, labels)
         c = self.config
-        transform = train_transform(self.size, self.model.mean, self.model.std, flip=c.flip, pad=c.crop_padding, erase=c.erasing,
-                                    crop_from=c.crop_from, crop_fill=c.crop_fill,
-                                    erase_fill=c.erasing_fill)
+        transform = train_transform(
+            self.size,
+            self.model.mean,
+            self.model.std,
+            flip=c.flip,
+            pad=c.crop_padding,
+            erase=c.erasing,
+            crop_from=c.crop_from,
+            crop_fill=c.crop_fill,
+            erase_fill=c.erasing_fill,
+        )
         return self._images(frame, transform, labels, self.train_pixels)
 
     def embed(self, frame, prompt=None, batch_size=32, keep=True, mirror=None, whitened=True):
-        """`Embeddings` of each distinct image of a frame, in evaluation mode; every image once, by one of
-        the processes, and all get all.
+        """`Embeddings` of each distinct image of a frame, in evaluation mode; every image once, by
+        one of the processes, and all get all.
 
         `keep`: take those that are on disk, and keep the others there; not for weights that change.
         `mirror`: `mirror_sum` of each image and its mirror image, a right hand's said to be a left
@@ -537,8 +746,10 @@ class Feed:
         frame = frame.drop_duplicates("path")
         mirror = self.config.mirror if mirror is None else mirror
         if mirror and not whitened:
-            raise PromptSGError("images and mirror images are whitened, then added; give mirror=False "
-                                "for rows that are not whitened")
+            raise PromptSGError(
+                "images and mirror images are whitened, then added; give mirror=False "
+                "for rows that are not whitened"
+            )
         options = (prompt, batch_size, keep, whitened)
         own = self._embed_shared(frame, *options)
         if not mirror:
@@ -557,21 +768,32 @@ class Feed:
         mine = self._embed(frame.iloc[own], *options).features
         whole = torch.zeros(len(frame), mine.shape[1], device=next(self.model.parameters()).device)
         whole[torch.from_numpy(own)] = mine.to(whole.device)
-        return Embeddings({path: row for row, path in enumerate(frame.path)}, all_sum(whole).cpu(), self.model.trained_on)
+        return Embeddings(
+            {path: row for row, path in enumerate(frame.path)},
+            all_sum(whole).cpu(),
+            self.model.trained_on,
+        )
 
     def _embed(self, frame, prompt, batch_size, keep, whitened):
         kind = "frozen" if self.config.cache_frozen else "images"
         kept = self._kept(prompt) if keep else None
         by_name = lambda x, aspects, *cameras: self.network.embed(
-            prompt=prompt, aspects=aspects, whitened=whitened and kept is None, mirror=False,
-            **{kind: x.float()}, **({"cameras": cameras[0]} if cameras else {}))
+            prompt=prompt,
+            aspects=aspects,
+            whitened=whitened and kept is None,
+            mirror=False,
+            **{kind: x.float()},
+            **({"cameras": cameras[0]} if cameras else {}),
+        )
         if kept is None:
             return self._pass(by_name, frame, batch_size)
         rows = self._once(kept, by_name, frame, prompt, batch_size)
         if whitened and self.model.whitening is not None:
             with torch.inference_mode():
                 rows = self.model.whitening(rows.to(next(self.model.parameters()).device)).cpu()
-        return Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(rows, dim=1))
+        return Embeddings(
+            {path: row for row, path in enumerate(frame.path)}, F.normalize(rows, dim=1)
+        )
 
     def _kept(self, prompt):
         "`Packs` of rows before the whitening; None, and a line that says why, where none are kept."
@@ -580,12 +802,18 @@ class Feed:
         foreign = foreign_code(self.model)
         if foreign:
             return self._tell(f"{foreign} is code of one's own, which no hash sees")
-        kind = embedding_kind(self.model, self.still, prompt, self.config.cache_frozen,
-                              f"int8 {input_levels()}" if self.precision == "int8" else "float32")
+        kind = embedding_kind(
+            self.model,
+            self.still,
+            prompt,
+            self.config.cache_frozen,
+            f"int8 {input_levels()}" if self.precision == "int8" else "float32",
+        )
         return self._try(Packs, self.cache, kind, "float32")
 
     def _try(self, action, *arguments):
-        "What an action on a cache gives; None, and a line, where the disk refuses: nobody needs one."
+        """What an action on a cache gives; None, and a line, where the disk refuses: nobody needs
+        one."""
         try:
             return action(*arguments)
         except (PromptSGError, OSError) as error:
@@ -597,16 +825,22 @@ class Feed:
             print(f"embeddings are not kept: {why}", file=sys.stderr)
 
     def _once(self, kept, embed, frame, prompt, batch_size):
-        "Rows (N, D) of a frame's distinct images: those that are kept, and those that `embed` makes now."
+        """Rows (N, D) of a frame's distinct images: those that are kept, and those that `embed`
+        makes now."""
         said = aspects_said(self.model, frame, prompt)
         seen = cameras_seen(self.model, frame)
-        keys = [f"{digest} {aspect}{camera}"
-                for digest, aspect, camera in zip(content_hashes(frame.path), said, seen)]
+        keys = [
+            f"{digest} {aspect}{camera}"
+            for digest, aspect, camera in zip(content_hashes(frame.path), said, seen)
+        ]
         found = self._try(kept.read, keys) or {}
         new = [key for key in dict.fromkeys(keys) if key not in found]
         if len(new) < len(keys) and self.progress:
-            print(f"{counted(len(keys), 'embedding')}: {len(keys) - len(new)} from the cache, "
-                  f"{len(new)} made", file=sys.stderr)
+            print(
+                f"{counted(len(keys), 'embedding')}: {len(keys) - len(new)} from the cache, "
+                f"{len(new)} made",
+                file=sys.stderr,
+            )
         if new:
             found |= self._make(kept, embed, frame.iloc[[*map(keys.index, new)]], new, batch_size)
         return torch.from_numpy(np.stack([found[key] for key in keys]))
@@ -619,6 +853,7 @@ class Feed:
             batch = dict(zip(islice(names, len(rows)), rows.numpy()))
             made.update(batch)
             self._try(kept.add, batch, rows.numpy())
+
         try:
             self._pass(embed, frame, batch_size, keep)
         finally:
@@ -626,32 +861,47 @@ class Feed:
         return made
 
     def embed_by(self, embed, frame, batch_size=64):
-        """`Embeddings` of a frame by another way than the model's own, in one pass of its image tower:
-        `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before` says of
-        `images` (None where that is cached), and of their aspect numbers (B,)."""
+        """`Embeddings` of a frame by another way than the model's own, in one pass of its image
+        tower: `embed(images, kept, aspects)` makes rows (B, D) of `kept`, what `features_before`
+        says of `images` (None where that is cached), and of their aspect numbers (B,)."""
         backbone = self.network.backbone
-        whole = lambda x, aspects, *cameras: embed(x, backbone.features_before(x, *cameras), aspects)
+        whole = lambda x, aspects, *cameras: embed(
+            x, backbone.features_before(x, *cameras), aspects
+        )
         rest = lambda x, aspects: embed(None, x.float(), aspects)
         return self._pass(rest if self.config.cache_frozen else whole, frame, batch_size)
 
     def _pass(self, embed, frame, batch_size, made=None):
         "`Embeddings` by `embed(images or frozen features, aspects)`."
-        return embed_images(embed, frame, self.still, batch_size=batch_size,
-                            num_workers=self.config.num_workers,
-                            device=next(self.model.parameters()).device, progress=self.progress,
-                            dataset=lambda rows, _: self.evaluation(rows), made=made,
-                            key=("frozen" if self.config.cache_frozen else "image", "aspect",
-                                 *["camera"] * bool(self._cameras)))
+        return embed_images(
+            embed,
+            frame,
+            self.still,
+            batch_size=batch_size,
+            num_workers=self.config.num_workers,
+            device=next(self.model.parameters()).device,
+            progress=self.progress,
+            dataset=lambda rows, _: self.evaluation(rows),
+            made=made,
+            key=(
+                "frozen" if self.config.cache_frozen else "image",
+                "aspect",
+                *["camera"] * bool(self._cameras),
+            ),
+        )
 
 
 def mirror_images(frame):
-    "A frame's images as their mirror images show them: a right hand as a left one, of nobody there."
-    return frame.assign(aspect=frame.aspect.replace(OTHER_HAND), identity=frame.identity + " mirrored")
+    """A frame's images as their mirror images show them: a right hand as a left one, of nobody
+    there."""
+    return frame.assign(
+        aspect=frame.aspect.replace(OTHER_HAND), identity=frame.identity + " mirrored"
+    )
 
 
 def fit_whitening(whitening, rows, people, mirror=None):
-    """Fits a `Whitening` to the rows (N, D) of a frame's images, and to `mirror`, the `Embeddings` of
-    their mirror images, each one of another person. `PromptSGError` where no person has two
+    """Fits a `Whitening` to the rows (N, D) of a frame's images, and to `mirror`, the `Embeddings`
+    of their mirror images, each one of another person. `PromptSGError` where no person has two
     different images."""
     names = people.identity
     if mirror is not None:
@@ -665,6 +915,7 @@ class WhiteningImages:
     """What a whitening is fitted to: rows (N, D) of a feed's model without one, for all images of a
     frame, and for the mirror images of `people`, some of them (None: all), where the training's
     config has `whiten_mirrored` or `mirror`."""
+
     feed: Feed
     frame: pd.DataFrame
     people: pd.DataFrame | None = None
@@ -695,21 +946,28 @@ class WhiteningImages:
 def _own_tensors(model):
     "Weights that train, and buffers (running statistics); the frozen towers are left out."
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if n not in frozen and not n.startswith("prompt.")}
+    return {
+        n: t.detach().cpu().contiguous()
+        for n, t in model.state_dict().items()
+        if n not in frozen and not n.startswith("prompt.")
+    }
 
 
 def save_checkpoint(folder, model, state, optimizer=None, scaler=None, average=None):
     """Writes `folder/checkpoint.safetensors` (weights, optimizer, `state` in the header) and a
     readable `folder/state.json`.
 
-    `scaler`: fp16's loss scale, a dict of numbers; `average`: a `WeightAverage`. A file of that name
-    is always complete. `PromptSGError` when the disk refuses."""
+    `scaler`: fp16's loss scale, a dict of numbers; `average`: a `WeightAverage`. A file of that
+    name is always complete. `PromptSGError` when the disk refuses."""
     tensors = {f"model/{name}": t.clone() for name, t in _own_tensors(model).items()}
     if average is not None:
         tensors |= {f"average/{name}": t.cpu().clone() for name, t in average.weights.items()}
     names = {id(p): name for name, p in model.named_parameters()}
     for p, values in optimizer.state.items() if optimizer else ():
-        tensors |= {f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone() for key, value in values.items()}
+        tensors |= {
+            f"optimizer/{names[id(p)]}/{key}": value.detach().cpu().clone()
+            for key, value in values.items()
+        }
     state = state | ({"scaler": scaler} if scaler else {})
     save_tensors(Path(folder) / "checkpoint.safetensors", tensors, state=json.dumps(state))
     _write_state(folder, state)
@@ -725,24 +983,37 @@ def read_checkpoint(folder):
     altered, or not one of ours."""
     file = Path(folder) / "checkpoint.safetensors"
     if not os.path.isfile(file):
-        raise PromptSGError(f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train")
+        raise PromptSGError(
+            f"{folder} holds no checkpoint.safetensors; give a run folder made by promptsg train"
+        )
     try:
         tensors, about = read_tensors(file)
         if "sha256" not in about and set(about) != {"state"}:  # the first format held that alone
             raise ValueError("it has no checksum")
-        check_numbers({name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it")
+        check_numbers(
+            {name: tensor for name, tensor in tensors.items() if name.startswith("model/")}, "it"
+        )
         return tensors, _checked_state(json.loads(about["state"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:  # a `PromptSGError` is a ValueError
-        raise PromptSGError(f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's other checkpoint (best "
-                            "or last) or train again") from None
+    # a `PromptSGError` is a ValueError
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise PromptSGError(
+            f"{file} is not a complete checkpoint ({error}); it was not changed: use the run's "
+            "other checkpoint (best "
+            "or last) or train again"
+        ) from None
 
 
-_STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "frozen_hash": str}  # what a state must hold
+# what a state must hold
+_STATE = {"epoch": int, "best_epoch": int, "classes": list, "history": list, "frozen_hash": str}
 
 
 def _checked_state(state):
     "The state itself; `ValueError` naming what is missing or of another kind."
-    wrong = [name for name, kind in _STATE.items() if not isinstance(state, dict) or type(state.get(name)) is not kind]
+    wrong = [
+        name
+        for name, kind in _STATE.items()
+        if not isinstance(state, dict) or type(state.get(name)) is not kind
+    ]
     if wrong or not _is_history(state["history"], state["epoch"]):
         raise ValueError(f"its state has no proper {(wrong or ['history'])[0]}")
     named = state["classes"] and all(isinstance(name, str) for name in state["classes"])
@@ -773,28 +1044,38 @@ def load_weights(model, tensors, state, where):
     own, stored = _own_tensors(model), _named(tensors, "model/")
     wrong = mismatch(own, stored)
     if wrong:
-        raise PromptSGError(f"the checkpoint in {where} does not match the config's model {model.config.tower}: {wrong}; use the config.yml of "
-                            "its own run")
+        raise PromptSGError(
+            f"the checkpoint in {where} does not match the config's model {model.config.tower}: "
+            f"{wrong}; use the config.yml of "
+            "its own run"
+        )
     if frozen_hash(model) != state["frozen_hash"]:
-        raise PromptSGError(f"the checkpoint in {where} was trained on other frozen weights than pretrained={model.config.pretrained!r} gives; "
-                            "give the weight files it was trained with")
+        raise PromptSGError(
+            f"the checkpoint in {where} was trained on other frozen weights than "
+            f"pretrained={model.config.pretrained!r} gives; "
+            "give the weight files it was trained with"
+        )
     model.load_state_dict(stored, strict=False)
 
 
 def _load_optimizer(optimizer, model, tensors, where):
-    "Puts a checkpoint's moments into the optimizer; `PromptSGError` where they do not fit the model."
+    """Puts a checkpoint's moments into the optimizer; `PromptSGError` where they do not fit the
+    model."""
     parameters = dict(model.named_parameters())
 
     def fits(name, entry, value):
         known = name in parameters and entry in ("step", "exp_avg", "exp_avg_sq")
         shape = () if entry == "step" or not known else parameters[name].shape
         return known and value.shape == shape and bool(value.isfinite().all())
+
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
             name, _, entry = key.removeprefix("optimizer/").rpartition("/")
             if not fits(name, entry, value):
-                raise PromptSGError(f"the checkpoint in {where} has no proper state of the optimizer for "
-                                    f"{shown(name)}; start the run again in another folder")
+                raise PromptSGError(
+                    f"the checkpoint in {where} has no proper state of the optimizer for "
+                    f"{shown(name)}; start the run again in another folder"
+                )
             device = "cpu" if entry == "step" else parameters[name].device
             optimizer.state[parameters[name]][entry] = value.to(device)
 
@@ -832,23 +1113,38 @@ class WeightAverage:
             p.copy_(weights[name])
 
     def load(self, weights, steps, where):
-        "Those of a checkpoint, after so many steps; `PromptSGError` where they are another model's."
+        """Those of a checkpoint, after so many steps; `PromptSGError` where they are another
+        model's."""
         wrong = mismatch(self.weights, weights)
         if wrong:
-            raise PromptSGError(f"the checkpoint in {where} has no proper average of the weights "
-                                f"({wrong}); start the run again in another folder")
+            raise PromptSGError(
+                f"the checkpoint in {where} has no proper average of the weights "
+                f"({wrong}); start the run again in another folder"
+            )
         for name, t in weights.items():
             self.weights[name].copy_(t)
         self.steps = steps
 
 # %% ../nbs/12_training.ipynb #cell014
-SPLIT_FIELDS = ("aspect", "train_aspects", "num_splits", "val_type", "seed", "dataset", "identity_level")  # who is trained on and tested
+# who is trained on and tested
+SPLIT_FIELDS = (
+    "aspect",
+    "train_aspects",
+    "num_splits",
+    "val_type",
+    "seed",
+    "dataset",
+    "identity_level",
+)
 
 
 def read_run(run):
     "The `Config` of a run folder. `PromptSGError` when it is none."
     if not os.path.isfile(Path(run) / "config.yml"):
-        raise PromptSGError(f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg train")
+        raise PromptSGError(
+            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
+            "train"
+        )
     return Config.from_yaml(Path(run) / "config.yml")
 
 
@@ -863,8 +1159,11 @@ def load_run(run, which="best", build=PromptSG, **changes):
     config = stored.replace(**changes)
     other = [name for name in SPLIT_FIELDS if getattr(config, name) != getattr(stored, name)]
     if other:
-        raise PromptSGError(f"{other[0]} decides who was trained on and belongs to the run in {run} ({getattr(stored, other[0])!r}); leave it out: a run "
-                            "is measured on its own splits")
+        raise PromptSGError(
+            f"{other[0]} decides who was trained on and belongs to the run in {run} "
+            f"({getattr(stored, other[0])!r}); leave it out: a run "
+            "is measured on its own splits"
+        )
     run = Path(run)
     tensors, state = read_checkpoint(run / which)
     # last/ has the weights to go on from and their average, best/ the average alone
@@ -890,8 +1189,10 @@ class Trainer:
     whitening is fitted, in one pass over the images. `losses(output: PromptSGOutput, labels (B,),
     config, progress 0..1) -> {name: scalar}` and `build(config, num_classes) -> PromptSG` may be
     others; they are code and so not in config.yml: give them again to resume, and `build` to
-    `load_run`. A part that is registered (`promptsg.parts`) is in the config and needs neither. Raises `PromptSGError` when the folder holds another run, before the first step
-    when images of training or validation cannot be read, or when a loss is not finite."""
+    `load_run`. A part that is registered (`promptsg.parts`) is in the config and needs neither.
+    Raises `PromptSGError` when the folder holds another run, before the first step when images of
+    training or validation cannot be read, or when a loss is not finite."""
+
     config: Config
     splits: object
     out: Path
@@ -902,7 +1203,8 @@ class Trainer:
 
     def fit(self, resume=False):
         self.out = Path(self.out)
-        first = os.environ.get("RANK", "0") == "0"  # what torchrun sets; the processes have not met yet
+        # what torchrun sets; the processes have not met yet
+        first = os.environ.get("RANK", "0") == "0"
         with held(self.out) if first else nullcontext():
             try:
                 return self._fit(resume)
@@ -924,7 +1226,8 @@ class Trainer:
             self._whiten()
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        self.accelerator.wait_for_everyone()  # who reads the run folder next, reads what the main process wrote
+        # who reads the run folder next, reads what the main process wrote
+        self.accelerator.wait_for_everyone()
         return self.out
 
     def _where_it_stands(self):
@@ -933,8 +1236,13 @@ class Trainer:
             return "stopped before the training began; nothing was written"
         if not self.config.epochs:
             return f"stopped before the whitening was fitted; continue in {self.out} with --resume"
-        saved = f"epoch {self._saved_epoch} is saved" if self._saved_epoch else "no epoch is saved yet"
-        return f"stopped at epoch {len(self.history) + 1} of {self.config.epochs}, {saved} in {self.out}; continue with --resume"
+        saved = (
+            f"epoch {self._saved_epoch} is saved" if self._saved_epoch else "no epoch is saved yet"
+        )
+        return (
+            f"stopped at epoch {len(self.history) + 1} of {self.config.epochs}, {saved} in "
+            f"{self.out}; continue with --resume"
+        )
 
     def _epoch(self, epoch):
         row = {"epoch": epoch + 1, **self._train_epoch(epoch)}
@@ -942,30 +1250,47 @@ class Trainer:
             row |= self.validate()
             self.history.append(row)
             self._save_best(epoch)
-        self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1)
+        self.accelerator.log(
+            {name: value for name, value in row.items() if name != "epoch"}, step=epoch + 1
+        )
         self._save_last(epoch)
-        if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:  # a log, where no bar is drawn
-            print(f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, {_said(row)}",
-                  file=sys.stderr, flush=True)
+        # a log, where no bar is drawn
+        if self.progress and not sys.stderr.isatty() and "ipykernel" not in sys.modules:
+            print(
+                f"epoch {epoch + 1} of {self.config.epochs}: loss {row['loss']:.3f}, {_said(row)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _set_up(self):
         c = self.config
         torch.manual_seed(c.seed)
         if c.epochs and c.precision == "int8":
-            raise PromptSGError("precision int8 is for embedding: steps of gradient are finer than eight "
-                                "bits; train with precision no, then evaluate, search or embed the run "
-                                "with --set precision=int8")
+            raise PromptSGError(
+                "precision int8 is for embedding: steps of gradient are finer than eight "
+                "bits; train with precision no, then evaluate, search or embed the run "
+                "with --set precision=int8"
+            )
         self.accelerator = make_accelerator(c, self.out)
         if c.precision == "fp16" and self.accelerator.device.type == "cpu":
-            raise PromptSGError("precision fp16 needs a GPU: here the training would be in float32 and the record would say fp16; set "
-                                "precision to no or bf16")
+            raise PromptSGError(
+                "precision fp16 needs a GPU: here the training would be in float32 and the record "
+                "would say fp16; set "
+                "precision to no or bf16"
+            )
         self.progress = self.progress and self.accelerator.is_main_process
         self.classes = class_index(self.splits.train)
         if len(self.classes) < 2:
-            raise PromptSGError(f"only {len(self.classes)} identity is left to train on, and nothing can be told apart; give more people: of those in the "
-                                "data some are kept for test and validation")
+            raise PromptSGError(
+                f"only {len(self.classes)} identity is left to train on, and nothing can be told "
+                "apart; give more people: of those in the "
+                "data some are kept for test and validation"
+            )
         if c.whiten and not self.splits.train.identity.duplicated().any():
-            raise PromptSGError("whitening learns from how one person's images differ, and no train person has two; set whiten to false")
+            raise PromptSGError(
+                "whitening learns from how one person's images differ, and no train person has "
+                "two; set whiten to false"
+            )
         self.model = _with_options(self.build(c, len(self.classes)), c).to(self.accelerator.device)
         self.feed = Feed(self.model, c, progress=self.progress)
         self.frozen_hash, self.optimizer, self.average = frozen_hash(self.model), None, None
@@ -981,17 +1306,40 @@ class Trainer:
     def _set_up_steps(self):
         "What steps of gradient need: optimizer, batches, losses."
         c = self.config
-        optimizer = _OPTIMIZERS[c.optimizer](parameter_groups(self.model, c), weight_decay=c.weight_decay)
-        self.sampler = PKSampler(self.splits.train.identity, c.batch_size // c.instances, c.instances, c.seed, c.steps_per_epoch, processes(),
-                                 numbered=True, cameras=self._over_cameras())
+        optimizer = _OPTIMIZERS[c.optimizer](
+            parameter_groups(self.model, c), weight_decay=c.weight_decay
+        )
+        self.sampler = PKSampler(
+            self.splits.train.identity,
+            c.batch_size // c.instances,
+            c.instances,
+            c.seed,
+            c.steps_per_epoch,
+            processes(),
+            numbered=True,
+            cameras=self._over_cameras(),
+        )
         images = self.feed.training(self.splits.train, self.classes)
-        loader = DataLoader(images, batch_sampler=self.sampler, num_workers=c.num_workers,
-                            pin_memory=c.pin_memory,
-                            # its own, so that it takes no number from the dropout's
-                            generator=torch.Generator())
-        self.loader = prepare_data_loader(loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True,
-                                          non_blocking=c.pin_memory)  # the sampler has dealt out the shares
-        self.prepared, self.optimizer = self.accelerator.prepare(Objective(self.model, c, self.losses), optimizer)
+        loader = DataLoader(
+            images,
+            batch_sampler=self.sampler,
+            num_workers=c.num_workers,
+            pin_memory=c.pin_memory,
+            # its own, so that it takes no number from the dropout's
+            generator=torch.Generator(),
+        )
+        self.loader = prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            # the sampler has dealt out the shares
+            non_blocking=c.pin_memory,
+        )
+        self.prepared, self.optimizer = self.accelerator.prepare(
+            Objective(self.model, c, self.losses), optimizer
+        )
         self.average = WeightAverage(self.model, c.weight_average) if c.weight_average else None
 
     def _over_cameras(self):
@@ -999,8 +1347,10 @@ class Trainer:
         if self.config.instances_over == "images":
             return None
         if "camera" not in self.splits.train:
-            raise PromptSGError("instances_over: cameras needs to know which camera took each image, and the "
-                                "data does not say; set it to images, or give a CSV with the column camera")
+            raise PromptSGError(
+                "instances_over: cameras needs to know which camera took each image, and the "
+                "data does not say; set it to images, or give a CSV with the column camera"
+            )
         return self.splits.train.camera
 
     def _averaged(self):
@@ -1022,8 +1372,12 @@ class Trainer:
         self._save_best(-1, whitened=True)
         self._save_last(-1, whitened=True)
         if self.progress:
-            print(f"nothing is trained by gradient; {len(whole)} images were seen, "
-                  f"{_said(self.history[0])}", file=sys.stderr, flush=True)
+            print(
+                f"nothing is trained by gradient; {len(whole)} images were seen, "
+                f"{_said(self.history[0])}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _fitted(self, images, people):
         "`Embeddings` whitened by what a frame's rows tell; as they are where nothing is whitened."
@@ -1033,20 +1387,29 @@ class Trainer:
 
     def _train_epoch(self, epoch):
         "One pass; mean of each loss term and the learning rates, for metrics.csv."
-        torch.manual_seed(mixed_seed(self.config.seed, epoch, processes()[0]))  # each process draws its own dropout
+        # each process draws its own dropout
+        torch.manual_seed(mixed_seed(self.config.seed, epoch, processes()[0]))
         self.loader.dataset.set_epoch(epoch)  # the augmentation is drawn by epoch and image
-        self.loader.set_epoch(epoch)  # accelerate counts passes itself and would start again at 0 after a resume
+        # accelerate counts passes itself and would start again at 0 after a resume
+        self.loader.set_epoch(epoch)
         self.prepared.train()
         steps, size = len(self.sampler), self.config.batch_size
         record = LossRecord(steps, epoch * steps)
-        with progress_bar(show=self.progress, desc=f"epoch {epoch + 1}/{self.config.epochs}", total=steps * size, unit="image",
-                          leave=False) as bar:
+        with progress_bar(
+            show=self.progress,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            total=steps * size,
+            unit="image",
+            leave=False,
+        ) as bar:
             for step, batch in enumerate(batches(self.loader)):
                 self._set_learning_rates(epoch + step / steps)
                 record.add(self._step(batch, (epoch + step / steps) / self.config.epochs))
                 bar.update(size)
                 if step % self.config.log_frequency == 0:
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in record.latest().items()})
+                    bar.set_postfix(
+                        {name: f"{value:.3f}" for name, value in record.latest().items()}
+                    )
         means = {f"loss_{name}": mean for name, mean in record.means().items()}
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         return {"loss": sum(means.values()), **means, **rates}
@@ -1057,12 +1420,20 @@ class Trainer:
 
     def _step(self, batch, progress):
         "One step of the optimizer; nothing in it waits for a GPU."
-        terms = self.prepared(batch["label"], batch.get("image"), batch.get("frozen"), progress,
-                              batch["aspect"], batch.get("camera"))
+        terms = self.prepared(
+            batch["label"],
+            batch.get("image"),
+            batch.get("frozen"),
+            progress,
+            batch["aspect"],
+            batch.get("camera"),
+        )
         self.optimizer.zero_grad()
         self.accelerator.backward(sum(terms.values()))
         if self.config.clip_norm:
-            self.accelerator.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm)
+            self.accelerator.clip_grad_norm_(
+                [p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm
+            )
         self.optimizer.step()
         if self.average:
             self.average.update()
@@ -1089,27 +1460,38 @@ class Trainer:
         where they are there. NaN where nobody is held out (`val_type: none`)."""
         if not len(self.splits.val_query):
             return {"val_rank1": math.nan, "val_mAP": math.nan}
-        query, known = self.splits.val_query, self.splits.train[self.splits.train.aspect == self.splits.aspect]
-        known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates("identity")
+        query, known = (
+            self.splits.val_query,
+            self.splits.train[self.splits.train.aspect == self.splits.aspect],
+        )
+        known = known[~known.identity.isin(self.splits.val_gallery.identity)].drop_duplicates(
+            "identity"
+        )
         gallery = pd.concat([self.splits.val_gallery, known], ignore_index=True)
         if found is None:
             with self.accelerator.autocast():
                 found = self.feed.embed(pd.concat([query, gallery]), keep=False)
         similarity = found.of(query) @ found.of(gallery).T
-        result = evaluate_ranking(similarity, query.identity.to_numpy(), gallery.identity.to_numpy())
+        result = evaluate_ranking(
+            similarity, query.identity.to_numpy(), gallery.identity.to_numpy()
+        )
         return {"val_rank1": result["rank1"], "val_mAP": result["mAP"]}
 
-    # --- the run folder ---------------------------------------------------------------------------------------
+    # --- the run folder
     _saved_epoch = 0  # the last one in last/
 
     def _begin(self):
         if (self.out / "config.yml").exists():
-            raise PromptSGError(f"{self.out} already holds a run; continue it with --resume or choose another folder with --out")
+            raise PromptSGError(
+                f"{self.out} already holds a run; continue it with --resume or choose another "
+                "folder with --out"
+            )
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             self.splits.save(self.out / "splits.json")
             train_side(self.out / "splits.json").check(self.splits, self.splits.galleries_all)
-            write_text(self.out / "config.yml", self.config.to_yaml())  # last: with it the folder is a run
+            # last: with it the folder is a run
+            write_text(self.out / "config.yml", self.config.to_yaml())
         return 0
 
     def _check_same_run(self):
@@ -1119,8 +1501,11 @@ class Trainer:
         changed = read_run(self.out).changed(self.config)
         if changed:
             name, (old, _) = next(iter(changed.items()))
-            raise PromptSGError(f"{self.out} was started with another {name} ({old!r}); resume with its own config.yml or choose "
-                                "another folder with --out")
+            raise PromptSGError(
+                f"{self.out} was started with another {name} ({old!r}); resume with its own "
+                "config.yml or choose "
+                "another folder with --out"
+            )
         if (self.out / "splits.json").exists():
             check_unchanged(self.out / "splits.json", self.splits)
 
@@ -1131,11 +1516,16 @@ class Trainer:
             return 0  # killed within its first epoch
         tensors, state = read_checkpoint(self.out / "last")
         if state["classes"] != list(self.classes):
-            raise PromptSGError(f"{self.out} was trained on other people than this data has; resume with the data it was started on")
+            raise PromptSGError(
+                f"{self.out} was trained on other people than this data has; resume with the data "
+                "it was started on"
+            )
         other = other_code(state.get("parts"), self.config)
         if other:
-            raise PartError(f"{self.out} was begun with other code of {other}; restore that code to "
-                            "resume, or start again in another folder")
+            raise PartError(
+                f"{self.out} was begun with other code of {other}; restore that code to "
+                "resume, or start again in another folder"
+            )
         load_weights(self.model, tensors, state, self.out / "last")
         if self.optimizer is not None:
             optimizer = self.optimizer.optimizer
@@ -1169,16 +1559,25 @@ class Trainer:
 
     def _out_of_patience(self):
         patience = self.config.early_stop_patience
-        return bool(patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience)
+        return bool(
+            patience and self.history and self.history[-1]["epoch"] - self._best_epoch() >= patience
+        )
 
     def _state(self, epoch, **more):
-        return dict(epoch=epoch + 1, best_epoch=self._best_epoch(), classes=list(self.classes),
-                    history=self.history, config_hash=self.config.hash,
-                    frozen_hash=self.frozen_hash, parts=code_in(self.config), **more)
+        return dict(
+            epoch=epoch + 1,
+            best_epoch=self._best_epoch(),
+            classes=list(self.classes),
+            history=self.history,
+            config_hash=self.config.hash,
+            frozen_hash=self.frozen_hash,
+            parts=code_in(self.config),
+            **more,
+        )
 
     def _save_best(self, epoch, **more):
-        """best/, before last/: if the run is killed in between, the epoch is simply repeated. `more`
-        goes into the state."""
+        """best/, before last/: if the run is killed in between, the epoch is simply repeated.
+        `more` goes into the state."""
         state = self._state(epoch, **more)
         if self.accelerator.is_main_process and state["best_epoch"] == epoch + 1:
             save_checkpoint(self.out / "best", self.model, state)
@@ -1217,7 +1616,8 @@ def _with_options(model, config):
 
 
 def _leave():
-    "At the end: threads of a process group that are not joined before the interpreter goes abort it."
+    """At the end: threads of a process group that are not joined before the interpreter goes abort
+    it."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -1229,21 +1629,50 @@ def make_accelerator(config, out=None):
     Raises `PromptSGError` when the tracker's package is not installed."""
     mixed = "no" if config.precision == "int8" else config.precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()  # accelerate keeps one state a process; another run in the same notebook may ask for another precision
+        # accelerate keeps one state a process; another run in the same notebook may ask for another
+        # precision
+        AcceleratorState._reset_state()
     tracker = None if config.tracker == "none" or out is None else config.tracker
     if tracker and importlib.util.find_spec(tracker) is None:
-        raise PromptSGError(f"tracker is {tracker!r} but the package {tracker} is not installed; pip install {tracker}, or set tracker to none")
-    on_cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # accelerate takes processes on CPUs for such only when told
-    found = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=tracker, project_dir=out and str(out), kwargs_handlers=[
-        DistributedDataParallelKwargs(find_unused_parameters=not (config.loss_id_weight and (config.use_composed_prompt or not config.language))
-            or bool(code_in(config))),
-        InitProcessGroupKwargs(timeout=timedelta(hours=12))])  # the others wait while one process fills a cache
+        raise PromptSGError(
+            f"tracker is {tracker!r} but the package {tracker} is not installed; pip install "
+            f"{tracker}, or set tracker to none"
+        )
+    # accelerate takes processes on CPUs for such only when told
+    on_cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
+    found = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=mixed,
+        log_with=tracker,
+        project_dir=out and str(out),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                find_unused_parameters=not (
+                    config.loss_id_weight and (config.use_composed_prompt or not config.language)
+                )
+                or bool(code_in(config))
+            ),
+            # the others wait while one process fills a cache
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+        ],
+    )
     if processes()[1] > 1:
         atexit.register(_leave)
-    if config.precision == "bf16" and found.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        warnings.warn("this processor has no bfloat16 instructions, so precision bf16 makes it many times slower; set precision to no", stacklevel=2)
+    if (
+        config.precision == "bf16"
+        and found.device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    ):
+        warnings.warn(
+            "this processor has no bfloat16 instructions, so precision bf16 makes it many times "
+            "slower; set precision to no",
+            stacklevel=2,
+        )
     if tracker:
-        plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in config.model_dump().items()}
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in config.model_dump().items()
+        }
         found.init_trackers(config.experiment, plain, {"wandb": {"dir": str(out)}})
     return found
 
@@ -1251,7 +1680,9 @@ def make_accelerator(config, out=None):
 def left_out(splits, said=()):
     """What was left out, on stderr, by reason and count, by the first of many processes, but not
     the reasons in `said`; returns the splits."""
-    for line in left_out_lines({reason: count for reason, count in splits.excluded.items() if reason not in said}):
+    for line in left_out_lines(
+        {reason: count for reason, count in splits.excluded.items() if reason not in said}
+    ):
         if processes()[0] == 0:
             print(line, file=sys.stderr)
     return splits
@@ -1259,7 +1690,9 @@ def left_out(splits, said=()):
 
 def splits_of(config, frame, said=()):
     "The config's splits of a frame; what was left out is printed, but not the reasons in `said`."
-    splits = make_splits(frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects)
+    splits = make_splits(
+        frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects
+    )
     return left_out(splits, said)
 
 
@@ -1277,7 +1710,9 @@ def measure(model, splits, protocols=("clipfh",), progress=True, config=None, mo
     besides. `PromptSGError` as `evaluate` raises it."""
     feed, about = _ready_feed(model, progress, config)
     embeddings = feed.embed(pd.concat([ranked_images(splits, protocols), more]))
-    return {protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols}, embeddings
+    return {
+        protocol: evaluate(embeddings, splits, protocol, **about) for protocol in protocols
+    }, embeddings
 
 
 def _ready_feed(model, progress, config=None):
@@ -1285,8 +1720,12 @@ def _ready_feed(model, progress, config=None):
     device = make_accelerator(model.config).device
     model = model.to(device)
     feed = Feed(model, model.config, progress=progress)
-    return feed, dict(config=config or model.config, device=_device_name(device),
-                      precision=feed.precision, weights=weights_hash(model))
+    return feed, dict(
+        config=config or model.config,
+        device=_device_name(device),
+        precision=feed.precision,
+        weights=weights_hash(model),
+    )
 
 
 WHITENED = "whitened by this data's train people"
@@ -1294,7 +1733,8 @@ WHITENED = "whitened by this data's train people"
 
 def measure_whitenings(model, splits, protocols=("clipfh",), progress=True, config=None):
     """{"own whitening" (or "no whitening"): {protocol: `Result`}, `WHITENED`: the same}: a model as
-    it is, and with a whitening fitted to `splits.train` in its own's place, each image embedded once.
+    it is, and with a whitening fitted to `splits.train` in its own's place, each image embedded
+    once.
 
     For another data set than the training's (`cross_splits` with `train_aspects`): its train people
     are not ranked. The second's record has `WHITENED` as its `control`. `PromptSGError` as
@@ -1306,10 +1746,17 @@ def measure_whitenings(model, splits, protocols=("clipfh",), progress=True, conf
     images.fit(fitted, splits.train)
     own = "no whitening" if model.whitening is None else "own whitening"
     ways = {own: model.whitening, WHITENED: fitted}
-    found = {name: {protocol: evaluate(images.ranked(one), splits, protocol, **about)
-                    for protocol in protocols} for name, one in ways.items()}
-    found[WHITENED] = {protocol: replace(one, record={**one.record, "control": WHITENED})
-                       for protocol, one in found[WHITENED].items()}
+    found = {
+        name: {
+            protocol: evaluate(images.ranked(one), splits, protocol, **about)
+            for protocol in protocols
+        }
+        for name, one in ways.items()
+    }
+    found[WHITENED] = {
+        protocol: replace(one, record={**one.record, "control": WHITENED})
+        for protocol, one in found[WHITENED].items()
+    }
     return found
 
 
@@ -1318,44 +1765,79 @@ def _device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 # %% ../nbs/12_training.ipynb #fdbebaac
-_PARTS = {"backbone": "image tower", "inversion": "inversion MLP", "fusion": "fusion", "head": "head"}
+_PARTS = {
+    "backbone": "image tower",
+    "inversion": "inversion MLP",
+    "fusion": "fusion",
+    "head": "head",
+}
 
 
 def _flat(gradients, params):
-    return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, params)]).double()  # float32 adds millions of squares up to 4 digits
+    # float32 adds millions of squares up to 4 digits
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, params)]
+    ).double()
 
 
 def _pulls(terms, parts):
     "{part: {term: gradient over the part's weights, flattened}}."
     params = [p for part in parts.values() for p in part]
-    found = {name: dict(zip(params, torch.autograd.grad(term, params, retain_graph=True, allow_unused=True))) for name, term in terms.items()}
-    return {part: {name: _flat([g[p] for p in own], own) for name, g in found.items()} for part, own in parts.items()}
+    found = {
+        name: dict(
+            zip(params, torch.autograd.grad(term, params, retain_graph=True, allow_unused=True))
+        )
+        for name, term in terms.items()
+    }
+    return {
+        part: {name: _flat([g[p] for p in own], own) for name, g in found.items()}
+        for part, own in parts.items()
+    }
 
 
 def gradient_table(run, splits, which="best", steps=8, losses=loss_terms, build=PromptSG):
-    """Where each loss term pulls in a run folder's model: a DataFrame with a row a part of the model, and the weighted terms as columns.
+    """Where each loss term pulls in a run folder's model: a DataFrame with a row a part of the
+    model, and the weighted terms as columns.
 
-    A value is the norm of the term's gradient over that of the part's weights, mean over `steps` batches of training; `cosine` is that of
-    SupCon's gradient and the other terms' sum, NaN where one of them does not reach the part. `losses` and `build` as in `Trainer`;
-    `PromptSGError` as `load_run` raises it."""
+    A value is the norm of the term's gradient over that of the part's weights, mean over `steps`
+    batches of training; `cosine` is that of SupCon's gradient and the other terms' sum, NaN where
+    one of them does not reach the part. `losses` and `build` as in `Trainer`; `PromptSGError` as
+    `load_run` raises it."""
     run = Path(run)
     tensors, state = read_checkpoint(run / which)
-    config = Config.from_yaml(run / "config.yml").replace(tracker="none")  # nothing is trained, so nothing is written into the run
+    # nothing is trained, so nothing is written into the run
+    config = Config.from_yaml(run / "config.yml").replace(tracker="none")
     if not config.epochs:
-        raise PromptSGError(f"nothing in {run} was trained by gradient (epochs: 0); give a run "
-                            "that was trained")
+        raise PromptSGError(
+            f"nothing in {run} was trained by gradient (epochs: 0); give a run that was trained"
+        )
     trainer = Trainer(config, splits, run, progress=False, losses=losses, build=build)
     trainer._set_up()
     load_weights(trainer.model, tensors, state, run / which)
     trainer.prepared.train()
-    parts = {word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad] for name, word in _PARTS.items()
-             if getattr(trainer.model, name, None) is not None}
+    parts = {
+        word: [p for p in getattr(trainer.model, name).parameters() if p.requires_grad]
+        for name, word in _PARTS.items()
+        if getattr(trainer.model, name, None) is not None
+    }
     tables = []
     for _, batch in zip(range(steps), batches(trainer.loader)):
-        terms = trainer.prepared(batch["label"], batch.get("image"), batch.get("frozen"),
-                                 state["epoch"] / config.epochs, batch["aspect"],
-                                 batch.get("camera"))
-        tables.append(pd.DataFrame({part: _pull_row(pulls, parts[part]) for part, pulls in _pulls(terms, parts).items()}).T)
+        terms = trainer.prepared(
+            batch["label"],
+            batch.get("image"),
+            batch.get("frozen"),
+            state["epoch"] / config.epochs,
+            batch["aspect"],
+            batch.get("camera"),
+        )
+        tables.append(
+            pd.DataFrame(
+                {
+                    part: _pull_row(pulls, parts[part])
+                    for part, pulls in _pulls(terms, parts).items()
+                }
+            ).T
+        )
     return sum(tables) / len(tables)
 
 

@@ -27,8 +27,7 @@ from .images import progress_bar
 from .metrics import evaluate_ranking
 from .model import PromptSG, tokens_of
 from .prompt import fill_aspect
-from .training import (SPLIT_FIELDS, Feed, Trainer, fit_whitening, load_run,
-                               mirror_images)
+from .training import SPLIT_FIELDS, Feed, Trainer, fit_whitening, load_run, mirror_images
 
 # %% ../nbs/21_tune.ipynb #gram
 def whitened_similarity(gram, fitted, labels, dim):
@@ -44,10 +43,12 @@ def whitened_similarity(gram, fitted, labels, dim):
     near = gram[:, fitted]
     centred = gram - near.mean(1)[:, None] - near.mean(1)[None] + near[fitted].mean()
     seen = near @ apart - near[fitted].mean(0) @ apart  # (N, n) on residuals
-    inner = apart @ near[fitted] @ apart                # (n, n)
+    inner = apart @ near[fitted] @ apart  # (n, n)
     if inner.trace() < 1e-12:
-        raise PromptSGError("whitening learns from how one person's images differ, and no person "
-                            "has two different ones")
+        raise PromptSGError(
+            "whitening learns from how one person's images differ, and no person "
+            "has two different ones"
+        )
     ridge, share = _ridge(inner, dim)
     if share < 1:
         system = n * ridge / (1 - share) * torch.eye(n, dtype=gram.dtype) + inner
@@ -71,8 +72,10 @@ def deal_people(frame, folds=5, seed=0):
     `PromptSGError` for too few people."""
     people = np.unique(frame.pid)
     if len(people) < 2 * folds:
-        raise PromptSGError(f"{len(people)} train-side people are too few for {folds} folds of two "
-                            "or more; give more people, or fewer folds")
+        raise PromptSGError(
+            f"{len(people)} train-side people are too few for {folds} folds of two "
+            "or more; give more people, or fewer folds"
+        )
     order = np.random.default_rng([seed, folds]).permutation(len(people))
     return (order % folds)[np.searchsorted(people, frame.pid)]
 
@@ -92,9 +95,11 @@ def cross_validate(gram, frame, aspect, dim, folds=5, draws=3, seed=0, protocol=
     all aspects in the frame, the person's other hand among them. With `official` each image of a
     fold's people is ranked against all others of the fold, less its own person's by its own camera.
     `PromptSGError` as `deal_people`."""
+
     def whitened(fold, others):
         labels = torch.from_numpy(pd.factorize(frame.identity.iloc[others])[0])
         return whitened_similarity(gram, torch.from_numpy(others), labels, dim)
+
     return _over_folds(whitened, frame, aspect, folds, draws, seed, (protocol,))[protocol]
 
 
@@ -145,8 +150,9 @@ def _looks(model, words):
     return looks.expand(len(ASPECTS) + 1, -1, -1)
 
 
-def word_parts(model, frame, words, temperature=None, controls=False, batch_size=32, progress=True,
-               feed=None):
+def word_parts(
+    model, frame, words, temperature=None, controls=False, batch_size=32, progress=True, feed=None
+):
     """{part: (N, D) rows of length 1} of a frame's images: `class token`, `patches` (N, G D), G
     cells of length 1 side by side, and each word.
 
@@ -154,11 +160,13 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
     With `controls` also `no word`, the mean of the tokens, and `random`, a direction that is drawn.
     `PromptSGError` for a model without pooling words, and for a word that its text cannot say."""
     if model.config.fusion != "pool" or not model.config.language:
-        raise PromptSGError("only a version that pools where words look has words to choose; give "
-                            "--config training_free@BACKBONE")
+        raise PromptSGError(
+            "only a version that pools where words look has words to choose; give "
+            "--config training_free@BACKBONE"
+        )
     words, feed = list(words), feed or Feed(model, model.config, progress=progress)
     with torch.no_grad():
-        looks = _looks(model, words)                                      # (5, T, D)
+        looks = _looks(model, words)  # (5, T, D)
     if controls:
         drawn = torch.randn(1, looks.shape[2], generator=torch.Generator().manual_seed(0))
         nothing = torch.zeros_like(drawn)  # all patches weigh the same
@@ -166,13 +174,15 @@ def word_parts(model, frame, words, temperature=None, controls=False, batch_size
         looks = torch.cat([looks, more.expand(len(looks), -1, -1)], 1)
         words += ["no word", "random"]
     looks = looks.to(next(model.parameters()).device)
-    pool = WordPooling(looks.shape[2], len(words), temperature or model.config.word_temperature,
-                       model.fusion.cells)
+    pool = WordPooling(
+        looks.shape[2], len(words), temperature or model.config.word_temperature, model.fusion.cells
+    )
 
     def embed(images, kept, aspects):
         seen = model.backbone.features_after(kept)
         tokens = seen.patches if seen.dense is None else seen.dense
         return pool(looks[aspects], seen.patches, seen.embedding, tokens).embedding
+
     found = feed.embed_by(embed, frame, batch_size)
     # (N, 1 + G + T, D)
     rows = F.normalize(found.of(frame).unflatten(1, (-1, looks.shape[2])), dim=2)
@@ -189,10 +199,19 @@ def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
     `kept`: the step helped. The last row that is kept has the words."""
     grams = {name: rows @ rows.T for name, rows in parts.items()}
     candidates, dim = list(parts)[2:], parts["class token"].shape[1]
-    whole = 1 + parts["patches"].shape[1] // dim                  # parts of length 1
-    measured = lambda total, number: 100 * cross_validate(total / number, frame, aspect,
-                                                          number * dim, folds, seed=seed,
-                                                          protocol=protocols_of(frame)[0])
+    whole = 1 + parts["patches"].shape[1] // dim  # parts of length 1
+    measured = lambda total, number: (
+        100
+        * cross_validate(
+            total / number,
+            frame,
+            aspect,
+            number * dim,
+            folds,
+            seed=seed,
+            protocol=protocols_of(frame)[0],
+        )
+    )
     chosen, total = [], grams["class token"] + grams["patches"]
     before = measured(total, whole)
     steps = [dict(words="", mAP=before.mean(), gain=np.nan, error=np.nan, kept=True)]
@@ -202,9 +221,15 @@ def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
         tried = {word: measured(total + grams[word], number) for word in bar}
         best = max(tried, key=lambda word: tried[word].mean())
         gain = tried[best] - before
-        steps.append(dict(words=", ".join([*chosen, best]), mAP=tried[best].mean(),
-                          gain=gain.mean(), error=gain.std(ddof=1) / folds ** 0.5,
-                          kept=bool(gain.mean() > 0)))
+        steps.append(
+            dict(
+                words=", ".join([*chosen, best]),
+                mAP=tried[best].mean(),
+                gain=gain.mean(),
+                error=gain.std(ddof=1) / folds**0.5,
+                kept=bool(gain.mean() > 0),
+            )
+        )
         chosen, total, before = [*chosen, best], total + grams[best], tried[best]
         candidates.remove(best)
     return pd.DataFrame(steps)
@@ -215,23 +240,32 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
     over the splits' train side: a DataFrame, a row a combination, the best on top.
 
     Columns: the fields; `clipfh` and `mba`, mAP in percent, mean over folds, of the two galleries
-    of `cross_validate` (data with roles: `official` alone); `mAP`, their mean; `behind`, how far it lies behind the best, and the
-    standard `error` of that over folds. Raises `PromptSGError` as `Config` does, for a field that
-    decides who is trained on, and for `select: best` where something is trained."""
+    of `cross_validate` (data with roles: `official` alone); `mAP`, their mean; `behind`, how far it
+    lies behind the best, and the standard `error` of that over folds. Raises `PromptSGError` as
+    `Config` does, for a field that decides who is trained on, and for `select: best` where
+    something is trained."""
     configs = _combined(config, values)
     people, found = train_people(splits), []
     asked = protocols_of(people)
     still = _embedded([one for one in configs if not one.epochs], people, people, progress)
     for one in progress_bar(configs, progress, desc="tried"):
-        similarity = (_trained(one, splits, people) if one.epochs
-                      else _still(one, people, still.pop(0)))
+        similarity = (
+            _trained(one, splits, people) if one.epochs else _still(one, people, still.pop(0))
+        )
         scores = _over_folds(similarity, people, one.aspect, folds, draws, seed, asked)
         found.append(100 * np.stack([scores[protocol] for protocol in asked]))
     best = max(range(len(found)), key=lambda row: found[row].mean())
-    behind = [(found[best] - one).mean(0) for one in found]           # (folds,)
-    rows = [{**{field: getattr(one, field) for field in values}, **dict(zip(asked, two.mean(1))),
-             "mAP": two.mean(), "behind": gap.mean(), "error": gap.std(ddof=1) / folds ** 0.5}
-            for one, two, gap in zip(configs, found, behind)]
+    behind = [(found[best] - one).mean(0) for one in found]  # (folds,)
+    rows = [
+        {
+            **{field: getattr(one, field) for field in values},
+            **dict(zip(asked, two.mean(1))),
+            "mAP": two.mean(),
+            "behind": gap.mean(),
+            "error": gap.std(ddof=1) / folds**0.5,
+        }
+        for one, two, gap in zip(configs, found, behind)
+    ]
     return pd.DataFrame(rows).sort_values("behind", ignore_index=True)
 
 
@@ -239,19 +273,35 @@ def _combined(config, values):
     "The configs of each combination. `PromptSGError` as in `try_fields`."
     fixed = next((field for field in values if field in SPLIT_FIELDS), None)
     if fixed:
-        raise PromptSGError(f"{fixed} decides who is trained on, so its values cannot be compared "
-                            "on the same people; leave it out")
-    combined = [config.replace(**dict(zip(values, row)))
-                for row in itertools.product(*values.values())]
+        raise PromptSGError(
+            f"{fixed} decides who is trained on, so its values cannot be compared "
+            "on the same people; leave it out"
+        )
+    combined = [
+        config.replace(**dict(zip(values, row))) for row in itertools.product(*values.values())
+    ]
     if any(one.epochs and one.select != "last" for one in combined):
-        raise PromptSGError("the epoch kept would be chosen by the people held out; set select: "
-                            "last")
+        raise PromptSGError(
+            "the epoch kept would be chosen by the people held out; set select: last"
+        )
     return combined
 
 
 # Fields whose values all read the same features of the image tower.
-_AFTER_THE_TOWER = frozenset({"patch_grid", "pool_beside", "patch_tokens", "word_temperature", "words", "whiten",
-                              "simplified_prompt", "whiten_mirrored", "mirror", "prompt_aspect"})
+_AFTER_THE_TOWER = frozenset(
+    {
+        "patch_grid",
+        "pool_beside",
+        "patch_tokens",
+        "word_temperature",
+        "words",
+        "whiten",
+        "simplified_prompt",
+        "whiten_mirrored",
+        "mirror",
+        "prompt_aspect",
+    }
+)
 
 
 def _embedded(configs, frame, people, progress):
@@ -269,8 +319,15 @@ def _embedded(configs, frame, people, progress):
 def _together(configs, frame, people, progress):
     "`_embedded` of configs with one tower."
     first = configs[0]
-    towers = load_towers(first.tower, first.pretrained, first.image_size, first.text_pretrained,
-                         first.seed, first.patch_stride, first.part_options.get("backbone"))
+    towers = load_towers(
+        first.tower,
+        first.pretrained,
+        first.image_size,
+        first.text_pretrained,
+        first.seed,
+        first.patch_stride,
+        first.part_options.get("backbone"),
+    )
     plain = dict(whiten=False, whiten_mirrored=False, mirror=False)
     models = [PromptSG(one.replace(**plain), 1, towers).eval() for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
@@ -280,8 +337,10 @@ def _together(configs, frame, people, progress):
         turned = frame if any(one.mirror for one in configs) else people
         places = {path: row for row, path in enumerate(turned.path)}
         rows = _side_by_side(models, feed.mirrored(), mirror_images(turned))
-        mirrors = [Embeddings(places, part) if one.whiten_mirrored or one.mirror else None
-                   for one, part in zip(configs, rows)]
+        mirrors = [
+            Embeddings(places, part) if one.whiten_mirrored or one.mirror else None
+            for one, part in zip(configs, rows)
+        ]
     return list(zip(seen, mirrors))
 
 
@@ -294,6 +353,7 @@ def _side_by_side(models, feed, people):
         rows = [one.ranked(seen, aspects) for one in models]
         widths[:] = [row.shape[1] for row in rows]
         return torch.cat([F.normalize(row.float(), dim=1) for row in rows], 1)
+
     widths = []
     rows = feed.embed_by(embed, people).of(people)
     return [F.normalize(part, dim=1) for part in rows.split(widths, 1)]
@@ -314,6 +374,7 @@ def _still(config, people, rows):
             fitted = torch.cat([fitted, fitted + n])
         labels = torch.from_numpy(pd.factorize(names)[0])
         return as_ranked(whitened_similarity(gram, fitted, labels, own.shape[1]))
+
     as_ranked = (lambda whole: _summed(whole, n)) if config.mirror else lambda whole: whole[:n, :n]
     return similarity
 
@@ -321,25 +382,32 @@ def _still(config, people, rows):
 def _summed(similarity, n):
     "Similarities (n, n) of sums of n rows and their mirror images, from those of both (2n, 2n)."
     size = (2 + 2 * similarity.diagonal(n)).rsqrt()
-    return sum(part for half in similarity.split(n) for part in half.split(n, 1)) * size * size[:, None]
+    return (
+        sum(part for half in similarity.split(n) for part in half.split(n, 1))
+        * size
+        * size[:, None]
+    )
 
 
 def _trained(config, splits, people):
     "`similarity(fold, others)` of a config that is trained on the others."
-    # else the whitening would see the images held out, as it may where they are of people trained on
+    # else the whitening would see the images held out, as it may where they are of people trained
+    # on
     config = config.replace(val_type="identities")
 
     def similarity(fold, others):
         mine = people.iloc[others]
         held = people.drop(index=people.index[others])
         gallery = held.drop_duplicates("identity")
-        part = replace(splits, train=mine, val_gallery=gallery,
-                       val_query=held.drop(index=gallery.index))
+        part = replace(
+            splits, train=mine, val_gallery=gallery, val_query=held.drop(index=gallery.index)
+        )
         with tempfile.TemporaryDirectory(prefix="promptsg-tune-") as folder:
             Trainer(config, part, Path(folder) / "run", progress=False).fit()
             model = load_run(Path(folder) / "run")
             rows = Feed(model, config, progress=False).embed(people, keep=False).of(people)
         return rows @ rows.T
+
     return similarity
 
 # %% ../nbs/21_tune.ipynb #measure
@@ -354,13 +422,14 @@ def whitened_rows(rows, frame, fitted, mirror=None, summed=False):
     return mirror_sum(white(rows), white(mirror.of(frame))) if summed else white(rows)
 
 
-def measure_rows(rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None,
-                 summed=False, **about):
+def measure_rows(
+    rows, frame, splits, protocols, fitted=None, mirror=None, trained_on=None, summed=False, **about
+):
     """{protocol: `Result`} of the embeddings `rows` (N, D) of a frame's images.
 
-    `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` and `summed` as
-    in `whitened_rows`; None: nothing is whitened. `trained_on`: that of the model; `about`, for the
-    record, and `PromptSGError`: as `evaluate`."""
+    `fitted`: a frame, to whose images a whitening is fitted first, and with `mirror` and `summed`
+    as in `whitened_rows`; None: nothing is whitened. `trained_on`: that of the model; `about`, for
+    the record, and `PromptSGError`: as `evaluate`."""
     rows = F.normalize(rows.float(), dim=1)
     if fitted is not None:
         rows = whitened_rows(rows, frame, fitted, mirror, summed)
@@ -380,8 +449,16 @@ def measure_configs(configs, splits, protocols=("clipfh", "mba"), rows=None, pro
     people, results = train_people(splits), {}
     for name, (own, mirror) in found.items():
         fitted = people if configs[name].whiten else None
-        results[name] = measure_rows(own, frame, splits, protocols, fitted, mirror,
-                                     summed=configs[name].mirror, config=configs[name])
+        results[name] = measure_rows(
+            own,
+            frame,
+            splits,
+            protocols,
+            fitted,
+            mirror,
+            summed=configs[name].mirror,
+            config=configs[name],
+        )
     return results
 
 
@@ -390,8 +467,10 @@ def embed_configs(configs, splits, protocols=("clipfh", "mba"), progress=True):
     of all images of several splits."""
     trained = next((name for name, one in configs.items() if one.epochs), None)
     if trained:
-        raise PromptSGError(f"{trained} is trained (epochs: {configs[trained].epochs}); train it, "
-                            "and measure its run with promptsg evaluate")
+        raise PromptSGError(
+            f"{trained} is trained (epochs: {configs[trained].epochs}); train it, "
+            "and measure its run with promptsg evaluate"
+        )
     once = lambda parts: pd.concat(parts).drop_duplicates("path", ignore_index=True)
     people = once([train_people(one) for one in splits])
     frame = once([people, *(ranked_images(one, protocols) for one in splits)])
@@ -406,12 +485,15 @@ def measure_parts(parts, frame, splits, made_of, protocols=("clipfh", "mba"), wh
     as `evaluate` does."""
     fitted = train_people(splits) if whiten else None
     whole = lambda names: torch.cat([parts[one].float() for one in names], 1)
-    return {name: measure_rows(whole(names), frame, splits, protocols, fitted)
-            for name, names in made_of.items()}
+    return {
+        name: measure_rows(whole(names), frame, splits, protocols, fitted)
+        for name, names in made_of.items()
+    }
 
 # %% ../nbs/21_tune.ipynb #people
-def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draws=5, seed=0,
-                  protocol="clipfh"):
+def people_needed(
+    parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draws=5, seed=0, protocol="clipfh"
+):
     """What a whitening by so many people gives: a DataFrame with the columns `people`, `draw`,
     `rank1` and `mAP` (percent); the last row is that of all people.
 
@@ -420,8 +502,10 @@ def people_needed(parts, frame, splits, names, numbers=(5, 10, 20, 40, 60), draw
     whole, people = torch.cat([parts[one] for one in names], 1), train_people(splits)
     everybody, rng = np.unique(people.pid), np.random.default_rng(seed)
     if max(numbers) > len(everybody):
-        raise PromptSGError(f"the train side has {len(everybody)} people, not {max(numbers)}; ask "
-                            "for at most as many")
+        raise PromptSGError(
+            f"the train side has {len(everybody)} people, not {max(numbers)}; ask "
+            "for at most as many"
+        )
     asked = [(number, draw) for number in numbers for draw in range(draws)] + [(len(everybody), 0)]
     found = []
     for number, draw in asked:
@@ -448,8 +532,9 @@ def scatter_table(rows, frame, splits, edges=(0, 4, 16, 64, 256)):
     for first, last in zip(edges, (*edges[1:], dim)):
         if first < dim:
             inner, centres = (part[:, first:last].square() for part in along)
-            shares = [part.sum() / whole.square().sum()
-                      for part, whole in zip((inner, centres), along)]
+            shares = [
+                part.sum() / whole.square().sum() for part, whole in zip((inner, centres), along)
+            ]
             ratio = centres.mean(0).sum() / inner.mean(0).sum()
             found.append([f"{first + 1} to {min(last, dim)}", *map(float, (*shares, ratio))])
     return pd.DataFrame(found, columns=["directions", "within", "between", "ratio"])

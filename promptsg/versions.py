@@ -15,24 +15,64 @@ import pandas as pd
 from .config import Config, PromptSGError, shown
 
 # %% ../nbs/13_versions.ipynb #cell004
-_PAPER = Config(variant="paper", model="vitb16", pretrained="openai", batch_size=64, instances=4, epochs=60, lr_clip_visual=5e-6,
-                lr_modules=5e-5, schedule="step", step_epochs=20, step_gamma=0.1, supcon_loss_weight=0.5, loss_id_weight=1.0,
-                loss_tri_weight=1.0, triplet_margin=0.3, triplet_states=3, cross_attention_layers=1, transformer_layers=3,
-                classifier="bnneck", image_size=(224, 224), early_stop_patience=None, prompt_aspect="image")
+_PAPER = Config(
+    variant="paper",
+    model="vitb16",
+    pretrained="openai",
+    batch_size=64,
+    instances=4,
+    epochs=60,
+    lr_clip_visual=5e-6,
+    lr_modules=5e-5,
+    schedule="step",
+    step_epochs=20,
+    step_gamma=0.1,
+    supcon_loss_weight=0.5,
+    loss_id_weight=1.0,
+    loss_tri_weight=1.0,
+    triplet_margin=0.3,
+    triplet_states=3,
+    cross_attention_layers=1,
+    transformer_layers=3,
+    classifier="bnneck",
+    image_size=(224, 224),
+    early_stop_patience=None,
+    prompt_aspect="image",
+)
 
 # What a budget for training may not change where nothing is trained. No epoch is chosen, so nobody
 # is held out, and each image is seen once, so frozen blocks need no cache.
-_NOTHING_TRAINS = dict(epochs=0, warmup_epochs=0, unfreeze_blocks=0, cache_frozen=False,
-                       steps_per_epoch=None, val_type="images", select="last", crop_padding=0,
-                       crop_from=None, flip=0.0, erasing=0.0)
+_NOTHING_TRAINS = dict(
+    epochs=0,
+    warmup_epochs=0,
+    unfreeze_blocks=0,
+    cache_frozen=False,
+    steps_per_epoch=None,
+    val_type="images",
+    select="last",
+    crop_padding=0,
+    crop_from=None,
+    flip=0.0,
+    erasing=0.0,
+)
 
 
 def without_training(config):
     "`training_free` with a config's tower, data and sentences."
     return config.replace(
-        variant="training_free", language=True, use_composed_prompt=False, eval_prompt="simplified",
-        fusion="pool", patch_tokens="dense", supcon_loss_weight=0.0, classifier="linear",
-        loss_centre_weight=0.0, whiten=True, early_stop_patience=None, **_NOTHING_TRAINS)
+        variant="training_free",
+        language=True,
+        use_composed_prompt=False,
+        eval_prompt="simplified",
+        fusion="pool",
+        patch_tokens="dense",
+        supcon_loss_weight=0.0,
+        classifier="linear",
+        loss_centre_weight=0.0,
+        whiten=True,
+        early_stop_patience=None,
+        **_NOTHING_TRAINS,
+    )
 
 
 _FREE = without_training(_PAPER)
@@ -40,7 +80,9 @@ _FREE = without_training(_PAPER)
 OURS = {
     "paper": _PAPER,
     "image_only": _PAPER.replace(variant="image_only", language=False),
-    "simplified": _PAPER.replace(variant="simplified", use_composed_prompt=False, eval_prompt="simplified"),
+    "simplified": _PAPER.replace(
+        variant="simplified", use_composed_prompt=False, eval_prompt="simplified"
+    ),
     "paper_whitened": _PAPER.replace(variant="paper_whitened", select="last", whiten=True),
     "training_free": _FREE,
     "best": _FREE.replace(variant="best", patch_grid=(2, 2), whiten_mirrored=True),
@@ -49,8 +91,9 @@ OURS = {
 # %% ../nbs/13_versions.ipynb #cell006
 class Step(NamedTuple):
     "One version of the chain."
-    remark: str        # what it changes, in words
-    changes: dict      # the same as fields, against the version before
+
+    remark: str  # what it changes, in words
+    changes: dict  # the same as fields, against the version before
     logged: dict = {}  # fields for which the training log shows another value than documented
     resnet: dict = {}  # what it changes on a ResNet besides
     resnet_logged: dict = {}  # the ResNet's log, where it says another thing than the ViT's
@@ -60,74 +103,212 @@ _EARLY = dict(lr_clip_visual=1e-5, supcon_loss_weight=0.0)
 _LATE = dict(lr_clip_visual=2.2e-6, lr_modules=2.2e-6, loss_id_weight=0.2, supcon_loss_weight=0.0)
 _RESNET = dict(lr_clip_visual=1e-4, lr_modules=1e-4, loss_id_weight=0.1, supcon_loss_weight=0.0)
 CHAIN = {
-    "v1": Step("linear head, cross-entropy (label smoothing 0.1) and batch-hard triplet (margin 0.3) on unit vectors, of the embedding alone, no SupCon; AdamW, image tower 1e-4, the "
-               "rest 1e-5, weight decay 5e-4, clip norm 5, no schedule; one cross-attention whose text token is the embedding, dropout 0.1, inversion MLP of "
-               "2 layers without batch norm; a template of its own that names the run's aspect for every image, composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, patience 3",
-               dict(classifier="linear", label_smoothing=0.1, triplet_margin=0.3, triplet_unit=True, triplet_states=0, supcon_loss_weight=0.0, lr_clip_visual=1e-4,
-                    lr_modules=1e-5, weight_decay=5e-4, clip_norm=5.0, schedule="none", cross_attention_layers=1, transformer_layers=1, fusion="text",
-                    dropout=0.1, inversion_layers=2, inversion_norm=False, eval_prompt="simplified", epochs=20, batch_size=32, early_stop_patience=3,
-                    prompt_aspect="run",
-                    prompt_template="A detailed photo of {}'s {aspect} hand for identification.",
-                    simplified_prompt="A detailed photo of a person's {aspect} hand for identification."),
-               logged=dict(lr_clip_visual=1e-5)),
-    "v2": Step("weight decay 1e-4; 1 epoch of warm-up, then cosine down to 1e-7; SupCon on (weight 1, temperature 0.07), its weight ramped over the epochs; patience 7",
-               dict(weight_decay=1e-4, warmup_epochs=1, schedule="cosine", eta_min=1e-7, supcon_loss_weight=1.0, supcon_temperature=0.07, supcon_ramp=True,
-                    early_stop_patience=7),
-               logged=_EARLY),
-    "v3": Step("cross-entropy off (weight 0): triplet and SupCon alone", dict(loss_id_weight=0.0),
-               logged=dict(_EARLY, loss_id_weight=1.0)),
-    "v4": Step("ArcFace behind a batch-norm neck with a reduction to 256; cross-entropy on again (weight 1)",
-               dict(classifier="arcface", bnneck_reduction=True, bnneck_dim=256, loss_id_weight=1.0),
-               logged=_EARLY),
-    "v5": Step("inversion MLP of 3 layers with batch norm; 1 cross-attention and 2 self blocks (3 layers); new template; composed prompt in evaluation too",
-               dict(inversion_layers=3, inversion_norm=True, transformer_layers=3, prompt_template="A photo of a {} {aspect} hand.",
-                    simplified_prompt="A photo of a {aspect} hand.", eval_prompt="composed"), logged=_EARLY, resnet_logged=dict(_EARLY, classifier="linear")),
-    "v6": Step("clip norm 1; both learning rates 1e-6", dict(clip_norm=1.0, lr_clip_visual=1e-6, lr_modules=1e-6), 
-               logged=dict(_LATE, loss_id_weight=1.0)),
-    "v7": Step("cross-entropy off (weight 0)", dict(loss_id_weight=0.0), logged=_LATE,
-               resnet_logged=dict(lr_clip_visual=1e-6, lr_modules=1e-6, loss_id_weight=0.1, supcon_loss_weight=0.0, epochs=30)),
-    "v8": Step("neck of 1024 dimensions, clip norm 0.5, no schedule, warm-up 0; ResNet: learning rates 1e-4, last 4 blocks unfrozen, ArcFace scale 30, margin 0.35, "
-               "centre loss (weight 5e-4)", dict(bnneck_dim=1024, clip_norm=0.5, schedule="none", warmup_epochs=0), logged=_LATE,
-               resnet=dict(lr_clip_visual=1e-4, lr_modules=1e-4, unfreeze_blocks=4, arcface_scale=30.0, arcface_margin=0.35, loss_centre_weight=5e-4),
-               resnet_logged=dict(_RESNET, epochs=30)),
-    "v9": Step("60 epochs, patience 10", dict(epochs=60, early_stop_patience=10), logged=_LATE, resnet_logged=_RESNET),
-    "v10": Step("another sentence, which has no place for s*: simplified prompt only",
-                dict(prompt_template="A captured frame showing a person's {aspect} hand during surveillance.",
-                     simplified_prompt="A captured frame showing a person's {aspect} hand during surveillance.", use_composed_prompt=False, eval_prompt="simplified"),
-                logged=dict(_LATE, epochs=30), resnet_logged=_RESNET),
-    "v11": Step("input 224x128 (height x width, pixels) instead of 224x224", dict(image_size=(224, 128)),
-                logged=dict(_LATE, lr_clip_visual=2e-6, lr_modules=2e-6), resnet_logged=_RESNET),
+    "v1": Step(
+        "linear head, cross-entropy (label smoothing 0.1) and batch-hard triplet (margin 0.3) on "
+        "unit vectors, of the embedding alone, no SupCon; AdamW, image tower 1e-4, the "
+        "rest 1e-5, weight decay 5e-4, clip norm 5, no schedule; one cross-attention whose text "
+        "token is the embedding, dropout 0.1, inversion MLP of "
+        "2 layers without batch norm; a template of its own that names the run's aspect for every "
+        "image, composed prompt in training, simplified in evaluation; 20 epochs of batches of 32, "
+        "patience 3",
+        dict(
+            classifier="linear",
+            label_smoothing=0.1,
+            triplet_margin=0.3,
+            triplet_unit=True,
+            triplet_states=0,
+            supcon_loss_weight=0.0,
+            lr_clip_visual=1e-4,
+            lr_modules=1e-5,
+            weight_decay=5e-4,
+            clip_norm=5.0,
+            schedule="none",
+            cross_attention_layers=1,
+            transformer_layers=1,
+            fusion="text",
+            dropout=0.1,
+            inversion_layers=2,
+            inversion_norm=False,
+            eval_prompt="simplified",
+            epochs=20,
+            batch_size=32,
+            early_stop_patience=3,
+            prompt_aspect="run",
+            prompt_template="A detailed photo of {}'s {aspect} hand for identification.",
+            simplified_prompt="A detailed photo of a person's {aspect} hand for identification.",
+        ),
+        logged=dict(lr_clip_visual=1e-5),
+    ),
+    "v2": Step(
+        "weight decay 1e-4; 1 epoch of warm-up, then cosine down to 1e-7; SupCon on (weight 1, "
+        "temperature 0.07), its weight ramped over the epochs; patience 7",
+        dict(
+            weight_decay=1e-4,
+            warmup_epochs=1,
+            schedule="cosine",
+            eta_min=1e-7,
+            supcon_loss_weight=1.0,
+            supcon_temperature=0.07,
+            supcon_ramp=True,
+            early_stop_patience=7,
+        ),
+        logged=_EARLY,
+    ),
+    "v3": Step(
+        "cross-entropy off (weight 0): triplet and SupCon alone",
+        dict(loss_id_weight=0.0),
+        logged=dict(_EARLY, loss_id_weight=1.0),
+    ),
+    "v4": Step(
+        "ArcFace behind a batch-norm neck with a reduction to 256; cross-entropy on again (weight "
+        "1)",
+        dict(classifier="arcface", bnneck_reduction=True, bnneck_dim=256, loss_id_weight=1.0),
+        logged=_EARLY,
+    ),
+    "v5": Step(
+        "inversion MLP of 3 layers with batch norm; 1 cross-attention and 2 self blocks (3 "
+        "layers); new template; composed prompt in evaluation too",
+        dict(
+            inversion_layers=3,
+            inversion_norm=True,
+            transformer_layers=3,
+            prompt_template="A photo of a {} {aspect} hand.",
+            simplified_prompt="A photo of a {aspect} hand.",
+            eval_prompt="composed",
+        ),
+        logged=_EARLY,
+        resnet_logged=dict(_EARLY, classifier="linear"),
+    ),
+    "v6": Step(
+        "clip norm 1; both learning rates 1e-6",
+        dict(clip_norm=1.0, lr_clip_visual=1e-6, lr_modules=1e-6),
+        logged=dict(_LATE, loss_id_weight=1.0),
+    ),
+    "v7": Step(
+        "cross-entropy off (weight 0)",
+        dict(loss_id_weight=0.0),
+        logged=_LATE,
+        resnet_logged=dict(
+            lr_clip_visual=1e-6,
+            lr_modules=1e-6,
+            loss_id_weight=0.1,
+            supcon_loss_weight=0.0,
+            epochs=30,
+        ),
+    ),
+    "v8": Step(
+        "neck of 1024 dimensions, clip norm 0.5, no schedule, warm-up 0; ResNet: learning rates "
+        "1e-4, last 4 blocks unfrozen, ArcFace scale 30, margin 0.35, "
+        "centre loss (weight 5e-4)",
+        dict(bnneck_dim=1024, clip_norm=0.5, schedule="none", warmup_epochs=0),
+        logged=_LATE,
+        resnet=dict(
+            lr_clip_visual=1e-4,
+            lr_modules=1e-4,
+            unfreeze_blocks=4,
+            arcface_scale=30.0,
+            arcface_margin=0.35,
+            loss_centre_weight=5e-4,
+        ),
+        resnet_logged=dict(_RESNET, epochs=30),
+    ),
+    "v9": Step(
+        "60 epochs, patience 10",
+        dict(epochs=60, early_stop_patience=10),
+        logged=_LATE,
+        resnet_logged=_RESNET,
+    ),
+    "v10": Step(
+        "another sentence, which has no place for s*: simplified prompt only",
+        dict(
+            prompt_template="A captured frame showing a person's {aspect} hand during "
+            "surveillance.",
+            simplified_prompt="A captured frame showing a person's {aspect} hand during "
+            "surveillance.",
+            use_composed_prompt=False,
+            eval_prompt="simplified",
+        ),
+        logged=dict(_LATE, epochs=30),
+        resnet_logged=_RESNET,
+    ),
+    "v11": Step(
+        "input 224x128 (height x width, pixels) instead of 224x224",
+        dict(image_size=(224, 128)),
+        logged=dict(_LATE, lr_clip_visual=2e-6, lr_modules=2e-6),
+        resnet_logged=_RESNET,
+    ),
 }
 
 # %% ../nbs/13_versions.ipynb #handid
 _HANDID = _PAPER.replace(
-    variant="handid", classifier="bnneck_pair", fusion="none", loss_tri_weight=0.0, label_smoothing=0.1,
-    supcon_loss_weight=1.0, supcon_unit=False, supcon_temperature=1.0, use_composed_prompt=False,
-    eval_prompt="simplified", prompt_template="A photo of a {} hand.",
-    simplified_prompt="A photo of a hand.", prompt_aspect="run", inversion_kind="handid",
-    inversion_hidden=2048, inversion_dropout=0.5, optimizer="adam", weight_decay=5e-4,
-    lr_clip_visual=5e-6, lr_modules=5e-5, epochs=70, warmup_epochs=10, warmup_start=0.01,
-    schedule="step", step_at=(40, 60), step_gamma=0.5, batch_size=20, instances=1, val_type="images",
-    crop_from=(256, 256), flip=0.5, pixel_norm="imagenet",
-    mirror=True)
+    variant="handid",
+    classifier="bnneck_pair",
+    fusion="none",
+    loss_tri_weight=0.0,
+    label_smoothing=0.1,
+    supcon_loss_weight=1.0,
+    supcon_unit=False,
+    supcon_temperature=1.0,
+    use_composed_prompt=False,
+    eval_prompt="simplified",
+    prompt_template="A photo of a {} hand.",
+    simplified_prompt="A photo of a hand.",
+    prompt_aspect="run",
+    inversion_kind="handid",
+    inversion_hidden=2048,
+    inversion_dropout=0.5,
+    optimizer="adam",
+    weight_decay=5e-4,
+    lr_clip_visual=5e-6,
+    lr_modules=5e-5,
+    epochs=70,
+    warmup_epochs=10,
+    warmup_start=0.01,
+    schedule="step",
+    step_at=(40, 60),
+    step_gamma=0.5,
+    batch_size=20,
+    instances=1,
+    val_type="images",
+    crop_from=(256, 256),
+    flip=0.5,
+    pixel_norm="imagenet",
+    mirror=True,
+)
 
-HANDID = {"handid": _HANDID,
-          "handid_text": _HANDID.replace(variant="handid_text", use_composed_prompt=True)}
+HANDID = {
+    "handid": _HANDID,
+    "handid_text": _HANDID.replace(variant="handid_text", use_composed_prompt=True),
+}
 
 # %% ../nbs/13_versions.ipynb #persons
 PERSONS = {
     "baseline": OURS["image_only"].replace(variant="baseline"),
-    "no_text_to_image": _PAPER.replace(variant="no_text_to_image", supcon_direction="image_to_text"),
-    "no_image_to_text": _PAPER.replace(variant="no_image_to_text", supcon_direction="text_to_image"),
+    "no_text_to_image": _PAPER.replace(
+        variant="no_text_to_image", supcon_direction="image_to_text"
+    ),
+    "no_image_to_text": _PAPER.replace(
+        variant="no_image_to_text", supcon_direction="text_to_image"
+    ),
     "no_interaction": _PAPER.replace(variant="no_interaction", fusion="none"),
     "one_cross": _PAPER.replace(variant="one_cross", transformer_layers=1),
     "one_self": _PAPER.replace(variant="one_self", transformer_layers=2),
-    "no_pseudo_token": OURS["simplified"].replace(variant="no_pseudo_token", supcon_loss_weight=0.0),
-    "best": _FREE.replace(variant="best", patch_grid=(8, 1), words=("person", "clothes", "backpack")),
+    "no_pseudo_token": OURS["simplified"].replace(
+        variant="no_pseudo_token", supcon_loss_weight=0.0
+    ),
+    "best": _FREE.replace(
+        variant="best", patch_grid=(8, 1), words=("person", "clothes", "backpack")
+    ),
     "clip_reid_like": _PAPER.replace(
-        variant="clip_reid_like", fusion="none", supcon_direction="image_to_text",
-        supcon_loss_weight=1.0, loss_id_weight=0.25, warmup_epochs=10, weight_decay=1e-4,
-        camera_embedding=1.0),
+        variant="clip_reid_like",
+        fusion="none",
+        supcon_direction="image_to_text",
+        supcon_loss_weight=1.0,
+        loss_id_weight=0.25,
+        warmup_epochs=10,
+        weight_decay=1e-4,
+        camera_embedding=1.0,
+    ),
 }
 
 
@@ -143,25 +324,69 @@ def versions_of(backbone):
 # %% ../nbs/13_versions.ipynb #cell008
 class Budget(NamedTuple):
     "What a backbone and a machine ask of every version."
-    fields: dict             # for all versions
-    ours: dict = {}          # rates and epochs of the versions in `OURS`
-    rates: tuple = (1, 1)    # factors of the chain's `lr_clip_visual` and `lr_modules`
-    length: float = 1        # factor of the chain's epochs, warm-up and patience
+
+    fields: dict  # for all versions
+    ours: dict = {}  # rates and epochs of the versions in `OURS`
+    rates: tuple = (1, 1)  # factors of the chain's `lr_clip_visual` and `lr_modules`
+    length: float = 1  # factor of the chain's epochs, warm-up and patience
     size: tuple = (224, 16)  # what 224 pixels become, and the multiple that a side is rounded to
-    joint: int = 512         # numbers in the joint space: CLIP-HandID's inversion has 4 times as many hidden units
+    # numbers in the joint space: CLIP-HandID's inversion has 4 times as many hidden units
+    joint: int = 512
 
 
 _TINY = dict(pretrained="embedded", train_aspects=("dorsal_l",))
-_TINY_OURS = dict(image_size=None, epochs=16, schedule="cosine", warmup_epochs=1, lr_clip_visual=5e-4, lr_modules=1e-3, weight_decay=0.05,
-                  crop_padding=4, clip_norm=5.0)
+_TINY_OURS = dict(
+    image_size=None,
+    epochs=16,
+    schedule="cosine",
+    warmup_epochs=1,
+    lr_clip_visual=5e-4,
+    lr_modules=1e-3,
+    weight_decay=0.05,
+    crop_padding=4,
+    clip_norm=5.0,
+)
 BUDGETS = {
     "vitb16": Budget(dict(model="vitb16")),
     "rn50": Budget(dict(model="rn50"), joint=1024),
-    "vitb16-cpu": Budget(dict(model="vitb16", unfreeze_blocks=3, cache_frozen=True, precision="bf16", batch_size=32, steps_per_epoch=20, train_aspects=("dorsal_l",)),
-                         dict(epochs=6, schedule="cosine", warmup_epochs=0.5, lr_clip_visual=6e-5, lr_modules=1e-4, lr_head=1e-3, clip_norm=5.0),
-                         rates=(10, 10), length=0.25),
-    "hand-vit-tiny": Budget(dict(_TINY, model="hand-vit-tiny"), _TINY_OURS, rates=(100, 100), length=0.25, size=(112, 16), joint=128),
-    "hand-rn-tiny": Budget(dict(_TINY, model="hand-rn-tiny"), _TINY_OURS, rates=(20, 20), length=0.25, size=(128, 32), joint=128),
+    "vitb16-cpu": Budget(
+        dict(
+            model="vitb16",
+            unfreeze_blocks=3,
+            cache_frozen=True,
+            precision="bf16",
+            batch_size=32,
+            steps_per_epoch=20,
+            train_aspects=("dorsal_l",),
+        ),
+        dict(
+            epochs=6,
+            schedule="cosine",
+            warmup_epochs=0.5,
+            lr_clip_visual=6e-5,
+            lr_modules=1e-4,
+            lr_head=1e-3,
+            clip_norm=5.0,
+        ),
+        rates=(10, 10),
+        length=0.25,
+    ),
+    "hand-vit-tiny": Budget(
+        dict(_TINY, model="hand-vit-tiny"),
+        _TINY_OURS,
+        rates=(100, 100),
+        length=0.25,
+        size=(112, 16),
+        joint=128,
+    ),
+    "hand-rn-tiny": Budget(
+        dict(_TINY, model="hand-rn-tiny"),
+        _TINY_OURS,
+        rates=(20, 20),
+        length=0.25,
+        size=(128, 32),
+        joint=128,
+    ),
 }
 VERSIONS = [*CHAIN, *HANDID, *OURS]
 
@@ -169,7 +394,7 @@ VERSIONS = [*CHAIN, *HANDID, *OURS]
 def _chain(number, resnet, logged):
     "v`number` with its published numbers: the changes up to it, one after the other."
     config = _PAPER
-    for name, step in list(CHAIN.items())[:number]:
+    for name, step in list(CHAIN.items())[:number]:  # noqa: B007
         config = config.replace(**step.changes, **(step.resnet if resnet else {}))
     if logged:
         config = config.replace(**(resnet and step.resnet_logged or step.logged))
@@ -188,33 +413,53 @@ def _scaled(config, budget):
     side, multiple = budget.size
     pixels = lambda n: round(n * side / 224 / multiple) * multiple
     times = lambda epochs: epochs and max(1, math.ceil(epochs * budget.length))
-    return config.replace(lr_clip_visual=config.lr_clip_visual * budget.rates[0], lr_modules=config.lr_modules * budget.rates[1],
-                          epochs=times(config.epochs), warmup_epochs=config.warmup_epochs * budget.length,
-                          early_stop_patience=times(config.early_stop_patience), image_size=tuple(map(pixels, config.image_size)),
-                          step_at=tuple(at * budget.length for at in config.step_at),
-                          crop_from=config.crop_from and tuple(round(n * side / 224) for n in config.crop_from))
+    return config.replace(
+        lr_clip_visual=config.lr_clip_visual * budget.rates[0],
+        lr_modules=config.lr_modules * budget.rates[1],
+        epochs=times(config.epochs),
+        warmup_epochs=config.warmup_epochs * budget.length,
+        early_stop_patience=times(config.early_stop_patience),
+        image_size=tuple(map(pixels, config.image_size)),
+        step_at=tuple(at * budget.length for at in config.step_at),
+        crop_from=config.crop_from and tuple(round(n * side / 224) for n in config.crop_from),
+    )
 
 
 def version(name, backbone="vitb16"):
-    """The `Config` of a version on a backbone: `version("paper", "hand-vit-tiny")`, `version("v8-logged", "rn50")`.
+    """The `Config` of a version on a backbone: `version("paper", "hand-vit-tiny")`,
+    `version("v8-logged", "rn50")`.
 
-    Raises `PromptSGError` for a version or a backbone that does not exist, listing those that do."""
+    Raises `PromptSGError` for a version or a backbone that does not exist, listing those that
+    do."""
     plain = name.removesuffix("-logged")
-    for given, known, what in ((backbone, BUDGETS, "backbone"), (plain, versions_of(backbone), "version")):
+    for given, known, what in (
+        (backbone, BUDGETS, "backbone"),
+        (plain, versions_of(backbone), "version"),
+    ):
         if given not in known or (what == "version" and name != plain and plain not in CHAIN):
-            advice = ("; another tower goes with one of them: --backbone vitb16 --set model=NAME"
-                      if what == "backbone" else "")
-            raise PromptSGError(f"{what} {shown(name if what == 'version' else given)} is not known; "
-                                f"choose one of {', '.join(known)}{advice}")
+            advice = (
+                "; another tower goes with one of them: --backbone vitb16 --set model=NAME"
+                if what == "backbone"
+                else ""
+            )
+            raise PromptSGError(
+                f"{what} {shown(name if what == 'version' else given)} is not known; "
+                f"choose one of {', '.join(known)}{advice}"
+            )
     budget = BUDGETS[backbone]
     ours = {**OURS, **PERSONS} if is_of_persons(backbone) else OURS
     if plain in ours:
-        still = {} if ours[plain].epochs else {
-            **_NOTHING_TRAINS, "val_type": budget.fields.get("val_type", "images")}
+        still = (
+            {}
+            if ours[plain].epochs
+            else {**_NOTHING_TRAINS, "val_type": budget.fields.get("val_type", "images")}
+        )
         return ours[plain].replace(**{**budget.fields, **budget.ours, **still})
     if plain in HANDID:
         published = _handid(plain, budget)
-        return _scaled(published, budget).replace(**{**budget.fields, "batch_size": published.batch_size})
+        return _scaled(published, budget).replace(
+            **{**budget.fields, "batch_size": published.batch_size}
+        )
     published = _chain(list(CHAIN).index(plain) + 1, _is_resnet(budget), logged=name != plain)
     return _scaled(published, budget).replace(**budget.fields)
 
@@ -230,37 +475,72 @@ def difference(one, other):
 
 # %% ../nbs/13_versions.ipynb #persons-budgets
 _AS_THE_FIELD_DOES = dict(
-    dataset="market1501", aspect="person", train_aspects=(), num_splits=1, image_size=(256, 128),
-    prompt_template="A photo of a {} {aspect}.", simplified_prompt="A photo of a {aspect}.",
-    prompt_aspect="run", flip=0.5, crop_padding=10, crop_fill="black", erasing=0.5,
-    erasing_fill="noise", val_type="none", select="last")
+    dataset="market1501",
+    aspect="person",
+    train_aspects=(),
+    num_splits=1,
+    image_size=(256, 128),
+    prompt_template="A photo of a {} {aspect}.",
+    simplified_prompt="A photo of a {aspect}.",
+    prompt_aspect="run",
+    flip=0.5,
+    crop_padding=10,
+    crop_fill="black",
+    erasing=0.5,
+    erasing_fill="noise",
+    val_type="none",
+    select="last",
+)
 _SMALL = dict(_AS_THE_FIELD_DOES, pretrained="embedded", crop_padding=4)
 BUDGETS |= {
     "vitb16-person": Budget(dict(_AS_THE_FIELD_DOES, model="vitb16")),
     "rn50-person": Budget(dict(_AS_THE_FIELD_DOES, model="rn50", camera_embedding=0.0)),
     "vitb16-person-cpu": Budget(
-        dict(_AS_THE_FIELD_DOES, model="vitb16", unfreeze_blocks=3, cache_frozen=True, flip=0.0,
-             crop_padding=0, erasing=0.0, camera_embedding=0.0, precision="bf16", batch_size=32,
-             steps_per_epoch=20),
-        BUDGETS["vitb16-cpu"].ours),
-    "hand-vit-tiny-person": Budget(dict(_SMALL, model="hand-vit-tiny"),
-                                   dict(_TINY_OURS, image_size=(128, 64))),
-    "hand-rn-tiny-person": Budget(dict(_SMALL, model="hand-rn-tiny", camera_embedding=0.0),
-                                  dict(_TINY_OURS, image_size=(256, 128))),
+        dict(
+            _AS_THE_FIELD_DOES,
+            model="vitb16",
+            unfreeze_blocks=3,
+            cache_frozen=True,
+            flip=0.0,
+            crop_padding=0,
+            erasing=0.0,
+            camera_embedding=0.0,
+            precision="bf16",
+            batch_size=32,
+            steps_per_epoch=20,
+        ),
+        BUDGETS["vitb16-cpu"].ours,
+    ),
+    "hand-vit-tiny-person": Budget(
+        dict(_SMALL, model="hand-vit-tiny"), dict(_TINY_OURS, image_size=(128, 64))
+    ),
+    "hand-rn-tiny-person": Budget(
+        dict(_SMALL, model="hand-rn-tiny", camera_embedding=0.0),
+        dict(_TINY_OURS, image_size=(256, 128)),
+    ),
 }
 
 # %% ../nbs/13_versions.ipynb #cell010
 def _losses(c):
     if not c.epochs:
         return "none"
-    weights = {"ID": c.loss_id_weight, "triplet": c.loss_tri_weight, "SupCon": c.language * c.supcon_loss_weight, "centre": c.loss_centre_weight}
+    weights = {
+        "ID": c.loss_id_weight,
+        "triplet": c.loss_tri_weight,
+        "SupCon": c.language * c.supcon_loss_weight,
+        "centre": c.loss_centre_weight,
+    }
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
 
 
 def _head(c):
     neck = f", {c.bnneck_dim} d" if c.bnneck_reduction else ""
-    return {"linear": "linear", "bnneck": f"BNNeck{neck}, linear", "arcface": f"BNNeck{neck}, ArcFace {c.arcface_scale:g}/{c.arcface_margin:g}",
-            "bnneck_pair": "two BNNecks, linear"}[c.classifier]
+    return {
+        "linear": "linear",
+        "bnneck": f"BNNeck{neck}, linear",
+        "arcface": f"BNNeck{neck}, ArcFace {c.arcface_scale:g}/{c.arcface_margin:g}",
+        "bnneck_pair": "two BNNecks, linear",
+    }[c.classifier]
 
 
 def _pace(c):
@@ -273,50 +553,82 @@ def _pace(c):
 def _extra(c):
     size = "x".join(map(str, c.image_size)) if c.image_size else "tower's size"
     ranked = c.eval_prompt if c.looks else "no text"
-    prompt = ("composed" if c.use_composed_prompt else "simplified") + " / " + ranked if c.language else "no prompt"
+    prompt = (
+        ("composed" if c.use_composed_prompt else "simplified") + " / " + ranked
+        if c.language
+        else "no prompt"
+    )
     return f"{size}, clip {c.clip_norm or 'off'}, {prompt}"
 
 
 def chain_table(backbone="vitb16", versions=None):
-    """A row per version on a backbone: what changed (in words), loss, head, schedule (rates of image tower / the rest), extra (size in
-    pixels, clip norm, prompt in training / in evaluation). `versions`: all of `versions_of` for None.
-    `PromptSGError` for what is not known."""
+    """A row per version on a backbone: what changed (in words), loss, head, schedule (rates of
+    image tower / the rest), extra (size in pixels, clip norm, prompt in training / in evaluation).
+    `versions`: all of `versions_of` for None. `PromptSGError` for what is not known."""
     configs = {name: version(name, backbone) for name in versions or versions_of(backbone)}
-    return pd.DataFrame([dict(version=name, changed=remark(name, backbone), loss=_losses(c), head=_head(c), schedule=_pace(c), extra=_extra(c))
-                         for name, c in configs.items()])
+    return pd.DataFrame(
+        [
+            dict(
+                version=name,
+                changed=remark(name, backbone),
+                loss=_losses(c),
+                head=_head(c),
+                schedule=_pace(c),
+                extra=_extra(c),
+            )
+            for name, c in configs.items()
+        ]
+    )
 
 
-_REMARKS = {"handid": "CLIP-HandID as its code trains: image tower, a BNNeck and a classifier before and after CLIP's "
-                      "projection, SupCon with one sentence for all images; mirror images in training",
-            "handid_text": "handid with S* from the image and the sentence composed, as its abstract says",
-            "paper": "the method as published, on the strong baseline's head", "image_only": "paper without language: no prompt, no fusion, no SupCon",
-            "simplified": "paper with the simplified prompt alone, in training too: one sentence for all images, no s*",
-            "training_free": "nothing is trained by gradient: dense tokens pooled where the words "
-                             "look, beside class token and patches, whitened within train people",
-            "paper_whitened": "paper with its last epoch kept, not the one validated best, and its "
-                              "ranking embedding whitened within train people",
-            "best": "training_free with the patches' mean in each quarter of the picture, and the "
-                    "whitening fitted to mirror images too"}
+_REMARKS = {
+    "handid": "CLIP-HandID as its code trains: image tower, a BNNeck and a classifier before and "
+    "after CLIP's "
+    "projection, SupCon with one sentence for all images; mirror images in training",
+    "handid_text": "handid with S* from the image and the sentence composed, as its abstract says",
+    "paper": "the method as published, on the strong baseline's head",
+    "image_only": "paper without language: no prompt, no fusion, no SupCon",
+    "simplified": "paper with the simplified prompt alone, in training too: one sentence for all "
+    "images, no s*",
+    "training_free": "nothing is trained by gradient: dense tokens pooled where the words "
+    "look, beside class token and patches, whitened within train people",
+    "paper_whitened": "paper with its last epoch kept, not the one validated best, and its "
+    "ranking embedding whitened within train people",
+    "best": "training_free with the patches' mean in each quarter of the picture, and the "
+    "whitening fitted to mirror images too",
+}
 
 _REMARKS |= {
-    "baseline": "the paper's baseline: the tower, identity loss and triplet, no prompt and no fusion",
+    "baseline": "the paper's baseline: the tower, identity loss and triplet, no prompt and no "
+    "fusion",
     "no_text_to_image": "paper without the text-to-image half of SupCon (its table 3)",
     "no_image_to_text": "paper without the image-to-text half of SupCon (its table 3)",
-    "no_interaction": "paper without the interaction module: the image's embedding ranks, the text is in SupCon alone (table 3)",
+    "no_interaction": "paper without the interaction module: the image's embedding ranks, the text "
+    "is in SupCon alone (table 3)",
     "one_cross": "paper with the cross-attention alone, no self-attention after it",
     "one_self": "paper with one self-attention after the cross-attention, not two",
-    "no_pseudo_token": "paper trained with the simplified prompt, without s* and without SupCon (its table 4)",
-    "clip_reid_like": "near CLIP-ReID's second stage: no interaction, image-to-text alone, its weights and warm-up; "
-                      "but the words are each image's own s*"}
+    "no_pseudo_token": "paper trained with the simplified prompt, without s* and without SupCon "
+    "(its table 4)",
+    "clip_reid_like": "near CLIP-ReID's second stage: no interaction, image-to-text alone, its "
+    "weights and warm-up; "
+    "but the words are each image's own s*",
+}
 
 
 def remark(name, backbone="vitb16"):
-    "What a version changes, in words; for `v8-logged` the fields in which the backbone's log differs from the report, as published."
+    """What a version changes, in words; for `v8-logged` the fields in which the backbone's log
+    differs from the report, as published."""
     if name.endswith("-logged"):
         step = CHAIN[name.removesuffix("-logged")]
         logged = _is_resnet(BUDGETS[backbone]) and step.resnet_logged or step.logged
-        return "as its log shows: " + ", ".join(f"{field} {value if isinstance(value, str) else format(value, 'g')}" for field, value in logged.items())
+        return "as its log shows: " + ", ".join(
+            f"{field} {value if isinstance(value, str) else format(value, 'g')}"
+            for field, value in logged.items()
+        )
     if name == "best" and is_of_persons(backbone):
-        return ("training_free with the words person, clothes and backpack, and the patches' mean in each of "
-                "eight stripes from head to foot")
+        return (
+            "training_free with the words person, clothes and backpack, and the patches' mean in "
+            "each of "
+            "eight stripes from head to foot"
+        )
     return CHAIN[name].remark if name in CHAIN else _REMARKS[name]

@@ -1,4 +1,5 @@
 "Data shared by the tests: a handful of synthetic people, written once a session."
+
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from promptsg.config import Config
 def hands(tmp_path_factory):
     "A folder in 11K Hands' layout with 14 train and 6 test people."
     from promptsg.synth import write_hands
+
     root = tmp_path_factory.mktemp("hands")
     write_hands(root, n_train=14, n_test=6, images_per_aspect=4, seed=3, progress=False)
     return root
@@ -25,21 +27,34 @@ def hands(tmp_path_factory):
 @pytest.fixture(scope="session")
 def splits(hands):
     from promptsg.data import make_splits, read_11k
+
     return make_splits(read_11k(hands), "dorsal_r", n_splits=3)
 
 
 @pytest.fixture(scope="session")
 def quick():
     "A config that trains in seconds."
-    return Config(model="hand-vit-tiny", attention_heads=4, batch_size=16, epochs=2, lr_clip_visual=1e-4, lr_modules=1e-3, num_splits=3)
+    return Config(
+        model="hand-vit-tiny",
+        attention_heads=4,
+        batch_size=16,
+        epochs=2,
+        lr_clip_visual=1e-4,
+        lr_modules=1e-3,
+        num_splits=3,
+    )
 
 
 @pytest.fixture(scope="session")
 def chromium():
     "A headless Chromium (playwright `Browser`), for tests that look at pages as a person does."
     from playwright.sync_api import sync_playwright
+
     program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program, "no Chromium is on the PATH: `make browser` installs Debian's; the tests of pages need it and are not skipped"
+    assert program, (
+        "no Chromium is on the PATH: `make browser` installs Debian's; the tests of pages need it "
+        "and are not skipped"
+    )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
@@ -48,8 +63,10 @@ def chromium():
 
 @pytest.fixture
 def promptsg(capfd, monkeypatch):
-    "`promptsg(*arguments, code=0)`: a command as a user types it, in this process; returns what it printed."
+    """`promptsg(*arguments, code=0)`: a command as a user types it, in this process; returns what
+    it printed."""
     from promptsg.cli import main
+
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*arguments, code=0):
@@ -60,5 +77,6 @@ def promptsg(capfd, monkeypatch):
         said = capfd.readouterr()
         assert ended.value.code == code, said.err
         return SimpleNamespace(stdout=said.out, stderr=said.err)
+
     yield run
     signal.signal(signal.SIGTERM, before)

@@ -1,9 +1,13 @@
-"""Run a scenario again and again, ending it at each of its file operations, and say what was left: `python tests/kills.py SCENARIO HOW FOLDER [STEP]`.
+"""Run a scenario again and again, ending it at each of its file operations, and say what was left:
+`python tests/kills.py SCENARIO HOW FOLDER [STEP]`.
 
-An operation is anything that changes what lies below FOLDER/out: a file opened for writing, a rename, a deletion, a folder made. HOW is `kill`
-(SIGKILL just before the operation) or `full` (the operation fails as on a full disk). After each, the scenario runs once more, undisturbed, and its files
-must be, byte for byte, those of a run that nothing disturbed, and nothing else may lie there. Prints a JSON object with the failures.
-STEP 3 tries each third operation only. Every try is a fork of one process, so that the imports are paid for once."""
+An operation is anything that changes what lies below FOLDER/out: a file opened for writing, a
+rename, a deletion, a folder made. HOW is `kill` (SIGKILL just before the operation) or `full` (the
+operation fails as on a full disk). After each, the scenario runs once more, undisturbed, and its
+files must be, byte for byte, those of a run that nothing disturbed, and nothing else may lie there.
+Prints a JSON object with the failures. STEP 3 tries each third operation only. Every try is a fork
+of one process, so that the imports are paid for once."""
+
 import errno
 import hashlib
 import json
@@ -14,14 +18,27 @@ import sys
 import traceback
 from pathlib import Path
 
-CHANGES = {"os.rename": 1, "os.remove": 0, "os.mkdir": 0, "os.rmdir": 0, "os.chmod": 0, "os.link": 1, "os.symlink": 1, "os.truncate": 0}
+CHANGES = {
+    "os.rename": 1,
+    "os.remove": 0,
+    "os.mkdir": 0,
+    "os.rmdir": 0,
+    "os.chmod": 0,
+    "os.link": 1,
+    "os.symlink": 1,
+    "os.truncate": 0,
+}
 
 
 def changed_path(event, args):
     "The path that an audit event is about to change, else None."
     if event == "open":
         path, mode, flags = args
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(flags, int) else any(c in (mode or "") for c in "wax+")
+        writes = (
+            flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if isinstance(flags, int)
+            else any(c in (mode or "") for c in "wax+")
+        )
         return path if writes else None
     return args[CHANGES[event]] if event in CHANGES else None
 
@@ -33,8 +50,11 @@ def watch(out, act):
     def hook(event, args):
         if event == "open" or event in CHANGES:
             path = changed_path(event, args)
-            if isinstance(path, (str, bytes, os.PathLike)) and os.path.abspath(os.fsdecode(path)).startswith(root):
+            if isinstance(path, (str, bytes, os.PathLike)) and os.path.abspath(
+                os.fsdecode(path)
+            ).startswith(root):
                 act(event)
+
     sys.addaudithook(hook)
 
 
@@ -56,7 +76,8 @@ class Disturb:
 
 
 def attempt(scenario, folder, how=None, at=-1):
-    "(exit status, number of operations) of the scenario in a fork: 0 done, 2 one sentence, 1 a traceback."
+    """(exit status, number of operations) of the scenario in a fork: 0 done, 2 one sentence, 1 a
+    traceback."""
     counter, said = folder / "count", folder / "said"
     counter.unlink(missing_ok=True)
     child = os.fork()
@@ -66,8 +87,10 @@ def attempt(scenario, folder, how=None, at=-1):
             with open(said, "w") as stream:
                 os.dup2(stream.fileno(), 1), os.dup2(stream.fileno(), 2)
             import torch
+
             torch.set_num_threads(1)
             from promptsg.config import PromptSGError
+
             watch(folder / "out", Disturb(how, at, counter))
             try:
                 SCENARIOS[scenario](folder)
@@ -86,12 +109,16 @@ def attempt(scenario, folder, how=None, at=-1):
 
 def tree(folder):
     "name -> hash of every file below the folder."
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file()
+    }
 
 
 def check_all(scenario, how, folder, step=1):
-    "A list of what went wrong, and the number of operations that there are; each `step`-th is tried."
+    """A list of what went wrong, and the number of operations that there are; each `step`-th is
+    tried."""
     folder, wrong = Path(folder).absolute(), []
     out, kept = folder / "out", folder / "before"
     for action in PREPARE[scenario]:
@@ -125,19 +152,36 @@ def check_all(scenario, how, folder, step=1):
     return wrong, operations
 
 
-# --- scenarios: what runs in `folder`, writing into folder/out ------------------------------------------------------
+# --- scenarios: what runs in `folder`, writing into folder/out
 def _splits(folder):
     from promptsg.data import make_splits, read_data
+
     return make_splits(read_data(folder / "hands"), "dorsal_r", n_splits=2)
 
 
-SETTINGS = dict(batch_size=8, instances=2, epochs=2, steps_per_epoch=1, num_splits=2, cache_pixels=False, unfreeze_blocks=1)
+SETTINGS = dict(
+    batch_size=8,
+    instances=2,
+    epochs=2,
+    steps_per_epoch=1,
+    num_splits=2,
+    cache_pixels=False,
+    unfreeze_blocks=1,
+)
 
 
 def _train_into(folder, out):
     from promptsg.config import Config
     from promptsg.training import Trainer
-    config = Config(model="hand-vit-tiny", attention_heads=4, transformer_layers=1, lr_modules=1e-3, whiten=True, **SETTINGS)
+
+    config = Config(
+        model="hand-vit-tiny",
+        attention_heads=4,
+        transformer_layers=1,
+        lr_modules=1e-3,
+        whiten=True,
+        **SETTINGS,
+    )
     Trainer(config, _splits(folder), out, progress=False).fit(resume=(out / "config.yml").exists())
 
 
@@ -149,28 +193,46 @@ def free(folder):
     "Nothing is trained by gradient."
     from promptsg.training import Trainer
     from promptsg.versions import version
-    config, out = version("training_free", "hand-vit-tiny").replace(num_splits=2, cache_pixels=False, train_aspects=()), folder / "out"
+
+    config, out = (
+        version("training_free", "hand-vit-tiny").replace(
+            num_splits=2, cache_pixels=False, train_aspects=()
+        ),
+        folder / "out",
+    )
     Trainer(config, _splits(folder), out, progress=False).fit(resume=(out / "config.yml").exists())
 
 
 def evaluate(folder):
     from promptsg.cli import evaluate_command
+
     evaluate_command(folder / "hands", run=folder / "out")
 
 
 def export(folder):
     from promptsg.sharing import export_run
+
     export_run(folder / "run", folder / "out")
 
 
 def report(folder, controls=False):
     "Its pictures are empty: drawing takes seconds, and they are written like any other."
     import matplotlib.pyplot as plt
+
     from promptsg import report
+
     report.report_figures = lambda *_: [("nothing", plt.figure())]
     settings = SETTINGS | dict(epochs=1, whiten=False, early_stop_patience=None)
-    report.make_report(folder / "out", ["hand-vit-tiny"], ["image_only"], data=folder / "hands", protocols=("clipfh",), changes=settings,
-                       progress=False, controls=controls)
+    report.make_report(
+        folder / "out",
+        ["hand-vit-tiny"],
+        ["image_only"],
+        data=folder / "hands",
+        protocols=("clipfh",),
+        changes=settings,
+        progress=False,
+        controls=controls,
+    )
     plt.close("all")
 
 
@@ -181,11 +243,13 @@ def controls(folder):
 
 def _hands(folder):
     from promptsg.synth import write_hands
+
     write_hands(folder / "hands", n_train=7, n_test=3, images_per_aspect=2, seed=5, progress=False)
 
 
 def _in_fork(action):
     "Run it in a fork, so that this process has never computed anything when it is forked again."
+
     def forked(folder):
         child = os.fork()
         if not child:
@@ -196,15 +260,29 @@ def _in_fork(action):
                 traceback.print_exc()
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
+
     return forked
 
 
-SCENARIOS = {"train": train, "free": free, "evaluate": evaluate, "export": export, "report": report, "controls": controls}
-PREPARE = {"train": [_hands], "free": [_hands], "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
-           "export": [_hands, lambda folder: _train_into(folder, folder / "run")], "report": [_hands],
-           "controls": [_hands, report]}
+SCENARIOS = {
+    "train": train,
+    "free": free,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+    "controls": controls,
+}
+PREPARE = {
+    "train": [_hands],
+    "free": [_hands],
+    "evaluate": [_hands, lambda folder: _train_into(folder, folder / "out")],
+    "export": [_hands, lambda folder: _train_into(folder, folder / "run")],
+    "report": [_hands],
+    "controls": [_hands, report],
+}
 
 if __name__ == "__main__":
-    import promptsg.cli, promptsg.report, promptsg.sharing, promptsg.synth, promptsg.training  # noqa: E401, F401
+    # noqa: E401, F401
+
     found, tried = check_all(*sys.argv[1:])
     print(json.dumps({"wrong": found, "operations": tried}))

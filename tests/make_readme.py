@@ -1,6 +1,8 @@
-"""README.md from nbs/index.ipynb: its text, code and printed output. `python tests/make_readme.py` writes it.
+"""README.md from nbs/index.ipynb: its text, code and printed output. `python tests/make_readme.py`
+writes it.
 
 Quarto can do this too, but the README has to be right wherever the tests run."""
+
 import json
 import re
 from pathlib import Path
@@ -35,7 +37,9 @@ def code(cell):
     if {"hide", "export"} & set(found):
         return []
     shown = [f"```python\n{source}\n```"] if source and found.get("echo") != "false" else []
-    return shown + ([output(out) for out in cell["outputs"]] if found.get("output") != "false" else [])
+    return shown + (
+        [output(out) for out in cell["outputs"]] if found.get("output") != "false" else []
+    )
 
 
 def render(notebook):

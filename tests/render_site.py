@@ -1,6 +1,9 @@
-"""The site's pages without Quarto: nbdev's own pre-processing, then pandoc. `python tests/render_site.py FOLDER` writes them.
+"""The site's pages without Quarto: nbdev's own pre-processing, then pandoc. `python
+tests/render_site.py FOLDER` writes them.
 
-Quarto adds search, themes and its navigation; what a notebook puts on its page (text, code, tables, figures, links) is the same."""
+Quarto adds search, themes and its navigation; what a notebook puts on its page (text, code, tables,
+figures, links) is the same."""
+
 import base64
 import json
 import os
@@ -17,7 +20,10 @@ import pypandoc
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTION = re.compile(r"#\|\s*(echo|eval|output|include|label|warning|code-fold|code-summary|fig-alt|fig-cap):\s*(.*)\n?")  # Quarto's
+# Quarto's
+OPTION = re.compile(
+    r"#\|\s*(echo|eval|output|include|label|warning|code-fold|code-summary|fig-alt|fig-cap):\s*(.*)\n?"
+)
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 MATH = {"block": "display", "inline": "inline"}
 FENCE = "~" * 8
@@ -25,9 +31,14 @@ READER = "markdown-smart+lists_without_preceding_blankline"
 
 
 def copy_project(folder):
-    "What nbdev needs of the project, in `folder`: its pre-processing writes into the tree it works on."
+    """What nbdev needs of the project, in `folder`: its pre-processing writes into the tree it
+    works on."""
     for name in ("nbs", "promptsg"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"))
+        shutil.copytree(
+            ROOT / name,
+            folder / name,
+            ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__"),
+        )
     for name in ("settings.ini", "setup.py", "_quarto.yml", "README.md"):
         shutil.copy(ROOT / name, folder)
     (folder / "README.md").touch()  # newer than the index, so that nbdev_docs leaves it as it is
@@ -36,14 +47,22 @@ def copy_project(folder):
 
 def run(*command, cwd):
     "A command of nbdev in the copy; its output is the message when it fails."
-    environment = {**os.environ, "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(cwd),
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+    }
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def preprocess():
     "nbdev_proc_nbs in the current folder, without its attempt to install Quarto."
     import nbdev.quarto
+
     nbdev.quarto._ensure_quarto = lambda: None
     nbdev.quarto.nbdev_proc_nbs.__wrapped__(n_workers=2)
 
@@ -80,11 +99,12 @@ def display(out, alt, name, folder):
 
 
 def options(source):
-    "A cell's leading Quarto options and the rest; what is no option of Quarto's stays, so that it shows on the page."
+    """A cell's leading Quarto options and the rest; what is no option of Quarto's stays, so that it
+    shows on the page."""
     found = {}
     while match := OPTION.match(source):
         found[match[1]] = match[2].strip().strip("\"'")
-        source = source[match.end():]
+        source = source[match.end() :]
     return found, source
 
 
@@ -98,7 +118,11 @@ def code(cell, name, folder):
     for i, out in enumerate(cell["outputs"] if option.get("output") != "false" else []):
         shown = display(out, option.get("fig-alt", ""), f"{name}-{i}", folder)
         kind = "display" if "data" in out else out.get("name", "error")
-        yield shown if option.get("output") == "asis" else f"::: {{.cell-output .cell-output-{kind}}}\n{shown}\n:::"
+        yield (
+            shown
+            if option.get("output") == "asis"
+            else f"::: {{.cell-output .cell-output-{kind}}}\n{shown}\n:::"
+        )
 
 
 def markdown(cells, folder):
@@ -112,9 +136,15 @@ def markdown(cells, folder):
 
 
 def as_quarto(page):
-    "Links to notebooks made links to pages; formulas in the spans that Quarto puts around them, which styles.css names."
+    """Links to notebooks made links to pages; formulas in the spans that Quarto puts around them,
+    which styles.css names."""
     page = re.sub(r'href="([^":]+\.ipynb)(#[^"]*)?"', link, page)
-    return re.sub(r'<math display="(block|inline)".*?</math>', lambda m: f'<span class="math {MATH[m[1]]}">{m[0]}</span>', page, flags=re.S)
+    return re.sub(
+        r'<math display="(block|inline)".*?</math>',
+        lambda m: f'<span class="math {MATH[m[1]]}">{m[0]}</span>',
+        page,
+        flags=re.S,
+    )
 
 
 def link(match):
@@ -126,7 +156,8 @@ def navigation(contents, up):
     "The sidebar as HTML lists; `up` leads from the page to the site's root."
     for entry in [contents] if isinstance(contents, str) else contents:
         if isinstance(entry, dict):
-            yield f"<li>{entry['section']}<ul>{''.join(navigation(entry['contents'], up))}</ul></li>"
+            inside = "".join(navigation(entry["contents"], up))
+            yield f"<li>{entry['section']}<ul>{inside}</ul></li>"
         else:
             for path in sorted((ROOT / "nbs").glob(entry)):
                 page = output_file(path.relative_to(ROOT / "nbs"))
@@ -139,11 +170,24 @@ def render_page(source, site, work):
     target = site / output_file(name)
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join(markdown(cells, target.with_name(target.stem + "_files")))
-    text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\1)", text)  # MathJax, which Quarto uses, knows \tag; pandoc's MathML does not
+    # MathJax, which Quarto uses, knows \tag; pandoc's MathML does not
+    text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\1)", text)
     up = "../" * (len(name.parts) - 1)
-    sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    command = [pypandoc.get_pandoc_path(), f"--from={READER}", "--to=html5", "--mathml", "--section-divs", "--wrap=none", "--fail-if-warnings",
-               f"--template={ROOT / 'tests/page.html'}", f"--variable=up={up}", f"--variable=sidebar={''.join(navigation(sidebar, up))}"]
+    sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"][
+        "contents"
+    ]
+    command = [
+        pypandoc.get_pandoc_path(),
+        f"--from={READER}",
+        "--to=html5",
+        "--mathml",
+        "--section-divs",
+        "--wrap=none",
+        "--fail-if-warnings",
+        f"--template={ROOT / 'tests/page.html'}",
+        f"--variable=up={up}",
+        f"--variable=sidebar={''.join(navigation(sidebar, up))}",
+    ]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     assert done.returncode == 0, f"{name}: {done.stderr}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +200,12 @@ def render_site(work):
     site = work / "_site"
     shutil.copytree(work / "_proc", site, ignore=shutil.ignore_patterns("*.ipynb", "*.yml"))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda source: render_page(source, site, work), sorted((work / "_proc").rglob("*.ipynb"))))
+        list(
+            pool.map(
+                lambda source: render_page(source, site, work),
+                sorted((work / "_proc").rglob("*.ipynb")),
+            )
+        )
     return site
 
 

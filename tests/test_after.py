@@ -52,7 +52,7 @@ def lengths(x):
     return x.double().norm(dim=1).numpy()
 
 
-# --- mirror images -------------------------------------------------------------------------------
+# --- mirror images
 @given(SEEDS)
 def test_a_mirror_sum_has_length_one_and_treats_both_alike(seed):
     one, other = invent(5, seed), invent(5, seed + 1)
@@ -105,7 +105,7 @@ def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, 
     )
 
 
-# --- k-reciprocal re-ranking ---------------------------------------------------------------------
+# --- k-reciprocal re-ranking
 def spelled_out(query, gallery, k1, k2, lam):
     "Zhong et al. 2017 as their code has it, dense and in loops."
     rows = torch.cat([unit(query), unit(gallery)]).numpy()
@@ -217,7 +217,7 @@ def test_memory_stays_within_the_budget():
     assert peak - result < 1.25 * budget and peak < 0.5 * 72
 
 
-# --- query expansion -----------------------------------------------------------------------------
+# --- query expansion
 def expanded_by_loops(query, gallery, k, alpha, skip_self=False):
     query, gallery, rows = unit(query), unit(gallery), []
     for n, q in enumerate(query):
@@ -274,7 +274,7 @@ def test_another_query_changes_nothing_of_an_expansion():
     )
 
 
-# --- several gallery images ----------------------------------------------------------------------
+# --- several gallery images
 @given(SEEDS, st.integers(1, 6))
 def test_scores_and_templates_of_people(seed, people):
     rng = np.random.default_rng(seed)
@@ -315,7 +315,7 @@ def test_a_high_score_of_one_image_counts_for_max_alone():
     )
 
 
-# --- normalisation -------------------------------------------------------------------------------
+# --- normalisation
 def normalised_by_loops(similarity, query_cohort, gallery_cohort, how, top):
     found = np.zeros(similarity.shape)
     level = lambda scores: (np.mean(scores), np.std(scores))
@@ -369,7 +369,7 @@ def test_what_each_side_changes():
     assert z.mean(0) == pytest.approx(0, abs=1e-9) and z.std(0, correction=0) == pytest.approx(1)
 
 
-# --- measuring -----------------------------------------------------------------------------------
+# --- measuring
 @pytest.fixture(scope="module")
 def embeddings(splits, quick):
     return feed_of(quick).embed(ranked_images(splits, ["clipfh", "mba"]))
@@ -436,7 +436,7 @@ def test_cameras_are_filtered_as_in_evaluate(embeddings, splits):
     assert plain.record["camera_filter"] and found.per_query.equals(plain.per_query)
 
 
-# --- bad input -----------------------------------------------------------------------------------
+# --- bad input
 ROWS, OTHER, SCORES = invent(6), invent(8, 1), torch.rand(6, 8)
 NAN = torch.full((6, 6), torch.nan)
 COHORT = torch.rand(8, 5), torch.rand(6, 5)
@@ -499,7 +499,7 @@ def test_a_step_that_gives_another_shape_is_refused(embeddings, splits):
         evaluate_after(lambda query, gallery: gallery @ query.T, "wrong", embeddings, splits)
 
 
-# --- an embedding with its mirror image's, wherever a run embeds ---------------------------------
+# --- an embedding with its mirror image's, wherever a run embeds
 def whitened_run(quick, frame, folder, **changes):
     "A run without gradient whose whitening is fitted to images and mirror images."
     from promptsg.training import Trainer
@@ -535,7 +535,10 @@ def step_by_step(model, frame, numbers=None):
                 model.head(model.backbone(x[None]).embedding).embedding
                 for x in (item["image"], item["image"].flip(2))
             ]
-            white = [(unit(side) - model.whitening.mean) @ model.whitening.matrix.double() for side in sides]
+            white = [
+                (unit(side) - model.whitening.mean) @ model.whitening.matrix.double()
+                for side in sides
+            ]
         rows.append(unit(unit(white[0]) + unit(white[1])))
     return torch.cat(rows)
 
@@ -555,7 +558,9 @@ def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
     feed = Feed(model, model.config, progress=False)
     people = pd.concat([splits.train, splits.val_query]).drop_duplicates("path")
     raw = dict(mirror=False, whitened=False)
-    rows = torch.cat([feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)])
+    rows = torch.cat(
+        [feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)]
+    )
     names = [*people.identity, *(people.identity + " mirrored")]
     from promptsg.heads import Whitening
 
@@ -590,7 +595,9 @@ def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
     images = torch.stack([HandDataset(some, transform)[n]["image"] for n in range(4)])
     numbers = torch.tensor([0, 1, -1, 3])
     found = model.embed(images, aspects=numbers)
-    assert torch.allclose(found, Feed(model, model.config, progress=False).embed(some).of(some), atol=1e-4)
+    assert torch.allclose(
+        found, Feed(model, model.config, progress=False).embed(some).of(some), atol=1e-4
+    )
     assert torch.allclose(found, model.embed(images.flip(-1)), atol=1e-5)
     for bad in (dict(frozen=images), dict(images=images, whitened=False)):
         with pytest.raises(PromptSGError, match="mirror=False"):
@@ -631,15 +638,15 @@ def test_rows_that_are_not_whitened_are_not_added(quick, splits):
 
 @pytest.mark.parametrize("whiten", (True, False))
 def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
-    from promptsg.tune import measure_configs
     from promptsg.training import load_run, measure
+    from promptsg.tune import measure_configs
     from promptsg.versions import version
 
     base = version("training_free", "hand-vit-tiny").replace(
         num_splits=2, mirror=True, whiten=whiten, cache_pixels=False
     )
-    from promptsg.training import Trainer
     from promptsg.data import make_splits
+    from promptsg.training import Trainer
 
     splits = make_splits(frame, "dorsal_r", 2, val="images", train_aspects=("dorsal_l",))
     run = Trainer(base, splits, tmp_path / "run", progress=False).fit()
@@ -657,7 +664,7 @@ def test_similarities_of_sums_from_those_of_both():
     assert torch.allclose(_summed(both @ both.T, 6), sums @ sums.T, atol=1e-6)
 
 
-# --- steps by name -------------------------------------------------------------------------------
+# --- steps by name
 def test_each_named_step_is_what_its_functions_give(quick, splits, frame):
     from promptsg.after import STEPS, cohort_of, measure_steps, step_differences, step_notes
 
@@ -700,8 +707,14 @@ def test_max_and_mean_put_several_gallery_images_together(quick, splits):
     from promptsg.after import measure_steps, step_notes
 
     embeddings = feed_of(quick).embed(splits.test)
-    wide = splits.test.sample(frac=1, random_state=0).drop(index=splits.queries[0].index[:4], errors="ignore")
-    two = replace(splits, queries=splits.queries[:1], galleries=[wide[~wide.path.isin(splits.queries[0].path[:6])]])
+    wide = splits.test.sample(frac=1, random_state=0).drop(
+        index=splits.queries[0].index[:4], errors="ignore"
+    )
+    two = replace(
+        splits,
+        queries=splits.queries[:1],
+        galleries=[wide[~wide.path.isin(splits.queries[0].path[:6])]],
+    )
     two = replace(two, queries=[splits.queries[0][:6]])
     two = replace(two, galleries_all=two.galleries)
     found, _ = measure_steps(["max", "mean"], embeddings, two)
@@ -730,17 +743,23 @@ def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
         few = splits.queries[0][:3]
         from dataclasses import replace
 
-        measure_steps(["rerank"], feed_of(quick).embed(splits.test), replace(splits, queries=[few], galleries=splits.galleries[:1]))
+        measure_steps(
+            ["rerank"],
+            feed_of(quick).embed(splits.test),
+            replace(splits, queries=[few], galleries=splits.galleries[:1]),
+        )
 
 
-# --- another data set's whitening ----------------------------------------------------------------
+# --- another data set's whitening
 def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, tmp_path):
     from promptsg.data import cross_splits, read_11k
     from promptsg.heads import Whitening
     from promptsg.synth import write_hands
     from promptsg.training import WHITENED, Feed, load_run, measure, measure_whitenings
 
-    write_hands(tmp_path / "other", n_train=5, n_test=4, images_per_aspect=3, seed=11, progress=False)
+    write_hands(
+        tmp_path / "other", n_train=5, n_test=4, images_per_aspect=3, seed=11, progress=False
+    )
     other = read_11k(tmp_path / "other")
     run, _ = mirrored_run
     model = load_run(run)
@@ -757,7 +776,9 @@ def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, 
     # by hand: the same tower with another whitening in it
     feed, people = Feed(model, model.config, progress=False), splits.train
     raw = dict(mirror=False, whitened=False)
-    rows = torch.cat([feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)])
+    rows = torch.cat(
+        [feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)]
+    )
     names = np.array([*people.identity, *(people.identity + " mirrored")])
     model.whitening = Whitening(rows.shape[1])
     model.whitening.fit(rows, torch.from_numpy(pd.factorize(names)[0]))

@@ -1,4 +1,6 @@
-"JupyterLab as a person meets it, in a real Chromium: the way in, and the explorer's notebook. Screenshots lie in .cache/screenshots."
+"""JupyterLab as a person meets it, in a real Chromium: the way in, and the explorer's notebook.
+Screenshots lie in .cache/screenshots."""
+
 import os
 import re
 import shlex
@@ -26,8 +28,13 @@ def free_port():
 
 def lab_command():
     "What `make lab` runs, with this Python in place of the one it would install."
-    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}  # these tests may themselves run under make
-    said = subprocess.run(["make", "-n", "lab"], cwd=ROOT, env=outer, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    # these tests may themselves run under make
+    outer = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    said = subprocess.run(
+        ["make", "-n", "lab"], cwd=ROOT, env=outer, capture_output=True, text=True, check=True
+    ).stdout.splitlines()[-1]
     program, lab, *rest = shlex.split(said)
     assert Path(program).name == "jupyter" and lab == "lab"
     return [sys.executable, "-m", "jupyterlab", *rest]
@@ -35,17 +42,35 @@ def lab_command():
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    "The address that `make lab` opens, with a copy of the notebooks and settings of its own; ends with the module."
+    """The address that `make lab` opens, with a copy of the notebooks and settings of its own; ends
+    with the module."""
     root = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "nbs", root / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    folders = {name: str(root / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "PROMPTSG_CACHE")}
-    browser = root / "browser"  # what JupyterLab takes for the person's browser: keeps the page that it is to open, which leads on to the notebook
+    folders = {
+        name: str(root / name.lower())
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "IPYTHONDIR",
+            "PROMPTSG_CACHE",
+        )
+    }
+    # what JupyterLab takes for the person's browser: keeps the page that it is to open, which leads
+    # on to the notebook
+    browser = root / "browser"
     browser.write_text(f'#!/bin/sh\ncp "${{1#file://}}" "{root}/opened"\n')
     browser.chmod(0o755)
     environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT), "BROWSER": str(browser)}
     options = [f"--port={free_port()}", "--IdentityProvider.token=", "--allow-root"]
     with open(root / "log", "w+") as log:
-        server = subprocess.Popen([*lab_command(), *options], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(
+            [*lab_command(), *options],
+            cwd=root,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             yield address(server, root)
         finally:
@@ -56,7 +81,9 @@ def lab(tmp_path_factory):
 def address(server, root, patience=180):
     "The address that a server opens in the browser, after so many seconds at most."
     for _ in range(2 * patience):
-        if (root / "opened").exists() and (found := re.search(r'href="(http[^"?]*)', (root / "opened").read_text())):
+        if (root / "opened").exists() and (
+            found := re.search(r'href="(http[^"?]*)', (root / "opened").read_text())
+        ):
             return found[1]
         assert server.poll() is None, (root / "log").read_text()
         time.sleep(0.5)
@@ -68,7 +95,8 @@ def explorer(lab, chromium):
     "The explorer's notebook, run from a fresh kernel to its end; the page stays open."
     SHOTS.mkdir(parents=True, exist_ok=True)
     page = chromium.new_page(viewport=dict(width=1366, height=768))
-    page.goto(lab.replace("index.ipynb", "15_explorer.ipynb?reset"))  # without the tabs that another test has opened
+    # without the tabs that another test has opened
+    page.goto(lab.replace("index.ipynb", "15_explorer.ipynb?reset"))
     idle = page.get_by_text("Python 3 (ipykernel) | Idle")
     idle.wait_for(timeout=3 * MINUTE)
     page.get_by_role("menuitem", name="Run", exact=True).click()
@@ -85,7 +113,8 @@ def picture(page, view):
 
 
 def change(page, view, act):
-    "Do something, wait until that picture is another one, and return its description before and after."
+    """Do something, wait until that picture is another one, and return its description before and
+    after."""
     image = picture(page, view)
     source, before = image.get_attribute("src"), image.get_attribute("alt")
     act()
@@ -122,9 +151,14 @@ def test_the_notebook_ran_to_its_end_without_an_error(explorer):
 def test_another_version_changes_the_curve(explorer):
     version = explorer.get_by_label("Version")
     written = lambda option: option.replace("\xa0", " ")  # ipywidgets' lists have hard spaces
-    assert [written(option) for option in version.locator("option").all_inner_texts()] == [CONTROL, PAPER]
+    assert [written(option) for option in version.locator("option").all_inner_texts()] == [
+        CONTROL,
+        PAPER,
+    ]
     for index, name in ((0, CONTROL), (1, PAPER)):
-        before, after = change(explorer, "CMC curves; shown", lambda: version.select_option(index=index))
+        before, after = change(
+            explorer, "CMC curves; shown", lambda: version.select_option(index=index)
+        )
         assert f"shown: {name}" not in before and f"shown: {name}" in after
     shoot(explorer, "explorer-version")
 
@@ -133,10 +167,15 @@ def test_a_typed_prompt_changes_picture_and_ranking(explorer):
     def typed():
         explorer.get_by_label("Words").fill("A {} hand in a red sleeve.")
         explorer.get_by_label("Words").press("Enter")
+
     before, after = change(explorer, "nearest gallery images", typed)
     assert before != after, "the ranking's similarities are in the description"
-    expect(picture(explorer, "under the prompt")).to_have_attribute("alt", re.compile("red sleeve"), timeout=MINUTE)
-    expect(picture(explorer, "CMC curves; shown")).to_have_attribute("alt", re.compile("this prompt"), timeout=MINUTE)
+    expect(picture(explorer, "under the prompt")).to_have_attribute(
+        "alt", re.compile("red sleeve"), timeout=MINUTE
+    )
+    expect(picture(explorer, "CMC curves; shown")).to_have_attribute(
+        "alt", re.compile("this prompt"), timeout=MINUTE
+    )
     shoot(explorer, "explorer-prompt")
 
 
@@ -153,16 +192,36 @@ def test_every_control_is_reached_by_the_tab_key(explorer):
     explorer.get_by_label("Version").focus()
     reached = []
     for _ in range(14):
-        reached.append(explorer.evaluate("(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim()"))
+        reached.append(
+            explorer.evaluate(
+                "(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim()"
+            )
+        )
         explorer.keyboard.press("Tab")
-    wanted = ["Version", "Query", "Random query", "Own picture", "or its path", "Prompt", "Words", "Its own words", "Map", "Overlay (%)", "Nearest shown"]
+    wanted = [
+        "Version",
+        "Query",
+        "Random query",
+        "Own picture",
+        "or its path",
+        "Prompt",
+        "Words",
+        "Its own words",
+        "Map",
+        "Overlay (%)",
+        "Nearest shown",
+    ]
     assert [name for name in wanted if not any(name in text for text in reached)] == []
 
 
 def test_a_narrow_cell_has_room_for_everything(explorer):
     explorer.set_viewport_size(dict(width=560, height=1400))
     explorer.wait_for_timeout(1000)
-    panel = explorer.get_by_label("Version").locator("xpath=ancestor::*[contains(@class, 'widget-vbox')]").last
+    panel = (
+        explorer.get_by_label("Version")
+        .locator("xpath=ancestor::*[contains(@class, 'widget-vbox')]")
+        .last
+    )
     wide, room = panel.evaluate("node => [node.scrollWidth, node.clientWidth]")
     shoot(explorer, "explorer-narrow")
     assert wide <= room + 1

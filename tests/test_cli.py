@@ -1,4 +1,5 @@
 "The commands as a user types them: exit codes, one-sentence errors, and what they leave behind."
+
 import io
 import json
 import os
@@ -17,17 +18,25 @@ COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
 
 def promptsg(*arguments, code=0, **options):
-    "A command as a user types it, in this process; with `options` (of subprocess.run) in one of its own."
+    """A command as a user types it, in this process; with `options` (of subprocess.run) in one of
+    its own."""
     if options:
-        done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+        done = subprocess.run(
+            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options
+        )
         assert done.returncode == code, done.stderr
         return done
     from promptsg.cli import main
+
     out, err, on_term = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
     try:
-        with patch.object(sys, "argv", ["promptsg", *map(str, arguments)]), redirect_stdout(out), redirect_stderr(err):
-            with pytest.raises(SystemExit) as ended:
-                main()
+        with (
+            patch.object(sys, "argv", ["promptsg", *map(str, arguments)]),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
     finally:
         signal.signal(signal.SIGTERM, on_term)
     assert ended.value.code == code, err.getvalue()
@@ -54,7 +63,12 @@ def test_evaluate_writes_table_and_record(run, hands):
         assert "mAP" in said and said.startswith("percent, mean") and "mINP: " in said
         assert set(pd.read_csv(run / f"evaluation-{protocol}" / "summary.csv").unit) == {"percent"}
         record = json.loads((run / f"evaluation-{protocol}" / "result.json").read_text())
-        assert record["protocol"]["name"] == protocol and record["config_hash"] and record["data_hash"] and record["versions"]["torch"]
+        assert (
+            record["protocol"]["name"] == protocol
+            and record["config_hash"]
+            and record["data_hash"]
+            and record["versions"]["torch"]
+        )
 
 
 def test_zero_shot_needs_no_run(hands, config, tmp_path):
@@ -64,9 +78,15 @@ def test_zero_shot_needs_no_run(hands, config, tmp_path):
 
 def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hands, tmp_path):
     query = sorted((hands / "Hands").glob("*.jpg"))[0]
-    promptsg("search", "--run", run, "--query", query, "--gallery", hands, "--top", 5, "--out", tmp_path)
+    promptsg(
+        "search", "--run", run, "--query", query, "--gallery", hands, "--top", 5, "--out", tmp_path
+    )
     table = pd.read_csv(tmp_path / "nearest.csv")
-    assert len(table) == 5 and table.similarity.is_monotonic_decreasing and query.name not in set(table.image)
+    assert (
+        len(table) == 5
+        and table.similarity.is_monotonic_decreasing
+        and query.name not in set(table.image)
+    )
     assert (tmp_path / "nearest.png").stat().st_size > 5000
 
 
@@ -74,10 +94,14 @@ def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
     from promptsg.cli import ranked_lists, steps_figure
     from promptsg.data import read_data
     from promptsg.training import load_run, measure, splits_of
+
     model = load_run(run)
     splits = splits_of(model.config, read_data(hands))
     _, embeddings = measure(model, splits, progress=False)
-    assert "3 queries of the first split, drawn at random (seed 7)" in ranked_lists(embeddings, splits, queries=3, seed=7).get_supxlabel()
+    assert (
+        "3 queries of the first split, drawn at random (seed 7)"
+        in ranked_lists(embeddings, splits, queries=3, seed=7).get_supxlabel()
+    )
     figure = steps_figure(model, embeddings, splits, top=2)
     said = [text.get_text().replace("\n", " ") for ax in figure.axes for text in ax.texts]
     assert said == [model.prompt.template.text.replace("s*", "$s^*$")]
@@ -88,9 +112,13 @@ def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
 def own(hands, tmp_path_factory):
     "Six people, a folder each, two to four pictures in it."
     import shutil
+
     from promptsg.data import read_11k
+
     folder, frame = tmp_path_factory.mktemp("own"), read_11k(hands)
-    for _, row in frame[(frame.aspect == "dorsal_r") & frame.pid.isin(sorted(set(frame.pid))[:6])].iterrows():
+    for _, row in frame[
+        (frame.aspect == "dorsal_r") & frame.pid.isin(sorted(set(frame.pid))[:6])
+    ].iterrows():
         (folder / f"person {row.pid}").mkdir(exist_ok=True)
         shutil.copy(row.path, folder / f"person {row.pid}")
     return folder
@@ -98,21 +126,53 @@ def own(hands, tmp_path_factory):
 
 def test_ones_own_folder_is_searched_without_training(own, tmp_path):
     query = sorted(own.rglob("*.jpg"))[0]
-    promptsg("search", "--data", own, "--query", query, "--config", "paper@hand-vit-tiny", "--top", 3, "--out", tmp_path)
+    promptsg(
+        "search",
+        "--data",
+        own,
+        "--query",
+        query,
+        "--config",
+        "paper@hand-vit-tiny",
+        "--top",
+        3,
+        "--out",
+        tmp_path,
+    )
     table = pd.read_csv(tmp_path / "nearest.csv")
-    assert len(table) == 3 and table.similarity.is_monotonic_decreasing and query.name not in {name.split("/")[-1] for name in table.image}
+    assert (
+        len(table) == 3
+        and table.similarity.is_monotonic_decreasing
+        and query.name not in {name.split("/")[-1] for name in table.image}
+    )
     promptsg("embed", "--data", own, "--config", "paper@hand-vit-tiny", "--out", tmp_path / "e.npz")
     assert (tmp_path / "e.npz").exists()
     for both in ([], ["--run", "x", "--config", "paper@hand-vit-tiny"]):
-        assert "give either --run" in promptsg("search", "--data", own, "--query", query, *both, code=2).stderr
-    error = promptsg("search", "--data", own, "--query", "nope.jpg", "--config", "paper@hand-vit-tiny", code=2).stderr
+        assert (
+            "give either --run"
+            in promptsg("search", "--data", own, "--query", query, *both, code=2).stderr
+        )
+    error = promptsg(
+        "search", "--data", own, "--query", "nope.jpg", "--config", "paper@hand-vit-tiny", code=2
+    ).stderr
     assert "the picture nope.jpg does not exist" in error and os.path.abspath("nope.jpg") in error
 
 
 def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config, tmp_path):
     from promptsg.config import Config
     from promptsg.training import load_run
-    train = ["train", "--config", config, "--data", own, "--out", tmp_path / "run", "--set", "epochs=1"]
+
+    train = [
+        "train",
+        "--config",
+        config,
+        "--data",
+        own,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "epochs=1",
+    ]
     assert "--set batch_size=8" in promptsg(*train, code=2).stderr
     promptsg(*train, "--set", "batch_size=8", "--set", "precision=no")
     recorded = Config.from_yaml(tmp_path / "run" / "config.yml")
@@ -123,13 +183,30 @@ def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config,
 @pytest.mark.parametrize("cached", ["true", "false"])
 def test_torn_images_are_found_before_training(own, config, tmp_path, cached):
     import shutil
+
     data = shutil.copytree(own, tmp_path / "own")
     images = list(data.rglob("*.jpg"))
     for image in images:
         image.write_bytes(image.read_bytes()[:-200])
-    error = promptsg("train", "--config", config, "--data", data, "--out", tmp_path / "run", "--set", "batch_size=8", "--set", f"cache_pixels={cached}",
-                     code=2).stderr
-    assert f"{len(images)} images cannot be read" in error and f"and {len(images) - 3} more" in error and not (tmp_path / "run").exists()
+    error = promptsg(
+        "train",
+        "--config",
+        config,
+        "--data",
+        data,
+        "--out",
+        tmp_path / "run",
+        "--set",
+        "batch_size=8",
+        "--set",
+        f"cache_pixels={cached}",
+        code=2,
+    ).stderr
+    assert (
+        f"{len(images)} images cannot be read" in error
+        and f"and {len(images) - 3} more" in error
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_embed(run, hands, tmp_path):
@@ -139,8 +216,12 @@ def test_embed(run, hands, tmp_path):
 
 def test_doctor_says_what_is_there(hands):
     from promptsg.data import read_11k
+
     text = promptsg("doctor", "--data", hands).stdout
-    assert "hand-vit-tiny" in text and f"{len(read_11k(hands))} images of 20 people in 4 aspects" in text
+    assert (
+        "hand-vit-tiny" in text
+        and f"{len(read_11k(hands))} images of 20 people in 4 aspects" in text
+    )
 
 
 def test_doctor_fails_where_a_check_fails(tmp_path):
@@ -148,12 +229,17 @@ def test_doctor_fails_where_a_check_fails(tmp_path):
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "1.jpg").write_bytes(b"no image")
     done = promptsg("doctor", "--data", tmp_path, code=2)
-    assert "1 image of 1 person in 1 aspect (folders)\n" in done.stdout and "1.jpg cannot be read" in done.stdout and "Traceback" not in done.stderr
+    assert (
+        "1 image of 1 person in 1 aspect (folders)\n" in done.stdout
+        and "1.jpg cannot be read" in done.stdout
+        and "Traceback" not in done.stderr
+    )
 
 
 def broken(kind, run, hands, config, tmp_path):
     "Arguments that hit one kind of bad input, and a word that its sentence must hold."
     import shutil
+
     copy = shutil.copytree(run, tmp_path / "run")
     data = shutil.copytree(hands, tmp_path / "hands")
     if kind == "truncated checkpoint":
@@ -166,18 +252,53 @@ def broken(kind, run, hands, config, tmp_path):
             image.write_bytes(image.read_bytes()[:300])
         return ["evaluate", "--run", copy, "--data", data], ".jpg"
     if kind == "CSV without a column":
-        pd.read_csv(data / "HandInfo.csv").drop(columns="aspectOfHand").to_csv(data / "HandInfo.csv", index=False)
+        pd.read_csv(data / "HandInfo.csv").drop(columns="aspectOfHand").to_csv(
+            data / "HandInfo.csv", index=False
+        )
         return ["evaluate", "--run", copy, "--data", data], "aspectOfHand"
     if kind == "misspelt key":
         (tmp_path / "c.yml").write_text("epohcs: 3")
-        return ["train", "--config", tmp_path / "c.yml", "--data", data, "--out", tmp_path / "new"], "epochs"
+        return [
+            "train",
+            "--config",
+            tmp_path / "c.yml",
+            "--data",
+            data,
+            "--out",
+            tmp_path / "new",
+        ], "epochs"
     if kind == "missing weight file":
-        return ["evaluate", "--run", copy, "--data", data, "--set", "pretrained=nowhere.safetensors"], "nowhere.safetensors"
-    return ["evaluate", "--run", copy, "--data", data, "--set", "model=hand-rn-tiny"], "does not match"
+        return [
+            "evaluate",
+            "--run",
+            copy,
+            "--data",
+            data,
+            "--set",
+            "pretrained=nowhere.safetensors",
+        ], "nowhere.safetensors"
+    return [
+        "evaluate",
+        "--run",
+        copy,
+        "--data",
+        data,
+        "--set",
+        "model=hand-rn-tiny",
+    ], "does not match"
 
 
-@pytest.mark.parametrize("kind", ["truncated checkpoint", "corrupt JPEG", "CSV without a column", "misspelt key", "missing weight file",
-                                  "another backbone"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated checkpoint",
+        "corrupt JPEG",
+        "CSV without a column",
+        "misspelt key",
+        "missing weight file",
+        "another backbone",
+    ],
+)
 def test_bad_input_is_one_sentence_and_exit_2(kind, run, hands, config, tmp_path):
     arguments, word = broken(kind, run, hands, config, tmp_path)
     error = promptsg(*arguments, code=2).stderr.strip().splitlines()
@@ -186,11 +307,15 @@ def test_bad_input_is_one_sentence_and_exit_2(kind, run, hands, config, tmp_path
 
 
 def test_a_killed_training_goes_on(hands, config, run, tmp_path):
-    "SIGKILL after the first epoch was saved; --resume ends with the weights of the run that was not killed."
+    """SIGKILL after the first epoch was saved; --resume ends with the weights of the run that was
+    not killed."""
     from promptsg.training import read_checkpoint
+
     out = tmp_path / "run"
     train = ["train", "--config", str(config), "--data", str(hands), "--out", str(out)]
-    process = subprocess.Popen([*COMMAND, *train], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*COMMAND, *train], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 120
     while not (out / "last" / "checkpoint.safetensors").exists() and time.time() < deadline:
         time.sleep(0.05)
@@ -201,60 +326,122 @@ def test_a_killed_training_goes_on(hands, config, run, tmp_path):
     assert one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
 
 
-@pytest.mark.parametrize("arguments", [["serch"], ["train", "--dat", "x"], ["search", "--run", "x"], ["synth", "--out", "x", "--images", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serch"],
+        ["train", "--dat", "x"],
+        ["search", "--run", "x"],
+        ["synth", "--out", "x", "--images", "1"],
+    ],
+)
 def test_a_mistyped_command_is_exit_2_without_a_traceback(arguments):
     done = promptsg(*arguments, code=2)
     assert "Traceback" not in done.stderr and "Error" in done.stderr
 
 
 def test_resuming_what_is_not_there_says_so(hands, tmp_path):
-    error = promptsg("train", "--resume", "--data", hands, "--out", tmp_path / "none", code=2).stderr
+    error = promptsg(
+        "train", "--resume", "--data", hands, "--out", tmp_path / "none", code=2
+    ).stderr
     assert "there is no run in" in error and "YAML" not in error
 
 
 def test_help_is_whole_in_a_narrow_terminal():
     from promptsg.cli import app
+
     narrow = dict(env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"})
     words = lambda text: " ".join(text.split())
     listed = words(promptsg("--help", **narrow).stdout)
     for command in app.registered_commands:
         assert words(command.callback.__doc__) in listed
     said = promptsg("train", "--help", **narrow).stdout
-    assert "..." not in said and max(map(len, said.splitlines())) <= 80 and "Change a config field: FIELD=VALUE. May be repeated." in words(said)
+    assert (
+        "..." not in said
+        and max(map(len, said.splitlines())) <= 80
+        and "Change a config field: FIELD=VALUE. May be repeated." in words(said)
+    )
 
 
 def test_versions_says_what_its_columns_are():
     legend, _, columns, *_ = promptsg("versions").stdout.splitlines()
-    assert legend.startswith("loss: weights; schedule: ") and len(legend) <= 120 and columns.startswith("version")
+    assert (
+        legend.startswith("loss: weights; schedule: ")
+        and len(legend) <= 120
+        and columns.startswith("version")
+    )
 
 
 def test_the_command_line_is_imported_by_no_other_module():
     import re
     from pathlib import Path
+
     import promptsg.cli
-    modules = [file for file in Path(promptsg.cli.__file__).parent.glob("*.py") if file.name != "cli.py"]
-    assert len(modules) > 15 and [file.name for file in modules if re.search(r"(promptsg)?\.cli import", file.read_text())] == []
+
+    modules = [
+        file for file in Path(promptsg.cli.__file__).parent.glob("*.py") if file.name != "cli.py"
+    ]
+    assert (
+        len(modules) > 15
+        and [
+            file.name for file in modules if re.search(r"(promptsg)?\.cli import", file.read_text())
+        ]
+        == []
+    )
 
 
 def test_look_prints_and_writes_every_map_and_with_hide_the_curves(run, hands, tmp_path):
     out = tmp_path / "look.csv"
-    said = promptsg("look", "--run", run, "--data", hands, "--images", 6, "--hide", "--fill", "mean", "--out", out).stdout
+    said = promptsg(
+        "look",
+        "--run",
+        run,
+        "--data",
+        hands,
+        "--images",
+        6,
+        "--hide",
+        "--fill",
+        "mean",
+        "--out",
+        out,
+    ).stdout
     for kind in ("relevance", "attention", "contrast"):
-        assert f"{kind}: 6 images, area under the ROC 0." in said and f"{kind}: area under deletion" in said
+        assert (
+            f"{kind}: 6 images, area under the ROC 0." in said
+            and f"{kind}: area under deletion" in said
+        )
     assert "the hand as drawn" in said and "hidden: mean; gallery images are not altered" in said
     table, curves = pd.read_csv(out), pd.read_csv(tmp_path / "look-curves.csv")
     assert table.groupby("map").size().to_dict() == {"relevance": 6, "attention": 6, "contrast": 6}
-    assert set(curves.order) == {"relevance", "attention", "contrast", "random"} and set(curves["mode"]) == {"deletion", "insertion"}
-    assert "random" not in promptsg("look", "--run", run, "--data", hands, "--images", 3, "--map", "relevance").stdout
+    assert set(curves.order) == {"relevance", "attention", "contrast", "random"} and set(
+        curves["mode"]
+    ) == {"deletion", "insertion"}
+    assert (
+        "random"
+        not in promptsg(
+            "look", "--run", run, "--data", hands, "--images", 3, "--map", "relevance"
+        ).stdout
+    )
 
 
 def test_look_answers_a_map_or_a_filling_that_is_not_there(run, hands):
-    assert "no map 'word'; it has relevance, attention, contrast" in promptsg("look", "--run", run, "--data", hands, "--images", 2, "--map", "word", code=2).stderr
-    assert "--fill is 'red'; choose one of blur, ground, mean" in promptsg("look", "--run", run, "--data", hands, "--fill", "red", code=2).stderr
+    assert (
+        "no map 'word'; it has relevance, attention, contrast"
+        in promptsg(
+            "look", "--run", run, "--data", hands, "--images", 2, "--map", "word", code=2
+        ).stderr
+    )
+    assert (
+        "--fill is 'red'; choose one of blur, ground, mean"
+        in promptsg("look", "--run", run, "--data", hands, "--fill", "red", code=2).stderr
+    )
 
 
 def test_steps_after_the_embedding_are_measured_beside_none(run, hands):
-    said = promptsg("evaluate", "--run", run, "--data", hands, "--after", "rerank-few", "max", "z").stdout
+    said = promptsg(
+        "evaluate", "--run", run, "--data", hands, "--after", "rerank-few", "max", "z"
+    ).stdout
     assert "steps after the embedding" in said and "seconds" in said and "nothing here" in said
     plain = json.loads((run / "evaluation-clipfh" / "result.json").read_text())
     assert plain.get("control") is None
@@ -263,37 +450,55 @@ def test_steps_after_the_embedding_are_measured_beside_none(run, hands):
         assert record["control"] == name and record["data_hash"] == plain["data_hash"]
     table = pd.read_csv(run / "evaluation-clipfh-after.csv").set_index(["step", "measure"])
     assert len(table) == 6 and "seconds" not in table
-    assert table.difference["max", "mAP"] == 0 and table.value["max", "mAP"] == pytest.approx(plain["summary"]["mAP"]["mean"] / 100)
+    assert table.difference["max", "mAP"] == 0 and table.value["max", "mAP"] == pytest.approx(
+        plain["summary"]["mAP"]["mean"] / 100
+    )
     from promptsg.sharing import read_record
-    assert all(one.record.get("control") is None for one in read_record(run)["results"])  # no card shows a step's figure
+
+    # no card shows a step's figure
+    assert all(one.record.get("control") is None for one in read_record(run)["results"])
 
 
 def test_mirror_is_measured_in_a_folder_of_its_own(run, hands):
     before = promptsg("evaluate", "--run", run, "--data", hands).stdout
     said = promptsg("evaluate", "--run", run, "--data", hands, "--set", "mirror=true").stdout
     assert "mirror image's" in said and "mirror image's" not in before
-    records = [json.loads(file.read_text()) for file in run.glob("config-*/evaluation-clipfh/result.json")]
+    records = [
+        json.loads(file.read_text()) for file in run.glob("config-*/evaluation-clipfh/result.json")
+    ]
     assert [one["config"]["mirror"] for one in records] == [True]
 
 
 def test_another_data_sets_whitening_is_a_second_row(run, own, hands, tmp_path):
     from promptsg.synth import write_hands
-    write_hands(tmp_path / "other", n_train=4, n_test=4, images_per_aspect=3, seed=70, progress=False)
-    said = promptsg("evaluate", "--run", run, "--data", tmp_path / "other", "--cross", "--whiten", "data").stdout
-    assert "no whitening" in said and "whitened by this data's train people" in said and "over 4 people" in said
+
+    write_hands(
+        tmp_path / "other", n_train=4, n_test=4, images_per_aspect=3, seed=70, progress=False
+    )
+    said = promptsg(
+        "evaluate", "--run", run, "--data", tmp_path / "other", "--cross", "--whiten", "data"
+    ).stdout
+    assert (
+        "no whitening" in said
+        and "whitened by this data's train people" in said
+        and "over 4 people" in said
+    )
     (file,) = run.glob("cross-other-*/evaluation-clipfh-whiten-data/result.json")
     record = json.loads(file.read_text())
     assert record["cross"] is True and record["gallery"] == 4 and "whitened" in record["control"]
     assert (file.parents[1] / "evaluation-clipfh" / "result.json").exists()
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--after", "best"], "no step 'best'"),
-    (["--cross", "--after", "z"], "needs a cohort"),
-    (["--whiten", "data"], "goes with --cross"),
-    (["--cross", "--whiten", "mine"], "own or data"),
-    (["--cross", "--whiten", "data", "--after", "max"], "without --after"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--after", "best"], "no step 'best'"),
+        (["--cross", "--after", "z"], "needs a cohort"),
+        (["--whiten", "data"], "goes with --cross"),
+        (["--cross", "--whiten", "mine"], "own or data"),
+        (["--cross", "--whiten", "data", "--after", "max"], "without --after"),
+    ],
+)
 def test_what_cannot_be_measured_beside_is_one_sentence(run, hands, words, sentence):
     error = promptsg("evaluate", "--run", run, "--data", hands, *words, code=2).stderr
     assert sentence in error and error.count("\n") == 1

@@ -79,7 +79,7 @@ def equal(one, other):
     ) and one.per_query.path.equals(other.per_query.path)
 
 
-# --- which there are -----------------------------------------------------------------------------
+# --- which there are
 @pytest.mark.parametrize(
     "name, more",
     [
@@ -113,7 +113,7 @@ def test_a_control_that_makes_no_sense_is_one_sentence(paper, two, name):
         measured(paper, two, ["zero-shot", name])
 
 
-# --- what they are -------------------------------------------------------------------------------
+# --- what they are
 def test_a_fusion_that_ignores_text_has_difference_0(two):
     model = built(version("paper", VIT))
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_one_pass_whatever_the_number(two, name, monkeypatch):
     assert sum(looked) == images and list(found) == names
 
 
-# --- the tower alone, and whitening --------------------------------------------------------------
+# --- the tower alone, and whitening
 def test_zero_shot_is_the_tower_as_it_came(two):
     "Also where the version's own tower was trained."
     model = built(version("image_only", VIT))
@@ -276,7 +276,7 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
     assert equal(measured(model, two, ["no text"])["no text"], by_hand["no text"]["clipfh"])
 
 
-# --- words that pool -----------------------------------------------------------------------------
+# --- words that pool
 def test_pooled_controls_are_those_of_the_parts(free, two):
     frame = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     (far,) = far_sentences(free.prompt, [free.config.simplified_prompt])
@@ -327,7 +327,7 @@ def test_several_words_all_go(two):
     )
 
 
-# --- sentences -----------------------------------------------------------------------------------
+# --- sentences
 def test_the_far_sentence_has_the_least_similar_direction(paper):
     said = [paper.config.simplified_prompt]
     cosines = (paper.prompt.directions_of(said) @ paper.prompt.directions_of(PLAIN_SENTENCES).T)[0]
@@ -388,7 +388,7 @@ def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
     assert far_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
 
 
-# --- records -------------------------------------------------------------------------------------
+# --- records
 def test_a_control_says_which_it_is_and_is_not_saved_over_another(paper, two, tmp_path):
     found = measured(paper, two, ["no text", "another sentence"])
     for name, result in found.items():
@@ -428,7 +428,8 @@ def test_the_model_is_left_in_its_mode(two, paper):
 
 
 def test_a_control_of_best_sees_mirror_images_as_its_whitening_does(two, monkeypatch):
-    "The version itself in a control's place is measured as the version is, with and without mirrors."
+    """The version itself in a control's place is measured as the version is, with and without
+    mirrors."""
     from promptsg.tune import measure_configs
 
     itself = controls.Control("itself", controls._itself)

@@ -1,4 +1,6 @@
-"""What a run may say of a score: fitted on strangers of its train side, refused for other weights."""
+"""What a run may say of a score: fitted on strangers of its train side, refused for other
+weights."""
+
 import json
 
 import numpy as np
@@ -6,19 +8,28 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import promptsg
 
 from promptsg.biometrics import cllr, compare_all, min_cllr, verification
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
-from promptsg.decisions import (Decision, attribute_labels, error_rates, fit_decision, how_often_wrong, in_a_sentence,
-                                train_side_scores, what_to_say, who_is_it)
+from promptsg.decisions import (
+    Decision,
+    attribute_labels,
+    error_rates,
+    fit_decision,
+    how_often_wrong,
+    in_a_sentence,
+    train_side_scores,
+    what_to_say,
+    who_is_it,
+)
 from promptsg.explorer import Explorer
 from promptsg.model import PromptSG
 from promptsg.synth import write_hands
 from promptsg.training import Feed, Trainer, load_run
 from promptsg.tune import deal_people, train_people
 from promptsg.versions import version
-from test_cli import promptsg
 
 TOWER = "hand-vit-tiny"
 
@@ -26,7 +37,9 @@ TOWER = "hand-vit-tiny"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("decisions")
-    write_hands(folder / "hands", n_train=20, n_test=12, images_per_aspect=3, seed=0, progress=False)
+    write_hands(
+        folder / "hands", n_train=20, n_test=12, images_per_aspect=3, seed=0, progress=False
+    )
     return folder, read_data(folder / "hands")
 
 
@@ -35,7 +48,11 @@ def free(place):
     folder, frame = place
     config = version("training_free", TOWER)
     splits = make_splits(frame, "dorsal_r", 2, val="images", train_aspects=config.train_aspects)
-    return load_run(Trainer(config, splits, folder / "free", progress=False).fit()), splits, folder / "free"
+    return (
+        load_run(Trainer(config, splits, folder / "free", progress=False).fit()),
+        splits,
+        folder / "free",
+    )
 
 
 def feed(model):
@@ -50,7 +67,11 @@ def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
     for _, rows in everybody.groupby([dealt, everybody.aspect.to_numpy()]):
         one, other = np.triu_indices(len(rows), 1)
         pairs += [*(rows.identity.to_numpy()[one] == rows.identity.to_numpy()[other])]
-    assert people == everybody.pid.nunique() and genuine.sum() == sum(pairs) and len(genuine) == len(pairs)
+    assert (
+        people == everybody.pid.nunique()
+        and genuine.sum() == sum(pairs)
+        and len(genuine) == len(pairs)
+    )
     assert genuine.sum() > 50 and (~genuine).sum() > 100
     # the whole whitening has seen them all, and finds them more alike than it finds strangers
     own = splits.train[splits.train.aspect == "dorsal_r"]
@@ -60,12 +81,16 @@ def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
 
 def test_a_trained_run_is_calibrated_on_the_people_held_out(place):
     folder, frame = place
-    config = version("image_only", TOWER).replace(epochs=1, steps_per_epoch=1, train_aspects=(), batch_size=8)
+    config = version("image_only", TOWER).replace(
+        epochs=1, steps_per_epoch=1, train_aspects=(), batch_size=8
+    )
     splits = make_splits(frame, "dorsal_r", 2)
     model = load_run(Trainer(config, splits, folder / "trained", progress=False).fit())
     scores, genuine, people = train_side_scores(model, splits, feed(model))
     held = splits.val_query.pid.nunique()
-    sizes = np.array([(splits.val_query.identity == one).sum() + 1 for one in splits.val_query.identity.unique()])
+    sizes = np.array(
+        [(splits.val_query.identity == one).sum() + 1 for one in splits.val_query.identity.unique()]
+    )
     assert people == held and genuine.sum() == (sizes * (sizes - 1) // 2).sum()
     assert len(genuine) == sizes.sum() * (sizes.sum() - 1) // 2
     everybody = model.config.replace(val_type="images")
@@ -82,7 +107,11 @@ def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
     other = PromptSG(model.config, 3).eval()
     with pytest.raises(PromptSGError, match="belongs to other weights"):
         Decision.load(tmp_path, other)
-    for wrong in ("[]", "{}", json.dumps({**json.loads((tmp_path / "decision.json").read_text()), "people": "many"})):
+    for wrong in (
+        "[]",
+        "{}",
+        json.dumps({**json.loads((tmp_path / "decision.json").read_text()), "people": "many"}),
+    ):
         (tmp_path / "decision.json").write_text(wrong)
         with pytest.raises(PromptSGError, match="promptsg decide --run"):
             Decision.load(tmp_path, model)
@@ -93,12 +122,18 @@ def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
 def test_its_ratios_cost_little_more_than_the_best_map_on_people_never_seen(free):
     model, splits, _ = free
     found = fit_decision(model, splits, feed=feed(model))
-    scores, genuine = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity).scores()
-    assert min_cllr(scores, genuine) <= cllr(found.calibration(scores), genuine) < min_cllr(scores, genuine) + 0.15
+    scores, genuine = compare_all(
+        feed(model).embed(splits.test).of(splits.test), splits.test.identity
+    ).scores()
+    assert (
+        min_cllr(scores, genuine)
+        <= cllr(found.calibration(scores), genuine)
+        < min_cllr(scores, genuine) + 0.15
+    )
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10 ** 6), st.floats(0.01, 0.99))
+@given(st.integers(0, 10**6), st.floats(0.01, 0.99))
 def test_who_is_it_is_bayes_rule(seed, prior):
     rng = np.random.default_rng(seed)
     logs = rng.normal(0, 3, (4, 7))
@@ -110,8 +145,12 @@ def test_who_is_it_is_bayes_rule(seed, prior):
 
 def test_sentences():
     assert in_a_sentence(np.log(240), 0.1) == "the same person, likelihood ratio 240 (nobody: 0.10)"
-    assert in_a_sentence(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
-    assert in_a_sentence(1e9, 0.0) == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
+    assert (
+        in_a_sentence(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
+    )
+    assert (
+        in_a_sentence(1e9, 0.0) == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
+    )
     assert in_a_sentence(np.log(240), 0.9) == "nobody in this gallery (probability 0.90)"
     assert in_a_sentence(np.log(240), 0.1, "0007").startswith("0007: the same person, ")
     for logs, prior in (([[0.0]], 0.0), ([[0.0]], 1.0), ([0.0], 0.5), ([[np.nan]], 0.5)):
@@ -123,22 +162,51 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
     (folder, frame), (_, _, run) = place, free
     out = promptsg("decide", "--run", run, "--data", folder / "hands").stdout
     assert "fitted on 20 train-side people" in out and "rule of 3" in out and "Cllr" in out
-    tables = {name: pd.read_csv(run / "decision" / f"{name}.csv") for name in ("verification", "said", "open_set")}
+    tables = {
+        name: pd.read_csv(run / "decision" / f"{name}.csv")
+        for name in ("verification", "said", "open_set")
+    }
     assert tables["said"].ratio.tolist() == [1, 10, 100, 1000] and len(tables["open_set"]) == 10
     assert (run / "decision" / "groups-gender.csv").is_file()
     query = frame.path[frame.side == "test"].iloc[0]
-    found = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "found")
+    found = promptsg(
+        "search",
+        "--run",
+        run,
+        "--query",
+        query,
+        "--gallery",
+        folder / "hands",
+        "--out",
+        folder / "found",
+    )
     assert "likelihood_ratio" in found.stdout and "nobody" in found.stdout
     explorer = Explorer(run, frame, progress=False)
     explorer.set_query(query)
     gallery, found_by = explorer.run.gallery_for(query), feed(explorer.run.model)
-    similarity = found_by.embed(frame[frame.path == query]).of(frame[frame.path == query]) @ found_by.embed(gallery).of(gallery).T
-    assert explorer.decided() == what_to_say(Decision.load(run, explorer.run.model), similarity[0], gallery.identity, run)
+    similarity = (
+        found_by.embed(frame[frame.path == query]).of(frame[frame.path == query])
+        @ found_by.embed(gallery).of(gallery).T
+    )
+    assert explorer.decided() == what_to_say(
+        Decision.load(run, explorer.run.model), similarity[0], gallery.identity, run
+    )
     explorer.set_prompt("a dog")
     assert explorer.decided() == []  # the thresholds are not of these words
     assert "likelihood_ratio" in pd.read_csv(folder / "found" / "nearest.csv")
     (run / "decision.json").write_text("{}")
-    wrong = promptsg("search", "--run", run, "--query", query, "--gallery", folder / "hands", "--out", folder / "b", code=2)
+    wrong = promptsg(
+        "search",
+        "--run",
+        run,
+        "--query",
+        query,
+        "--gallery",
+        folder / "hands",
+        "--out",
+        folder / "b",
+        code=2,
+    )
     assert "does not hold a decision; promptsg decide" in wrong.stderr
 
 
@@ -148,8 +216,9 @@ def test_all_error_rates_in_one_call_are_those_of_their_own_functions(free):
     found = error_rates(model, splits, decision, feed(model), draws=20)
     alone = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity)
     assert found.threshold == decision.calibration.threshold(1) and found.tested.people == 12
-    assert np.array_equal(found.tested.genuine, alone.genuine) and found.verification.value[0] == pytest.approx(
-        verification(alone, draws=2).value[0])
+    assert np.array_equal(found.tested.genuine, alone.genuine) and found.verification.value[
+        0
+    ] == pytest.approx(verification(alone, draws=2).value[0])
     assert set(found.groups) == set(attribute_labels(splits.test)) >= {"gender", "skin colour"}
     assert found.evidence["Cllr"] >= found.evidence["least"] and len(found.reliability) > 1
     none = error_rates(model, splits, None, feed(model), draws=2)
@@ -158,11 +227,23 @@ def test_all_error_rates_in_one_call_are_those_of_their_own_functions(free):
 
 
 def test_attributes_are_those_that_differ():
-    frame = pd.DataFrame({"gender": ["male"] * 4, "age": [18, 25, 39, 77], "nail_polish": [0, 1, 0, 0], "irregularities": [0] * 4})
+    frame = pd.DataFrame(
+        {
+            "gender": ["male"] * 4,
+            "age": [18, 25, 39, 77],
+            "nail_polish": [0, 1, 0, 0],
+            "irregularities": [0] * 4,
+        }
+    )
     labels = attribute_labels(frame)
     assert list(labels) == ["age", "nail polish"]
     assert labels["age"].tolist() == ["under 25", "25 to 39", "25 to 39", "40 and over"]
-    assert labels["nail polish"].tolist() == ["no nail polish", "nail polish", "no nail polish", "no nail polish"]
+    assert labels["nail polish"].tolist() == [
+        "no nail polish",
+        "nail polish",
+        "no nail polish",
+        "no nail polish",
+    ]
     assert attribute_labels(frame[["gender"]]) == {}
 
 
@@ -171,22 +252,37 @@ def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path)
     decision = fit_decision(model, splits, feed=feed(model))
     at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
     said = what_to_say(decision, at, ["b", "a", "a"], tmp_path)
-    assert len(said) == 2 and said[0].startswith("b: the same person, likelihood ratio 500") and "among 2 identities" in said[1]
+    assert (
+        len(said) == 2
+        and said[0].startswith("b: the same person, likelihood ratio 500")
+        and "among 2 identities" in said[1]
+    )
     assert what_to_say(decision, at[2:], ["a"], tmp_path)[0].startswith("nobody in this gallery")
     (tmp_path / "decision").mkdir()
-    (tmp_path / "decision" / "said.csv").write_text("ratio,FMR,FMR_low,FMR_high\n1,0.1,0.05,0.2\n100,0.01,0.0,0.03\n1000,0,0,0.01\n")
+    (tmp_path / "decision" / "said.csv").write_text(
+        "ratio,FMR,FMR_low,FMR_high\n1,0.1,0.05,0.2\n100,0.01,0.0,0.03\n1000,0,0,0.01\n"
+    )
     assert what_to_say(decision, at, ["b", "a", "a"], tmp_path)[2].endswith(
-        "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons of test people, so of a "
-        "stranger in up to 2 % of searches among 2")
-    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(tmp_path, np.log(1.5), 3)
+        "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons "
+        "of test people, so of a "
+        "stranger in up to 2 % of searches among 2"
+    )
+    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(
+        tmp_path, np.log(1.5), 3
+    )
     assert how_often_wrong(tmp_path, -1, 3) == ""
     (tmp_path / "decision" / "said.csv").write_text("ratio\n1\n")
     assert how_often_wrong(tmp_path, 1.0, 3) == ""
 
+
 def test_a_decision_is_of_embeddings_made_with_its_settings(free, tmp_path):
     model, splits, run = free
     fit_decision(model, splits, feed=feed(model)).save(tmp_path)
-    assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20  # nothing that a score depends on
-    for changes, words in ((dict(mirror=True), "mirror=False, and now it is True"), (dict(words=("a dog",)), "words=")):
+    # nothing that a score depends on
+    assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20
+    for changes, words in (
+        (dict(mirror=True), "mirror=False, and now it is True"),
+        (dict(words=("a dog",)), "words="),
+    ):
         with pytest.raises(PromptSGError, match=f"{words}.*promptsg decide --run"):
             Decision.load(tmp_path, load_run(run, **changes))

@@ -1,6 +1,8 @@
 "The explorer's logic and its widgets, each driven as a person would, without a browser."
+
 import re
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +13,28 @@ from PIL import Image
 
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
-from promptsg.explorer import VIEWS, _Kept, Explorer, OpenRun, Panel, draw_attention, explore, find_runs
+from promptsg.explorer import (
+    VIEWS,
+    Explorer,
+    OpenRun,
+    Panel,
+    _Kept,
+    draw_attention,
+    explore,
+    find_runs,
+)
 from promptsg.looking import area_under_roc, on_patches, relevance
 from promptsg.synth import drawn_mask
 from promptsg.training import Trainer, load_run, measure
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
-BAD = {"A {} hand of {}.": "2 places", "A hand.": "no place", "A {} {colour} hand.": "colour", "A {} hand" + " and a hand" * 20: "tokens", "A {": "remove it"}
+BAD = {
+    "A {} hand of {}.": "2 places",
+    "A hand.": "no place",
+    "A {} {colour} hand.": "colour",
+    "A {} hand" + " and a hand" * 20: "tokens",
+    "A {": "remove it",
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +42,9 @@ def runs(tmp_path_factory, quick, splits):
     "A folder like a report's: a run with language and one without, a few steps each."
     root = tmp_path_factory.mktemp("runs")
     for variant, language in (("paper", True), ("image_only", False)):
-        config = quick.replace(variant=variant, language=language, epochs=1, steps_per_epoch=8, lr_modules=5e-3)
+        config = quick.replace(
+            variant=variant, language=language, epochs=1, steps_per_epoch=8, lr_modules=5e-3
+        )
         Trainer(config, splits, root / "hand-vit-tiny" / f"{variant}-seed0", progress=False).fit()
     return root
 
@@ -55,17 +74,21 @@ def words_in(view):
     return " ".join([*re.findall('alt="(.*?)"', view.value), re.sub("<.*?>", " ", view.value)])
 
 
-# --- which runs ------------------------------------------------------------------------------------------------------
+# --- which runs
 def test_runs_are_found_below_a_folder_in_the_order_of_versions(runs):
     assert list(find_runs(runs)) == [CONTROL, PAPER]
-    assert find_runs(runs / "hand-vit-tiny/paper-seed0") == {PAPER: runs / "hand-vit-tiny/paper-seed0"}
+    assert find_runs(runs / "hand-vit-tiny/paper-seed0") == {
+        PAPER: runs / "hand-vit-tiny/paper-seed0"
+    }
     assert list(find_runs({"mine": str(runs / "hand-vit-tiny/paper-seed0")})) == ["mine"]
 
 
 def test_equal_names_give_way_to_folders(runs, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yml").write_bytes((runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes())
+        (tmp_path / name / "config.yml").write_bytes(
+            (runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes()
+        )
     assert list(find_runs(tmp_path)) == ["one", "two"]
 
 
@@ -75,30 +98,57 @@ def test_no_run_says_how_to_make_one(nothing):
         find_runs(nothing)
 
 
-# --- an open run ----------------------------------------------------------------------------------------------------------
+# --- an open run
 @pytest.mark.parametrize("prompt", ["composed", "simplified"])
 def test_what_is_kept_gives_the_embeddings_of_the_whole_model(explorer, prompt):
     run, words = explorer.run, {"composed": "A {} hand.", "simplified": "A hand."}[prompt]
     kept, attention = run.seen(prompt, words)
     model, paths = load_run(explorer.folders[PAPER]), run.frame.path[:3]
     model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": words})
-    pixels = torch.stack([eval_transform(model.backbone.image_size, model.mean, model.std)(load_image(path)) for path in paths])
+    pixels = torch.stack(
+        [
+            eval_transform(model.backbone.image_size, model.mean, model.std)(load_image(path))
+            for path in paths
+        ]
+    )
     assert torch.allclose(model.embed(pixels, prompt), kept.features[:3], atol=1e-5)
     assert torch.allclose(model.attention_maps(pixels, prompt), attention[:3], atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [dict(model="hand-rn-tiny"), dict(text_queries="words"), dict(fusion="text"), dict(whiten=True), dict(language=False)], ids=str)
-def test_every_image_under_new_words_is_as_the_plain_forward_has_it(quick, splits, frame, tmp_path, changes, monkeypatch):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(model="hand-rn-tiny"),
+        dict(text_queries="words"),
+        dict(fusion="text"),
+        dict(whiten=True),
+        dict(language=False),
+    ],
+    ids=str,
+)
+def test_every_image_under_new_words_is_as_the_plain_forward_has_it(
+    quick, splits, frame, tmp_path, changes, monkeypatch
+):
     monkeypatch.setattr("promptsg.explorer._AT_ONCE", 5)  # several pieces, the last one short
-    Trainer(quick.replace(epochs=1, steps_per_epoch=1, **changes), splits, tmp_path, progress=False).fit()
-    run, model, words = OpenRun(tmp_path, frame, progress=False), load_run(tmp_path), "A {} hand in a red sleeve."
+    Trainer(
+        quick.replace(epochs=1, steps_per_epoch=1, **changes), splits, tmp_path, progress=False
+    ).fit()
+    run, model, words = (
+        OpenRun(tmp_path, frame, progress=False),
+        load_run(tmp_path),
+        "A {} hand in a red sleeve.",
+    )
     kept, attention = run.seen("composed", words)
     if model.config.language:
         model.prompt.set_prompt(template=words)
     transform = eval_transform(model.backbone.image_size, model.mean, model.std)
     with torch.no_grad():
-        whole = model(torch.stack([transform(load_image(path)) for path in run.frame.path]), prompt="composed")
-    torch.testing.assert_close(kept.features, F.normalize(whole.retrieval, dim=1), rtol=0, atol=1e-5)
+        whole = model(
+            torch.stack([transform(load_image(path)) for path in run.frame.path]), prompt="composed"
+        )
+    torch.testing.assert_close(
+        kept.features, F.normalize(whole.retrieval, dim=1), rtol=0, atol=1e-5
+    )
     if model.config.language:
         torch.testing.assert_close(attention.flatten(2), whole.attention, rtol=1e-4, atol=1e-6)
 
@@ -108,22 +158,31 @@ def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(exp
     monkeypatch.setattr(OpenRun, "_tower", lambda *_: pytest.fail("the image tower ran again"))
     explorer.set_prompt("A {} hand in a red sleeve.")
     after = explorer.ranked().set_index("image").similarity.reindex(before.image).to_numpy()
-    assert np.abs(after - before.similarity).min() > 1e-6 and np.abs(explorer.attention() - maps).max() > 1e-6
+    assert (
+        np.abs(after - before.similarity).min() > 1e-6
+        and np.abs(explorer.attention() - maps).max() > 1e-6
+    )
     assert list(explorer.measures()) == [CONTROL, PAPER, f"{PAPER}, this prompt"]
     explorer.reset_prompt()
     assert explorer.ranked().equals(before) and list(explorer.measures()) == [CONTROL, PAPER]
 
 
 @pytest.mark.parametrize("prompt", ["composed", "simplified"])
-def test_relevance_is_that_of_the_whole_model_and_no_picture_is_read_twice(explorer, prompt, monkeypatch):
+def test_relevance_is_that_of_the_whole_model_and_no_picture_is_read_twice(
+    explorer, prompt, monkeypatch
+):
     explorer.set_prompt("A {} hand." if prompt == "composed" else "A hand.", prompt)
     maps, paths = explorer.relevance(), explorer.pair
     model = load_run(explorer.folders[PAPER])
-    model.prompt.set_prompt(**{"template" if prompt == "composed" else "simplified": explorer.words})
+    model.prompt.set_prompt(
+        **{"template" if prompt == "composed" else "simplified": explorer.words}
+    )
     transform = eval_transform(model.backbone.image_size, model.mean, model.std)
     own = relevance(model, torch.stack([transform(load_image(path)) for path in paths]), prompt)
     assert maps.shape == (2, 1, 7, 7) and np.allclose(maps[:, 0], own, atol=1e-5)
-    monkeypatch.setattr("promptsg.explorer.load_image", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(
+        "promptsg.explorer.load_image", lambda path: pytest.fail(f"{path} was read again")
+    )
     explorer.set_prompt("A {} hand in a red sleeve." if prompt == "composed" else "A red sleeve.")
     if explorer.pair == paths:
         assert np.abs(explorer.relevance() - maps).max() > 1e-6
@@ -134,10 +193,21 @@ def test_the_number_over_a_map_is_that_of_its_pictures(explorer, hands):
     masks = np.stack([on_patches(drawn_mask(hands, names[path]), (7, 7)) for path in explorer.pair])
     relevance, attention = explorer.relevance(), explorer.attention()
     for maps in (relevance, attention):
-        expected = np.mean([area_under_roc(maps[i].reshape(maps.shape[1], -1), np.tile(masks[i], (maps.shape[1], 1))) for i in (0, 1)], axis=0)
+        expected = np.mean(
+            [
+                area_under_roc(
+                    maps[i].reshape(maps.shape[1], -1), np.tile(masks[i], (maps.shape[1], 1))
+                )
+                for i in (0, 1)
+            ],
+            axis=0,
+        )
         areas, mask = explorer.on_hand(maps)
         assert np.allclose(areas, expected) and mask == "drawn"
-    title = lambda head: (explorer.set_view(head=head), draw_attention(explorer).axes[1].get_title())[1]
+    title = lambda head: (
+        explorer.set_view(head=head),
+        draw_attention(explorer).axes[1].get_title(),
+    )[1]
     assert title("relevance") == f"relevance\nAUROC {explorer.on_hand(relevance)[0][0]:.2f}"
     assert title("head 2") == f"head 2\nAUROC {explorer.on_hand(attention)[0][1]:.2f}"
     mean = attention.mean(1, keepdims=True)
@@ -157,7 +227,11 @@ def test_measures_are_those_of_evaluate(explorer, splits):
 
 
 def test_a_version_not_opened_has_the_measures_it_was_saved_with(runs, frame, splits):
-    fresh = Explorer({"a": runs / "hand-vit-tiny/paper-seed0", "b": runs / "hand-vit-tiny/image_only-seed0"}, frame, progress=False)
+    fresh = Explorer(
+        {"a": runs / "hand-vit-tiny/paper-seed0", "b": runs / "hand-vit-tiny/image_only-seed0"},
+        frame,
+        progress=False,
+    )
     assert list(fresh.measures()) == ["a"]
     result = fresh.measures()["a"]
     result.save(runs / "hand-vit-tiny/image_only-seed0/evaluation-clipfh")
@@ -170,10 +244,12 @@ def test_a_version_not_opened_has_the_measures_it_was_saved_with(runs, frame, sp
             file.unlink()
 
 
-# --- the state ----------------------------------------------------------------------------------------------------------
+# --- the state
 def test_the_ranking_is_ordered_and_right_is_the_querys_person(explorer):
     found, who = explorer.ranked(), explorer.queries.identity[0]
-    assert found.similarity.is_monotonic_decreasing and (found.right == (found.identity == who)).all()
+    assert (
+        found.similarity.is_monotonic_decreasing and (found.right == (found.identity == who)).all()
+    )
     explorer.set_view(top=20)
     assert explorer.ranked().right.sum() == 1  # one image of each person in this protocol's gallery
 
@@ -182,7 +258,10 @@ def test_a_query_is_never_ranked_against_itself(explorer):
     gallery = explorer.run.splits.galleries[0]
     explorer.set_query(gallery.path[0])
     explorer.set_view(top=20)
-    assert gallery.path[0] not in set(explorer.ranked().path) and len(explorer.ranked()) == len(gallery) - 1
+    assert (
+        gallery.path[0] not in set(explorer.ranked().path)
+        and len(explorer.ranked()) == len(gallery) - 1
+    )
 
 
 @pytest.mark.parametrize("words", BAD, ids=BAD.values())
@@ -218,11 +297,13 @@ def test_an_own_picture_has_no_right_answer(explorer, tmp_path):
         explorer.set_query(tmp_path / "no.jpg")
     assert explorer.state.query == str(tmp_path / "own.png")
     explorer.set_run(CONTROL)
-    assert explorer.state.query == str(tmp_path / "own.png") and explorer.ranked().right.isna().all()
+    assert (
+        explorer.state.query == str(tmp_path / "own.png") and explorer.ranked().right.isna().all()
+    )
 
 
 def test_two_uploads_of_one_name_are_two_pictures(explorer):
-    content = [open(path, "rb").read() for path in explorer.queries.path[[0, 9]]]
+    content = [Path(path).read_bytes() for path in explorer.queries.path[[0, 9]]]
     explorer.set_upload("hand.jpg", content[0])
     first = explorer.ranked()
     explorer.set_upload("hand.jpg", content[1])
@@ -235,7 +316,7 @@ def test_chance_takes_another_query_of_the_split(explorer):
     assert explorer.state.query != first and explorer.state.query in set(explorer.queries.path)
 
 
-# --- the pictures -----------------------------------------------------------------------------------------------------------
+# --- the pictures
 def test_a_view_drawn_into_its_last_figure_shows_what_a_new_figure_does(panel, explorer):
     for words in ("A {} hand in a red sleeve.", "A {} hand."):
         panel.words.value = words
@@ -244,19 +325,28 @@ def test_a_view_drawn_into_its_last_figure_shows_what_a_new_figure_does(panel, e
     panel.head.value = "every head"
     panel.head.value = "head 2"
     new = _Kept(places=panel._kept.places)
-    assert {name: view.value for name, view in panel.views.items()} == {name: view(explorer, new) for name, (view, _) in VIEWS.items()}
+    assert {name: view.value for name, view in panel.views.items()} == {
+        name: view(explorer, new) for name, (view, _) in VIEWS.items()
+    }
     assert set(new.figures.values()).isdisjoint(panel._kept.figures.values())
 
 
-# --- the widgets ----------------------------------------------------------------------------------------------------------
+# --- the widgets
 def test_typing_words_changes_every_picture(panel):
     before = {name: view.value for name, view in panel.views.items()}
     panel.words.value = "A {} hand in a red sleeve."
-    assert panel.explorer.words == "A {} hand in a red sleeve." and panel.notes["prompt"].value == ""
+    assert (
+        panel.explorer.words == "A {} hand in a red sleeve." and panel.notes["prompt"].value == ""
+    )
     assert all(view.value != before[name] for name, view in panel.views.items())
-    assert "red sleeve" in words_in(panel.views["attention"]) and "this prompt" in words_in(panel.views["measures"])
+    assert "red sleeve" in words_in(panel.views["attention"]) and "this prompt" in words_in(
+        panel.views["measures"]
+    )
     panel.own.click()
-    assert panel.words.value == panel.explorer.run.config.prompt_template and {n: v.value for n, v in panel.views.items()} == before
+    assert (
+        panel.words.value == panel.explorer.run.config.prompt_template
+        and {n: v.value for n, v in panel.views.items()} == before
+    )
 
 
 @pytest.mark.parametrize("words", BAD, ids=BAD.values())
@@ -272,7 +362,10 @@ def test_bad_words_are_answered_beside_the_box_and_the_pictures_stay(panel, word
 def test_the_kind_of_prompt_changes_words_and_pictures(panel):
     before = panel.views["attention"].value
     panel.prompt.value = "simplified"
-    assert panel.words.value == panel.explorer.run.config.simplified_prompt and panel.views["attention"].value != before
+    assert (
+        panel.words.value == panel.explorer.run.config.simplified_prompt
+        and panel.views["attention"].value != before
+    )
     assert "this prompt" in words_in(panel.views["measures"])
 
 
@@ -281,22 +374,45 @@ def test_another_version_changes_the_curve_and_says_what_it_has_not(panel):
     assert f"shown: {PAPER}" in before
     panel.prompt.value = "simplified"
     panel.version.value = CONTROL
-    assert f"shown: {CONTROL}" in panel.views["measures"].value and "without language" in words_in(panel.views["attention"])
+    assert f"shown: {CONTROL}" in panel.views["measures"].value and "without language" in words_in(
+        panel.views["attention"]
+    )
     assert panel.words.disabled and panel.head.disabled and "no prompt" in panel.words.placeholder
     panel.version.value = PAPER
-    assert not panel.words.disabled and panel.views["measures"].value == before and panel.prompt.value == "composed"
+    assert (
+        not panel.words.disabled
+        and panel.views["measures"].value == before
+        and panel.prompt.value == "composed"
+    )
 
 
 def test_a_version_that_cannot_be_opened_is_answered_and_the_old_one_stays(runs, frame, tmp_path):
-    (tmp_path / "config.yml").write_bytes((runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes())
-    panel = Panel(Explorer({"whole": runs / "hand-vit-tiny/paper-seed0", "begun": tmp_path}, frame, progress=False))
+    (tmp_path / "config.yml").write_bytes(
+        (runs / "hand-vit-tiny/paper-seed0/config.yml").read_bytes()
+    )
+    panel = Panel(
+        Explorer(
+            {"whole": runs / "hand-vit-tiny/paper-seed0", "begun": tmp_path}, frame, progress=False
+        )
+    )
     before = panel.views["ranked"].value
     panel.version.value = "begun"
-    assert "checkpoint" in words_in(panel.notes["version"]) and panel.version.value == "whole" and panel.views["ranked"].value == before
+    assert (
+        "checkpoint" in words_in(panel.notes["version"])
+        and panel.version.value == "whole"
+        and panel.views["ranked"].value == before
+    )
 
 
-@pytest.mark.parametrize("control, value, changed", [("head", "head 2", {"attention"}), ("head", "every head", {"attention"}),
-                                                     ("strength", 50, {"attention"}), ("top", 3, {"ranked"})])
+@pytest.mark.parametrize(
+    "control, value, changed",
+    [
+        ("head", "head 2", {"attention"}),
+        ("head", "every head", {"attention"}),
+        ("strength", 50, {"attention"}),
+        ("top", 3, {"ranked"}),
+    ],
+)
 def test_a_choice_of_view_draws_what_hangs_on_it(panel, control, value, changed):
     before = {name: view.value for name, view in panel.views.items()}
     getattr(panel, control).value = value
@@ -309,47 +425,83 @@ def test_queries_by_list_chance_path_and_upload(panel, tmp_path):
     def is_new():
         seen.append(panel.views["ranked"].value)
         return seen[-1] != seen[-2]  # chance may choose the first one again
+
     panel.query.value = panel.explorer.queries.path[3]
     assert is_new() and panel.explorer.queries.image[3] in words_in(panel.views["ranked"])
     panel.random.click()
     assert is_new() and panel.query.value == panel.explorer.state.query
     Image.new("RGB", (40, 30), "tan").save(tmp_path / "own.png")
     panel.path.value = str(tmp_path / "own.png")
-    assert is_new() and panel.query.label == "own: own.png" and "same person" not in words_in(panel.views["ranked"])
+    assert (
+        is_new()
+        and panel.query.label == "own: own.png"
+        and "same person" not in words_in(panel.views["ranked"])
+    )
     panel.path.value = str(tmp_path / "none.png")
     assert "none.png" in words_in(panel.notes["query"]) and not is_new()
     content = (tmp_path / "own.png").read_bytes()
-    panel.upload.value = ({"name": "up.png", "type": "image/png", "size": len(content), "content": memoryview(content),
-                            "last_modified": datetime.now()},)
+    panel.upload.value = (
+        {
+            "name": "up.png",
+            "type": "image/png",
+            "size": len(content),
+            "content": memoryview(content),
+            "last_modified": datetime.now(),
+        },
+    )
     assert panel.query.label == "own: up.png" and panel.notes["query"].value == ""
     panel.path.value = ""
     assert panel.query.label == "own: up.png"
 
 
 def controls(panel):
-    return [control for row in panel.children if hasattr(row, "children") for control in row.children if not isinstance(control, HTML)]
+    return [
+        control
+        for row in panel.children
+        if hasattr(row, "children")
+        for control in row.children
+        if not isinstance(control, HTML)
+    ]
 
 
 def test_every_control_has_a_label_and_fits_a_narrow_cell(panel):
-    assert len(controls(panel)) == 11 and len({control.description for control in controls(panel)}) == 11
+    assert (
+        len(controls(panel)) == 11
+        and len({control.description for control in controls(panel)}) == 11
+    )
     assert all(control.description and control.tooltip for control in controls(panel))
     for widget in [*controls(panel), *panel.children]:
-        assert not any(int(size) > 320 for size in re.findall(r"(\d+)px", f"{widget.layout.width} {widget.layout.min_width} {widget.layout.flex}"))
+        assert not any(
+            int(size) > 320
+            for size in re.findall(
+                r"(\d+)px", f"{widget.layout.width} {widget.layout.min_width} {widget.layout.flex}"
+            )
+        )
     assert any(isinstance(control, Button) for control in controls(panel))
 
 
 def test_every_picture_is_described(panel):
     for view in panel.views.values():
-        assert all(len(words) > 20 for words in re.findall('<img alt="(.*?)"', view.value)) and view.value.count("<img ") == 1
+        assert (
+            all(len(words) > 20 for words in re.findall('<img alt="(.*?)"', view.value))
+            and view.value.count("<img ") == 1
+        )
 
 
-# --- one line --------------------------------------------------------------------------------------------------------------
+# --- one line
 def test_explore_opens_on_a_folder_of_runs(runs, hands):
     assert isinstance(explore(runs / "hand-vit-tiny/paper-seed0", hands, progress=False), Panel)
 
 
-@pytest.mark.parametrize("runs_given, data, word", [("nowhere", "nowhere", "promptsg train"), ({}, None, "promptsg train"), (None, None, "data=FOLDER"),
-                                                    (None, "nowhere", "nowhere")])
+@pytest.mark.parametrize(
+    "runs_given, data, word",
+    [
+        ("nowhere", "nowhere", "promptsg train"),
+        ({}, None, "promptsg train"),
+        (None, None, "data=FOLDER"),
+        (None, "nowhere", "nowhere"),
+    ],
+)
 def test_nothing_to_look_at_is_a_sentence_not_a_traceback(runs, runs_given, data, word):
     shown = explore(runs if runs_given is None else runs_given, data)
     assert isinstance(shown, HTML) and word in words_in(shown) and "Error" not in shown.value
@@ -357,12 +509,18 @@ def test_nothing_to_look_at_is_a_sentence_not_a_traceback(runs, runs_given, data
 
 @pytest.mark.parametrize("changes", (dict(), dict(language=False, supcon_loss_weight=0)))
 def test_a_run_with_mirror_ranks_sums_here_too(changes, quick, splits, frame, tmp_path):
-    config = quick.replace(epochs=1, steps_per_epoch=1, mirror=True, prompt_aspect="image", **changes)
+    config = quick.replace(
+        epochs=1, steps_per_epoch=1, mirror=True, prompt_aspect="image", **changes
+    )
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     opened = OpenRun(tmp_path / "run", frame, progress=False)
     prompt = config.eval_prompt, opened.words(config.eval_prompt)
     _, whole = measure(load_run(tmp_path / "run"), splits, progress=False)
     assert torch.allclose(opened.seen(*prompt)[0].of(splits.test), whole.of(splits.test), atol=1e-4)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "mine.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(
+        tmp_path / "mine.png"
+    )
     path = opened.add(str(tmp_path / "mine.png"))
-    assert len(opened.seen(*prompt)[0].features) == len(opened.frame) and path in set(opened.frame.path)
+    assert len(opened.seen(*prompt)[0].features) == len(opened.frame) and path in set(
+        opened.frame.path
+    )

@@ -7,8 +7,15 @@ from pytorch_metric_learning.losses import ArcFaceLoss
 from sklearn.covariance import ledoit_wolf
 
 from promptsg.config import PromptSGError
-from promptsg.heads import (ArcFace, BNNeck, BNNeckArcFace, BNNeckPair, LinearHead,
-                            Whitening, shrunk_covariance)
+from promptsg.heads import (
+    ArcFace,
+    BNNeck,
+    BNNeckArcFace,
+    BNNeckPair,
+    LinearHead,
+    Whitening,
+    shrunk_covariance,
+)
 from promptsg.parts import part
 
 
@@ -19,13 +26,23 @@ def random(*shape, seed=0):
 LABELS = torch.arange(12) % 5
 
 
-@pytest.mark.parametrize("name, options, width", [
-    ("linear", {}, 16), ("arcface", {}, 16), ("arcface", {"reduction": True, "reduced_dim": 6}, 6)])
+@pytest.mark.parametrize(
+    "name, options, width",
+    [
+        ("linear", {}, 16),
+        ("arcface", {}, 16),
+        ("arcface", {"reduction": True, "reduced_dim": 6}, 6),
+    ],
+)
 def test_every_head_has_one_interface(name, options, width):
     head = part("head", name)(16, 5, **options)
     for labels in (LABELS, None):
         output = head(random(12, 16), labels)
-        assert output.embedding.shape == (12, width) and output.logits.shape == (12, 5) and head.out_dim == width
+        assert (
+            output.embedding.shape == (12, width)
+            and output.logits.shape == (12, 5)
+            and head.out_dim == width
+        )
     (output.logits.square().sum() + output.embedding.square().sum()).backward()
     assert all(p.grad is not None for p in head.parameters() if p.requires_grad)
 
@@ -34,16 +51,24 @@ def test_a_pair_is_two_necks_with_a_classifier_each():
     head, x = BNNeckPair(4, 5, first=6), random(12, 10, seed=1)
     output = head(x, LABELS)
     normal = lambda part: (part - part.mean(0)) / (part.var(0, unbiased=False) + 1e-5).sqrt()
-    assert torch.allclose(output.embedding, torch.cat([normal(x[:, :6]), normal(x[:, 6:])], 1), atol=1e-5)
-    assert torch.allclose(output.logits, normal(x[:, 6:]) @ head.second.linear.classifier.weight.T, atol=1e-6)
-    assert torch.allclose(output.more[0], normal(x[:, :6]) @ head.first.linear.classifier.weight.T, atol=1e-6)
+    assert torch.allclose(
+        output.embedding, torch.cat([normal(x[:, :6]), normal(x[:, 6:])], 1), atol=1e-5
+    )
+    assert torch.allclose(
+        output.logits, normal(x[:, 6:]) @ head.second.linear.classifier.weight.T, atol=1e-6
+    )
+    assert torch.allclose(
+        output.more[0], normal(x[:, :6]) @ head.first.linear.classifier.weight.T, atol=1e-6
+    )
     assert len(output.more) == 1 and head.out_dim == 10
     (output.logits.square().sum() + output.more[0].square().sum()).backward()
     assert all(p.grad.abs().sum() > 0 for p in head.parameters() if p.requires_grad)
 
 
 def test_a_pair_says_which_widths_it_reads():
-    with pytest.raises(PromptSGError, match="got 4 numbers an image and reads 6 and 4 side by side"):
+    with pytest.raises(
+        PromptSGError, match="got 4 numbers an image and reads 6 and 4 side by side"
+    ):
         BNNeckPair(4, 5, first=6)(random(12, 4))
 
 
@@ -64,7 +89,9 @@ def test_arcface_agrees_with_pytorch_metric_learning(scale, margin):
     reference = ArcFaceLoss(5, 16, margin=math.degrees(margin), scale=scale)
     with torch.no_grad():
         reference.W.copy_(head.weight.T)
-    assert torch.isclose(F.cross_entropy(head(x, LABELS).logits, LABELS), reference(x, LABELS), rtol=1e-4)
+    assert torch.isclose(
+        F.cross_entropy(head(x, LABELS).logits, LABELS), reference(x, LABELS), rtol=1e-4
+    )
 
 
 def test_the_margin_moves_only_the_own_class_and_only_with_labels():
@@ -79,13 +106,17 @@ def test_arcface_falls_all_the_way_round():
     head = ArcFace(2, 1, scale=1.0, margin=0.5)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0, 0.0]]))
-    logit = head(torch.stack([angle.cos(), angle.sin()], 1), torch.zeros(500, dtype=torch.long)).logits[:, 0]
+    logit = head(
+        torch.stack([angle.cos(), angle.sin()], 1), torch.zeros(500, dtype=torch.long)
+    ).logits[:, 0]
     assert (logit.diff() < 0).all()
 
 
 def test_arcface_gradient_is_finite_on_and_opposite_the_class():
     head = ArcFace(4, 2)
-    x = torch.stack([head.weight[0].detach(), -head.weight[0].detach(), torch.zeros(4)]).requires_grad_()
+    x = torch.stack(
+        [head.weight[0].detach(), -head.weight[0].detach(), torch.zeros(4)]
+    ).requires_grad_()
     head(x, torch.zeros(3, dtype=torch.long)).logits.sum().backward()
     assert x.grad.isfinite().all() and head.weight.grad.isfinite().all()
 
@@ -112,7 +143,9 @@ def test_the_covariance_is_shrunk_as_scikit_learn_does(rows, stretch):
     x = random(rows, 16).double()
     x[:, 0] *= stretch
     theirs, _ = ledoit_wolf(x.numpy(), assume_centered=True)
-    torch.testing.assert_close(shrunk_covariance(x), torch.from_numpy(theirs), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        shrunk_covariance(x), torch.from_numpy(theirs), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_whitened_people_scatter_alike_in_every_direction():
@@ -123,21 +156,25 @@ def test_whitened_people_scatter_alike_in_every_direction():
     whitening.fit(x, labels)
     after = whitening(3 * x)  # length does not count
     within = after - torch.stack([after[labels == i].mean(0) for i in range(40)])[labels]
-    torch.testing.assert_close(within.T @ within / 2000, torch.eye(6), rtol=0, atol=0.15)  # all but what the shrinkage leaves
+    # all but what the shrinkage leaves
+    torch.testing.assert_close(within.T @ within / 2000, torch.eye(6), rtol=0, atol=0.15)
     assert after.mean(0).abs().max() < 1e-3
     with torch.autocast("cpu", torch.bfloat16):
         assert whitening(x).dtype == torch.float32
 
 
-@pytest.mark.parametrize("call, word", [
-    (lambda: Whitening(4).fit(random(3, 4), torch.arange(3)), "no person has two different"),
-    (lambda: Whitening(4).fit(random(3, 4), torch.arange(2)), "label per row"),
-    (lambda: ArcFace(4, 2, scale=0), "scale"),
-    (lambda: ArcFace(4, 2, margin=-0.1), "margin"),
-    (lambda: ArcFace(4, 2, margin=28.6), "radians"),
-    (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1, 2])), "classes"),
-    (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1])), "label per row"),
-])
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda: Whitening(4).fit(random(3, 4), torch.arange(3)), "no person has two different"),
+        (lambda: Whitening(4).fit(random(3, 4), torch.arange(2)), "label per row"),
+        (lambda: ArcFace(4, 2, scale=0), "scale"),
+        (lambda: ArcFace(4, 2, margin=-0.1), "margin"),
+        (lambda: ArcFace(4, 2, margin=28.6), "radians"),
+        (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1, 2])), "classes"),
+        (lambda: ArcFace(4, 2)(random(3, 4), torch.tensor([0, 1])), "label per row"),
+    ],
+)
 def test_bad_input_is_one_clear_sentence(call, word):
     with pytest.raises(PromptSGError, match=word):
         call()

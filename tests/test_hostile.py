@@ -1,4 +1,5 @@
-"Every bad input ends in one sentence, soon, in little memory, and with nothing written; its harmless look-alikes work."
+"""Every bad input ends in one sentence, soon, in little memory, and with nothing written; its
+harmless look-alikes work."""
 
 import json
 import re
@@ -77,7 +78,8 @@ def bounded():
 
 
 def peak(anew=False):
-    "The most memory, in bytes, that this process had since it was asked `anew` (on Linux; elsewhere: ever)."
+    """The most memory, in bytes, that this process had since it was asked `anew` (on Linux;
+    elsewhere: ever)."""
     if sys.platform != "linux":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if anew:

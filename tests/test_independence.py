@@ -1,4 +1,5 @@
 """An image's embedding depends on the image alone: every version, every way to embed."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,11 +52,18 @@ def test_no_version_looks_at_its_neighbours(name, tower):
 
 
 @pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("changes, prompts", [
-    ({}, ("composed", "simplified")), (dict(fusion="text"), ("composed", "simplified")),
-    (dict(text_queries="words", prompt_aspect="run"), ("composed",)), (dict(patch_tokens="dense"), ("composed",)),
-    (dict(whiten=True, classifier="linear"), ("composed",)), (dict(classifier="arcface"), ("composed",))],
-    ids=str)
+@pytest.mark.parametrize(
+    "changes, prompts",
+    [
+        ({}, ("composed", "simplified")),
+        (dict(fusion="text"), ("composed", "simplified")),
+        (dict(text_queries="words", prompt_aspect="run"), ("composed",)),
+        (dict(patch_tokens="dense"), ("composed",)),
+        (dict(whiten=True, classifier="linear"), ("composed",)),
+        (dict(classifier="arcface"), ("composed",)),
+    ],
+    ids=str,
+)
 def test_no_way_to_embed_does(changes, prompts, tower):
     model = shaken(version("paper", tower).replace(**changes))
     images, _ = inputs(model)
@@ -67,7 +75,9 @@ def test_no_way_to_embed_does(changes, prompts, tower):
 
 
 def test_words_that_pool_do_not_and_maps_neither():
-    config = version("best", "hand-vit-tiny").replace(words=("A photo of a ring.", "A photo of nails."))
+    config = version("best", "hand-vit-tiny").replace(
+        words=("A photo of a ring.", "A photo of nails.")
+    )
     model = shaken(config)
     images, _ = inputs(model)
     assert batch_dependence(model.embed, images) < ROUNDING
@@ -87,14 +97,23 @@ def test_a_feed_gives_the_same_rows_in_any_order_and_batch(tmp_path):
     write_hands(tmp_path, n_train=2, n_test=2, images_per_aspect=2, seed=0, progress=False)
     frame = read_data(tmp_path)
     model = shaken(version("paper", "hand-vit-tiny"))
-    rows = lambda some, size: Feed(model, model.config, tmp_path / "cache", False).embed(some, batch_size=size)
+    rows = lambda some, size: Feed(model, model.config, tmp_path / "cache", False).embed(
+        some, batch_size=size
+    )
     whole = rows(frame, 64).of(frame)
-    for some, size in ((frame.iloc[::-1], 64), (frame.sample(frac=1, random_state=0), 3), (frame[:5], 1)):
-        assert torch.allclose(rows(some, size).of(some), whole[torch.tensor(some.index)], atol=ROUNDING)
+    for some, size in (
+        (frame.iloc[::-1], 64),
+        (frame.sample(frac=1, random_state=0), 3),
+        (frame[:5], 1),
+    ):
+        assert torch.allclose(
+            rows(some, size).of(some), whole[torch.tensor(some.index)], atol=ROUNDING
+        )
 
 
 class Across(nn.Module):
     "A part that mixes a batch."
+
     def forward(self, x):
         return x + 0.1 * (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T).softmax(-1) @ x
 

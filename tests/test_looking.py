@@ -1,4 +1,5 @@
 "Where a map looks, against scikit-learn; what hiding its patches costs, on a model that is known."
+
 import copy
 
 import numpy as np
@@ -15,10 +16,32 @@ from torch import nn
 
 from promptsg.config import PromptSGError
 from promptsg.evaluation import Embeddings
-from promptsg.looking import (CELL, FILLS, LOOKING, area_under_roc, areas_under, cells_of, contrast, curve_table,
-                              filled, first_patches, hand_mask_of, hide, hiding_curves, kinds_of, looking_table,
-                              lost_by_hiding, maps_of, on_cells, on_patches, query_maps, relevance,
-                              saturation_mask, some_queries, where_it_looks)
+from promptsg.looking import (
+    CELL,
+    FILLS,
+    LOOKING,
+    area_under_roc,
+    areas_under,
+    cells_of,
+    contrast,
+    curve_table,
+    filled,
+    first_patches,
+    hand_mask_of,
+    hide,
+    hiding_curves,
+    kinds_of,
+    looking_table,
+    lost_by_hiding,
+    maps_of,
+    on_cells,
+    on_patches,
+    query_maps,
+    relevance,
+    saturation_mask,
+    some_queries,
+    where_it_looks,
+)
 from promptsg.model import PromptSG
 from promptsg.readers import read_11k
 from promptsg.synth import drawn_mask
@@ -54,7 +77,8 @@ def test_saturation_sees_colour():
 
 
 def test_the_mask_is_that_of_the_picture(hands):
-    "On the hand the picture has the skin's colour: hand and ground differ clearly in every picture."
+    """On the hand the picture has the skin's colour: hand and ground differ clearly in every
+    picture."""
     frame = read_11k(hands).head(12)
     for row in frame.itertuples():
         picture, mask = np.asarray(Image.open(row.path), float), drawn_mask(hands, row.image)
@@ -72,7 +96,10 @@ def test_a_picture_that_was_not_drawn(hands, tmp_path, image):
 
 
 def test_a_models_maps_on_hands(hands):
-    model, frame = PromptSG(version("training_free", "hand-vit-tiny"), 1).eval(), read_11k(hands).head(6)
+    model, frame = (
+        PromptSG(version("training_free", "hand-vit-tiny"), 1).eval(),
+        read_11k(hands).head(6),
+    )
     mask_of, kind = hand_mask_of(frame)
     assert kind == "drawn" and kinds_of(model) == ("relevance", "word", "contrast")
     for kind in kinds_of(model):
@@ -92,11 +119,14 @@ def test_the_mask_of_what_was_not_drawn(hands, tmp_path):
     assert kind == "saturation" and mask_of(next(frame.itertuples())).all()
     drawn = read_11k(hands).head(1)
     mask_of, kind = hand_mask_of(drawn)
-    assert kind == "drawn" and (mask_of(next(drawn.itertuples())) == drawn_mask(hands, drawn.image[0])).all()
+    assert (
+        kind == "drawn"
+        and (mask_of(next(drawn.itertuples())) == drawn_mask(hands, drawn.image[0])).all()
+    )
     assert hand_mask_of(pd.concat([drawn, frame]))[1] == "saturation"
 
 
-# --- a model that is known: it sees the mean colours of one patch, and nothing else -----------------------------------
+# --- a model that is known: it sees the mean colours of one patch, and nothing else
 SEEN, CELLS = 5, (3, 3)
 
 
@@ -110,6 +140,7 @@ class _Backbone(nn.Module):
 
 class OnePatch(nn.Module):
     "Embeds the mean colour of patch `SEEN` of 3 x 3, and a constant."
+
     config, mean, std = _Config(), (0, 0, 0), (1, 1, 1)
 
     def __init__(self):
@@ -128,10 +159,17 @@ class OnePatch(nn.Module):
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory):
-    """(model, queries, gallery, embeddings): six people whose patch `SEEN` has a colour of its own, all
-    other patches noise."""
+    """(model, queries, gallery, embeddings): six people whose patch `SEEN` has a colour of its own,
+    all other patches noise."""
     folder, rng = tmp_path_factory.mktemp("known"), np.random.default_rng(0)
-    colours = [(230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (230, 30, 230), (30, 230, 230)]
+    colours = [
+        (230, 30, 30),
+        (30, 230, 30),
+        (30, 30, 230),
+        (230, 230, 30),
+        (230, 30, 230),
+        (30, 230, 230),
+    ]
     rows = []
     for person, colour in enumerate(colours):
         for image in range(3):
@@ -141,9 +179,21 @@ def known(tmp_path_factory):
             Image.fromarray(picture).save(rows[-1][0])
     frame = pd.DataFrame(rows, columns=["path", "identity", "aspect", "image"])
     model = OnePatch().eval()
-    queries, gallery = (frame[one].reset_index(drop=True) for one in (frame.image > 0, frame.image == 0))
-    pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255 for path in gallery.path])
-    return model, queries, gallery, Embeddings({path: i for i, path in enumerate(gallery.path)}, model.embed(pixels))
+    queries, gallery = (
+        frame[one].reset_index(drop=True) for one in (frame.image > 0, frame.image == 0)
+    )
+    pixels = torch.stack(
+        [
+            torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) / 255
+            for path in gallery.path
+        ]
+    )
+    return (
+        model,
+        queries,
+        gallery,
+        Embeddings({path: i for i, path in enumerate(gallery.path)}, model.embed(pixels)),
+    )
 
 
 def only(patch, count):
@@ -157,7 +207,9 @@ def test_relevance_names_the_one_patch_that_the_embedding_reads(known):
     model, queries, _, _ = known
     maps = query_maps(model, queries, progress=False)
     assert list(maps) == ["relevance", "contrast"]
-    assert torch.allclose(maps["relevance"].flatten(1), only(SEEN, len(queries)).flatten(1), atol=1e-5)
+    assert torch.allclose(
+        maps["relevance"].flatten(1), only(SEEN, len(queries)).flatten(1), atol=1e-5
+    )
     assert maps["contrast"].flatten(1)[:, SEEN].max() < 0.9  # the noise elsewhere is contrast too
 
 
@@ -165,11 +217,15 @@ def test_hiding_the_patch_that_is_read_changes_the_ranking_and_no_other_does(kno
     model, queries, gallery, embeddings = known
     for fill in FILLS:
         named = {str(patch): only(patch, len(queries)) for patch in range(9)}
-        curves = hiding_curves(model, queries, gallery, embeddings, named, (0, 0.1), fill, progress=False)
+        curves = hiding_curves(
+            model, queries, gallery, embeddings, named, (0, 0.1), fill, progress=False
+        )
         table = curve_table(curves)
         assert (table.loc[0, "deletion"] == 100).all()
         for patch in range(9):
-            deleted, inserted = (table.loc[0.1, (mode, str(patch))] for mode in ("deletion", "insertion"))
+            deleted, inserted = (
+                table.loc[0.1, (mode, str(patch))] for mode in ("deletion", "insertion")
+            )
             assert (deleted if patch != SEEN else inserted) == 100, (fill, patch)
             if fill == "ground":  # what blur and mean leave has a tint of the person's colour
                 assert (inserted if patch != SEEN else deleted) < 60, (fill, patch)
@@ -178,13 +234,17 @@ def test_hiding_the_patch_that_is_read_changes_the_ranking_and_no_other_does(kno
 def test_curves_end_where_they_must_and_never_rise_for_the_patch_that_is_read(known):
     model, queries, gallery, embeddings = known
     maps = query_maps(model, queries, progress=False)
-    curves = hiding_curves(model, queries, gallery, embeddings, maps, fill="ground", draws=4, progress=False)
+    curves = hiding_curves(
+        model, queries, gallery, embeddings, maps, fill="ground", draws=4, progress=False
+    )
     assert len(curves) == 2 * (2 + 4) * 11 * len(queries)
     table = curve_table(curves)
     deletion, insertion = table["deletion"], table["insertion"]
     assert (deletion.loc[0.0] == 100).all() and (insertion.loc[1.0] == 100).all()
     assert (deletion.loc[1.0] == insertion.loc[0.0]).all() and deletion.loc[1.0, "random"] < 60
-    assert (deletion.relevance[0.1:] == deletion.relevance[1.0]).all() and (insertion.relevance[0.1:] == 100).all()
+    assert (deletion.relevance[0.1:] == deletion.relevance[1.0]).all() and (
+        insertion.relevance[0.1:] == 100
+    ).all()
     areas = areas_under(curves)
     assert areas["deletion", "relevance"] < areas["deletion", "random"] < 1
     assert areas["insertion", "relevance"] > areas["insertion", "random"]
@@ -195,7 +255,9 @@ def test_curves_end_where_they_must_and_never_rise_for_the_patch_that_is_read(kn
 def test_what_a_tenth_costs_by_hand(known):
     model, queries, gallery, embeddings = known
     maps = {"relevance": only(SEEN, len(queries)), "other": only(0, len(queries))}
-    curves = hiding_curves(model, queries, gallery, embeddings, maps, (0.0, 0.1), "ground", draws=6, progress=False)
+    curves = hiding_curves(
+        model, queries, gallery, embeddings, maps, (0.0, 0.1), "ground", draws=6, progress=False
+    )
     lost, other = (lost_by_hiding(curves, name) for name in maps)
     ap = curves[curves["mode"] == "deletion"].groupby(["order", "share"]).ap.mean()
     assert lost.lost == pytest.approx(100 * (1 - ap["relevance", 0.1]))
@@ -213,31 +275,45 @@ def test_a_query_without_a_match_counts_for_nothing(known):
     model, queries, gallery, embeddings = known
     maps = {"relevance": only(SEEN, len(queries))}
     fewer = gallery[gallery.identity != "0"]
-    curves = hiding_curves(model, queries, fewer, embeddings, maps, (0.0, 0.1), "ground", progress=False)
+    curves = hiding_curves(
+        model, queries, fewer, embeddings, maps, (0.0, 0.1), "ground", progress=False
+    )
     assert set(curves.identity) == set("12345") and lost_by_hiding(curves, "relevance").lost > 0
     with pytest.raises(PromptSGError, match="none of the 12 queries has an image of its identity"):
-        hiding_curves(model, queries, gallery.assign(identity="x"), embeddings, maps, progress=False)
+        hiding_curves(
+            model, queries, gallery.assign(identity="x"), embeddings, maps, progress=False
+        )
 
 
 def test_the_table_of_a_model(known):
     model, queries, gallery, embeddings = known
-    table = looking_table(model, queries, gallery, embeddings, images=8, fill="ground", progress=False)
+    table = looking_table(
+        model, queries, gallery, embeddings, images=8, fill="ground", progress=False
+    )
     assert list(table) == list(LOOKING) and table["map"].tolist() == ["relevance", "contrast"]
-    assert (table["images"] == 8).all() and (table["mask"] == "saturation").all() and (table["fill"] == "ground").all()
+    assert (
+        (table["images"] == 8).all()
+        and (table["mask"] == "saturation").all()
+        and (table["fill"] == "ground").all()
+    )
     assert table.ratio[0] > 3
-    again = looking_table(model, queries, gallery, embeddings, images=8, fill="ground", progress=False)
+    again = looking_table(
+        model, queries, gallery, embeddings, images=8, fill="ground", progress=False
+    )
     pd.testing.assert_frame_equal(table, again)
 
 
 def test_queries_are_drawn_one_of_each_person_first(known):
     queries = known[1]
     assert sorted(some_queries(queries, 6).identity) == list("012345")
-    assert some_queries(queries, 100).path.is_unique and len(some_queries(queries, 100)) == len(queries)
+    assert some_queries(queries, 100).path.is_unique and len(some_queries(queries, 100)) == len(
+        queries
+    )
     assert some_queries(queries, 6).path.tolist() == some_queries(queries, 6).path.tolist()
     assert some_queries(queries, 6, seed=1).path.tolist() != some_queries(queries, 6).path.tolist()
 
 
-# --- hiding -----------------------------------------------------------------------------------------------------------
+# --- hiding
 def test_hidden_patches_become_the_filling_and_the_others_stay():
     images = torch.rand(2, 3, 48, 32, generator=torch.Generator().manual_seed(0))
     hidden = torch.zeros(2, 6, dtype=torch.bool)
@@ -246,7 +322,9 @@ def test_hidden_patches_become_the_filling_and_the_others_stay():
     for fill in FILLS:
         there, expected = hide(images, hidden, fill), images.clone()
         expected[0, :, 16:32, 16:], expected[1, :, :16, :16] = (
-            filled(images, fill)[0, :, 16:32, 16:], filled(images, fill)[1, :, :16, :16])
+            filled(images, fill)[0, :, 16:32, 16:],
+            filled(images, fill)[1, :, :16, :16],
+        )
         assert torch.equal(there, expected)
 
 
@@ -257,7 +335,10 @@ def test_the_ground_is_the_borders_median_and_the_mean_is_the_mean():
     assert filled(image, "ground").unique().tolist() == pytest.approx([0.8])
     assert filled(image, "mean").unique().tolist() == pytest.approx([image.mean().item()])
     blurred = filled(image, "blur")
-    assert 0.1 - 1e-6 < blurred[0, 0, 16, 16] < blurred[0, 0, 0, 0] < 0.8 + 1e-6 and blurred.unique().numel() > 10
+    assert (
+        0.1 - 1e-6 < blurred[0, 0, 16, 16] < blurred[0, 0, 0, 0] < 0.8 + 1e-6
+        and blurred.unique().numel() > 10
+    )
 
 
 def test_an_even_ground_is_no_relevance_and_no_contrast(known):
@@ -278,16 +359,20 @@ def test_the_first_patches_are_those_with_the_most_weight(weights, data):
 def test_a_coarse_map_on_finer_patches():
     maps = torch.tensor([[[0.1, 0.2], [0.3, 0.4]]])
     fine = on_cells(maps, (4, 4))
-    assert fine.sum().item() == pytest.approx(1) and torch.allclose(fine[0, 2:, :2], torch.tensor(0.3 / 4))
+    assert fine.sum().item() == pytest.approx(1) and torch.allclose(
+        fine[0, 2:, :2], torch.tensor(0.3 / 4)
+    )
     assert torch.equal(on_cells(maps, (2, 2)), maps)
 
 
-# --- the model's own part of a map -----------------------------------------------------------------------------------
+# --- the model's own part of a map
 def drawn_maps(model, hands, kind="relevance"):
     frame = read_11k(hands).head(8)
     mask_of, _ = hand_mask_of(frame)
     maps = query_maps(model, frame, (kind,), progress=False)[kind]
-    masks = np.stack([on_patches(mask_of(row), tuple(maps.shape[1:])) for row in frame.itertuples()])
+    masks = np.stack(
+        [on_patches(mask_of(row), tuple(maps.shape[1:])) for row in frame.itertuples()]
+    )
     return maps.flatten(1).numpy(), masks
 
 
@@ -297,8 +382,8 @@ def rank_correlation(one, other, masks):
 
 
 def test_relevance_is_the_models_and_contrast_is_not(hands):
-    """Adebayo et al. 2018: with random weights in the tower the map on the hand is another one. (Over the
-    whole picture it stays alike, for its factor x - b is 0 on the ground.)"""
+    """Adebayo et al. 2018: with random weights in the tower the map on the hand is another one.
+    (Over the whole picture it stays alike, for its factor x - b is 0 on the ground.)"""
     model = PromptSG(version("image_only", "hand-vit-tiny"), 1).eval()
     own, masks = drawn_maps(model, hands)
     random = copy.deepcopy(model)
@@ -308,7 +393,9 @@ def test_relevance_is_the_models_and_contrast_is_not(hands):
             parameter.data = parameter.std() * torch.randn_like(parameter)
     assert rank_correlation(own, drawn_maps(random, hands)[0], masks) < 0.5
     assert rank_correlation(own, drawn_maps(model, hands)[0], masks) == pytest.approx(1)
-    assert np.array_equal(drawn_maps(model, hands, "contrast")[0], drawn_maps(random, hands, "contrast")[0])
+    assert np.array_equal(
+        drawn_maps(model, hands, "contrast")[0], drawn_maps(random, hands, "contrast")[0]
+    )
 
 
 def test_relevance_leaves_the_model_as_it_was(hands):
@@ -317,17 +404,27 @@ def test_relevance_leaves_the_model_as_it_was(hands):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         maps = relevance(model, images, "simplified", torch.zeros(2, dtype=torch.long))
-    assert maps.shape == (2, 7, 7) and torch.allclose(maps.sum((1, 2)), torch.ones(2)) and not maps.requires_grad
+    assert (
+        maps.shape == (2, 7, 7)
+        and torch.allclose(maps.sum((1, 2)), torch.ones(2))
+        and not maps.requires_grad
+    )
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("change, words", [
-    (dict(maps={"one": torch.ones(12, 2, 2)}), r"one \(12, 2, 2\) where \(12, 3, 3\)"),
-    (dict(maps={"one": torch.ones(5, 3, 3)}), r"one \(5, 3, 3\) where"),
-    (dict(shares=(0, 1.5)), "between 0 and 1"), (dict(shares=()), "between 0 and 1"),
-    (dict(draws=0), "at least one draw"), (dict(fill="red"), "fill is 'red'; choose one of blur, ground, mean")])
+# --- bad input
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(maps={"one": torch.ones(12, 2, 2)}), r"one \(12, 2, 2\) where \(12, 3, 3\)"),
+        (dict(maps={"one": torch.ones(5, 3, 3)}), r"one \(5, 3, 3\) where"),
+        (dict(shares=(0, 1.5)), "between 0 and 1"),
+        (dict(shares=()), "between 0 and 1"),
+        (dict(draws=0), "at least one draw"),
+        (dict(fill="red"), "fill is 'red'; choose one of blur, ground, mean"),
+    ],
+)
 def test_bad_curves(known, change, words):
     model, queries, gallery, embeddings = known
     options = dict(maps={"one": only(0, len(queries))}, progress=False) | change
@@ -338,13 +435,17 @@ def test_bad_curves(known, change, words):
 def test_other_bad_input(known):
     model, queries, gallery, embeddings = known
     image = torch.rand(1, 3, 48, 48)
-    with pytest.raises(PromptSGError, match="hidden patches .1, 4. do not fit 1 images of 3 x 3 patches"):
+    with pytest.raises(
+        PromptSGError, match="hidden patches .1, 4. do not fit 1 images of 3 x 3 patches"
+    ):
         hide(image, torch.zeros(1, 4, dtype=torch.bool))
     with pytest.raises(PromptSGError, match="steps is 0"):
         relevance(model, image, steps=0)
     with pytest.raises(PromptSGError, match="no map 'saliency'"):
         maps_of(model, "saliency", image)
-    curves = hiding_curves(model, queries, gallery, embeddings, {"one": only(0, 12)}, (0.0, 0.2), progress=False)
+    curves = hiding_curves(
+        model, queries, gallery, embeddings, {"one": only(0, 12)}, (0.0, 0.2), progress=False
+    )
     for order, share in (("two", 0.2), ("one", 0.1)):
         with pytest.raises(PromptSGError, match="curves have no deletion by"):
             lost_by_hiding(curves, order, share)

@@ -16,8 +16,8 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-PK = torch.arange(8).repeat_interleave(4)                  # 8 identities x 4 images
-UNEVEN = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4])   # two identities have a single image
+PK = torch.arange(8).repeat_interleave(4)  # 8 identities x 4 images
+UNEVEN = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 4])  # two identities have a single image
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -82,14 +82,20 @@ def test_supcon_agrees_with_pytorch_metric_learning(labels, temperature):
 def test_supcon_with_distinct_labels_is_clips_loss():
     image, text, target = random(8, 12), random(8, 12, seed=1), torch.arange(8)
     logits = F.normalize(image) @ F.normalize(text).T / 0.07
-    assert torch.isclose(supcon(image, text, target), F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    assert torch.isclose(
+        supcon(image, text, target),
+        F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target),
+    )
 
 
 def test_supcon_counts_the_own_pair_and_forgets_lengths():
     corners = torch.eye(2).repeat_interleave(2, 0)
     labels = torch.tensor([0, 0, 1, 1])
     assert math.isclose(supcon(corners, corners, labels).item(), 2 * math.log(2), abs_tol=1e-4)
-    assert torch.isclose(supcon(3 * random(4, 5), random(4, 5, seed=1), labels), supcon(random(4, 5), 7 * random(4, 5, seed=1), labels))
+    assert torch.isclose(
+        supcon(3 * random(4, 5), random(4, 5, seed=1), labels),
+        supcon(random(4, 5), 7 * random(4, 5, seed=1), labels),
+    )
 
 
 def test_supcon_sends_a_gradient_to_both_sides():
@@ -104,19 +110,22 @@ def test_centre_is_half_the_mean_squared_distance():
     assert torch.isclose(centre_loss(x, PK, centres), by_hand)
 
 
-@pytest.mark.parametrize("call, word", [
-    (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2, 3])), "classes"),
-    (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2, -1])), "classes"),
-    (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2])), "label per row"),
-    (lambda: identity_loss(random(4, 3), torch.rand(4)), "integer"),
-    (lambda: identity_loss(random(4, 3), torch.zeros(4, dtype=torch.long), 1.0), "smoothing"),
-    (lambda: batch_hard_triplet(random(4, 3), torch.zeros(4, dtype=torch.long), -1), "margin"),
-    (lambda: supcon(random(4, 3), random(4, 3), torch.arange(4), 0), "temperature"),
-    (lambda: supcon(random(4, 3), random(4, 3), torch.arange(4), float("nan")), "temperature"),
-    (lambda: supcon(random(4, 3), random(4, 2), torch.arange(4)), "one text per image"),
-    (lambda: centre_loss(random(4, 3), torch.arange(4), random(3, 3)), "classes"),
-    (lambda: centre_loss(random(4, 3), torch.arange(4), random(4, 2)), "agree"),
-])
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2, 3])), "classes"),
+        (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2, -1])), "classes"),
+        (lambda: identity_loss(random(4, 3), torch.tensor([0, 1, 2])), "label per row"),
+        (lambda: identity_loss(random(4, 3), torch.rand(4)), "integer"),
+        (lambda: identity_loss(random(4, 3), torch.zeros(4, dtype=torch.long), 1.0), "smoothing"),
+        (lambda: batch_hard_triplet(random(4, 3), torch.zeros(4, dtype=torch.long), -1), "margin"),
+        (lambda: supcon(random(4, 3), random(4, 3), torch.arange(4), 0), "temperature"),
+        (lambda: supcon(random(4, 3), random(4, 3), torch.arange(4), float("nan")), "temperature"),
+        (lambda: supcon(random(4, 3), random(4, 2), torch.arange(4)), "one text per image"),
+        (lambda: centre_loss(random(4, 3), torch.arange(4), random(3, 3)), "classes"),
+        (lambda: centre_loss(random(4, 3), torch.arange(4), random(4, 2)), "agree"),
+    ],
+)
 def test_bad_input_is_one_clear_sentence(call, word):
     with pytest.raises(PromptSGError, match=word):
         call()
@@ -132,15 +141,21 @@ def test_supcon_of_vectors_as_they_are_is_the_written_out_formula(labels):
             log_p = (columns @ row / 2.0).log_softmax(0)
             total -= log_p[labels == labels[i]].mean() / len(rows)
         return total
+
     expected = one_way(image, text) + one_way(text, image)
     assert torch.isclose(supcon(image, text, labels, 2.0, unit=False), expected, rtol=1e-5)
     unit = supcon(F.normalize(image), F.normalize(text), labels, 2.0, unit=False)
-    assert torch.isclose(supcon(image, text, labels, 2.0), unit) and not torch.isclose(unit, expected, rtol=1e-2)
+    assert torch.isclose(supcon(image, text, labels, 2.0), unit) and not torch.isclose(
+        unit, expected, rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("labels", [PK, UNEVEN])
 def test_one_sentence_for_all_pulls_without_regard_to_who_it_is(labels):
-    image, one = random(len(labels), 6).requires_grad_(), random(1, 6, seed=3).expand(len(labels), -1)
-    gradient, = torch.autograd.grad(supcon(image, one, labels, 1.0, unit=False), image)
+    image, one = (
+        random(len(labels), 6).requires_grad_(),
+        random(1, 6, seed=3).expand(len(labels), -1),
+    )
+    (gradient,) = torch.autograd.grad(supcon(image, one, labels, 1.0, unit=False), image)
     even = ((image @ one[0]).softmax(0) - 1 / len(labels))[:, None] * one
     assert torch.allclose(gradient, even, atol=1e-6)

@@ -1,4 +1,6 @@
-"Parts of one's own: registered under a name, named in the config, at work in every command; and never imported by data."
+"""Parts of one's own: registered under a name, named in the config, at work in every command; and
+never imported by data."""
+
 import json
 import subprocess
 import sys
@@ -12,11 +14,10 @@ from promptsg import parts
 from promptsg.backbone import Backbone, load_towers
 from promptsg.config import Config, PromptSGError
 from promptsg.fusion import Fused
-from promptsg.heads import HeadOutput
 from promptsg.model import PromptSG
 from promptsg.training import Trainer, gradient_table, load_run, loss_terms, measure
 
-FILM = '''
+FILM = """
 import torch
 from torch import nn
 from promptsg.fusion import Fused
@@ -58,7 +59,7 @@ class Narrow(nn.Module):
 @register("loss", "spread")
 def spread(output, labels, config, scale=1.0):
     return scale * output.embedding.square().sum(1).mean()
-'''
+"""
 
 
 @pytest.fixture
@@ -81,8 +82,17 @@ def film(registry, tmp_path):
 
 
 def own(config, **changes):
-    return config.replace(**dict(fusion="film", classifier="narrow", losses={"spread": 0.01}, epochs=1,
-                                 steps_per_epoch=2, train_aspects=()) | changes)
+    return config.replace(
+        **dict(
+            fusion="film",
+            classifier="narrow",
+            losses={"spread": 0.01},
+            epochs=1,
+            steps_per_epoch=2,
+            train_aspects=(),
+        )
+        | changes
+    )
 
 
 def said(action):
@@ -92,29 +102,35 @@ def said(action):
     return str(error.value)
 
 
-# --- the registry -----------------------------------------------------------------------------------
+# --- the registry
 
 
 def test_the_package_s_parts_are_in_the_registry():
     for kind, these in parts.BUILT_IN.items():
         for name in these:
             assert callable(parts.part(kind, name))
-    assert not any(parts.is_own(kind, name) for kind in parts.BUILT_IN for name in parts.names(kind))
+    assert not any(
+        parts.is_own(kind, name) for kind in parts.BUILT_IN for name in parts.names(kind)
+    )
 
 
-@pytest.mark.parametrize("kind, name, made, words", [
-    ("fusion", "film", print, "torch.nn.Module"),
-    ("head", "mine", lambda: None, "torch.nn.Module"),
-    ("loss", "mine", nn.Linear, "a function"),
-    ("loss", "mine", 3, "a function"),
-    ("backbone", "mine", nn.Linear, "Backbone"),
-    ("fusion", "patches", nn.Linear, "there already (of promptsg)"),
-    ("head", "linear", nn.Linear, "there already (of promptsg)"),
-    ("loss", "triplet", lambda: None, "there already"),
-    ("fusion", "os.system", nn.Linear, "no name for a part"),
-    ("fusion", "../film", nn.Linear, "no name for a part"),
-    ("fusion", 3, nn.Linear, "no name for a part"),
-    ("prompt", "mine", nn.Linear, "no kind of part")])
+@pytest.mark.parametrize(
+    "kind, name, made, words",
+    [
+        ("fusion", "film", print, "torch.nn.Module"),
+        ("head", "mine", lambda: None, "torch.nn.Module"),
+        ("loss", "mine", nn.Linear, "a function"),
+        ("loss", "mine", 3, "a function"),
+        ("backbone", "mine", nn.Linear, "Backbone"),
+        ("fusion", "patches", nn.Linear, "there already (of promptsg)"),
+        ("head", "linear", nn.Linear, "there already (of promptsg)"),
+        ("loss", "triplet", lambda: None, "there already"),
+        ("fusion", "os.system", nn.Linear, "no name for a part"),
+        ("fusion", "../film", nn.Linear, "no name for a part"),
+        ("fusion", 3, nn.Linear, "no name for a part"),
+        ("prompt", "mine", nn.Linear, "no kind of part"),
+    ],
+)
 def test_a_bad_registration_is_one_sentence(registry, kind, name, made, words):
     assert words in said(lambda: parts.register(kind, name)(made))
     assert not any(registry.values())
@@ -122,7 +138,9 @@ def test_a_bad_registration_is_one_sentence(registry, kind, name, made, words):
 
 @pytest.mark.parametrize("name", ["vitb16", "hand-vit-tiny", "RN50"])
 def test_a_tower_s_name_is_taken(registry, name):
-    assert "there already" in said(lambda: parts.register("backbone", name)(type("Mine", (Backbone,), {})))
+    assert "there already" in said(
+        lambda: parts.register("backbone", name)(type("Mine", (Backbone,), {}))
+    )
 
 
 def test_a_name_belongs_to_one_place_and_a_cell_may_run_again(registry):
@@ -130,6 +148,7 @@ def test_a_name_belongs_to_one_place_and_a_cell_may_run_again(registry):
         made = lambda output, labels, config: output.embedding.sum()
         made.__module__, made.__qualname__ = place, "mine"
         return made
+
     first, again, other = make("one"), make("one"), make("other")
     parts.register("loss", "mine")(first)
     parts.register("loss", "mine")(again)
@@ -137,11 +156,13 @@ def test_a_name_belongs_to_one_place_and_a_cell_may_run_again(registry):
     assert "of one.mine" in said(lambda: parts.register("loss", "mine")(other))
 
 
-# --- the config, and what it may not do -------------------------------------------------------------
+# --- the config, and what it may not do
 
 
 @pytest.mark.parametrize("field", ["fusion", "classifier"])
-@pytest.mark.parametrize("name", ["film", "os.system", "antigravity", "/tmp/film.py", "promptsg.bench"])
+@pytest.mark.parametrize(
+    "name", ["film", "os.system", "antigravity", "/tmp/film.py", "promptsg.bench"]
+)
 def test_a_config_imports_nothing(registry, field, name):
     modules = set(sys.modules)
     sentence = said(lambda: Config(**{field: name}))
@@ -155,16 +176,23 @@ def test_neither_does_a_run_folder_or_a_model_s(film, quick, splits, tmp_path, r
     Trainer(own(quick), splits, run, progress=False).fit()
     load_run(run).save_pretrained(model)
     film.write_text("raise SystemExit('imported')\n")
-    code = (f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-            "from promptsg.model import PromptSG\nfrom promptsg.training import load_run\n"
-            "for read in (load_run, PromptSG.from_pretrained):\n"
-            "    try:\n        read(sys.argv.pop(1))\n"
-            "    except Exception as error:\n        print(type(error).__name__, error)\n"
-            "assert 'film' not in sys.modules")
-    ended = subprocess.run([sys.executable, "-c", code, str(run), str(model)], capture_output=True, text=True)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from promptsg.model import PromptSG\nfrom promptsg.training import load_run\n"
+        "for read in (load_run, PromptSG.from_pretrained):\n"
+        "    try:\n        read(sys.argv.pop(1))\n"
+        "    except Exception as error:\n        print(type(error).__name__, error)\n"
+        "assert 'film' not in sys.modules"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(run), str(model)], capture_output=True, text=True
+    )
     lines = ended.stdout.splitlines()
     assert ended.returncode == 0 and len(lines) == 2, ended.stderr
-    assert all(line.startswith("PartError") and "'film'" in line and "--import MODULE" in line for line in lines)
+    assert all(
+        line.startswith("PartError") and "'film'" in line and "--import MODULE" in line
+        for line in lines
+    )
     assert not any("save the model again" in line for line in lines)
 
 
@@ -172,14 +200,21 @@ def test_an_unknown_tower_says_how_to_bring_one(registry):
     assert "--import MODULE" in said(lambda: PromptSG(Config(model="my-net"), 2))
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(losses={"triplet": 1.0}), "loss_tri_weight"),
-    (dict(losses={"spread": -1}), "at least 0"),
-    (dict(losses={"spread": "much"}), "losses"),
-    (dict(losses={"spraed": 1}), "'spread'"),
-    (dict(part_options={"fusion": {"start": 1}}), "names no part of one's own"),
-    (dict(part_options={"narrow": {}}), "names no part of one's own"),
-    (dict(losses={"spread": 1}, part_options={"spread": {"scale": float("nan")}}), "part_options")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(losses={"triplet": 1.0}), "loss_tri_weight"),
+        (dict(losses={"spread": -1}), "at least 0"),
+        (dict(losses={"spread": "much"}), "losses"),
+        (dict(losses={"spraed": 1}), "'spread'"),
+        (dict(part_options={"fusion": {"start": 1}}), "names no part of one's own"),
+        (dict(part_options={"narrow": {}}), "names no part of one's own"),
+        (
+            dict(losses={"spread": 1}, part_options={"spread": {"scale": float("nan")}}),
+            "part_options",
+        ),
+    ],
+)
 def test_weights_and_options_are_checked(film, changes, words):
     assert words in said(lambda: Config(**changes))
 
@@ -190,32 +225,48 @@ def test_options_reach_the_part_and_wrong_ones_are_a_sentence(film, quick):
     assert (model.fusion.scale.weight == 0.5).all() and model.out_dim == 5
     output, labels = model(torch.randn(2, 3, *model.backbone.image_size)), torch.tensor([0, 1])
     plain = own(quick)
-    ratio = loss_terms(output, labels, model.config)["spread"] / loss_terms(output, labels, plain)["spread"]
+    ratio = (
+        loss_terms(output, labels, model.config)["spread"]
+        / loss_terms(output, labels, plain)["spread"]
+    )
     assert ratio.item() == pytest.approx(3)
     wrong = own(quick, part_options={"fusion": {"stop": 1}})
-    assert "stop" in said(lambda: PromptSG(wrong, 4)) and "part_options" in said(lambda: PromptSG(wrong, 4))
+    assert "stop" in said(lambda: PromptSG(wrong, 4)) and "part_options" in said(
+        lambda: PromptSG(wrong, 4)
+    )
     assert Config.from_yaml(written(model.config)) == model.config
 
 
 def written(config):
     import tempfile
     from pathlib import Path
+
     file = Path(tempfile.mkdtemp()) / "config.yml"
     file.write_text(config.to_yaml())
     return file
 
 
 def test_the_config_alone_imports_no_torch():
-    code = "import sys; from promptsg.config import Config; Config(fusion='text').hash; assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from promptsg.config import Config; Config(fusion='text').hash; assert "
+        "'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- bring -------------------------------------------------------------------------------------------
+# --- bring
 
 
-@pytest.mark.parametrize("text, words", [
-    (None, "there is no such file"), ("x = 1\n", "registers no part"), ("1 / 0\n", "ZeroDivisionError"),
-    ("def (\n", "SyntaxError"), ("import no_such_module\n", "no_such_module")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (None, "there is no such file"),
+        ("x = 1\n", "registers no part"),
+        ("1 / 0\n", "ZeroDivisionError"),
+        ("def (\n", "SyntaxError"),
+        ("import no_such_module\n", "no_such_module"),
+    ],
+)
 def test_what_cannot_be_brought_is_one_sentence(registry, tmp_path, text, words):
     file = tmp_path / "film_two.py"
     if text is not None:
@@ -248,7 +299,7 @@ def test_an_installed_package_s_parts_have_a_short_name(registry, tmp_path, monk
     assert Config(fusion="film").fusion == "film"
 
 
-# --- at work -----------------------------------------------------------------------------------------
+# --- at work
 
 
 def test_own_parts_work_from_training_to_a_model_handed_on(film, quick, splits, tmp_path):
@@ -265,7 +316,10 @@ def test_own_parts_work_from_training_to_a_model_handed_on(film, quick, splits, 
     model.save_pretrained(tmp_path / "model")
     again = PromptSG.from_pretrained(tmp_path / "model")
     images = torch.randn(2, 3, *model.backbone.image_size)
-    assert torch.equal(again.embed(images), model.embed(images)) and again.embed(images).shape == (2, 16)
+    assert torch.equal(again.embed(images), model.embed(images)) and again.embed(images).shape == (
+        2,
+        16,
+    )
     assert model.attention_maps(images).shape == (2, 1, *model.backbone.grid)
 
 
@@ -273,37 +327,76 @@ def test_the_commands_take_import(promptsg, registry, hands, tmp_path):
     "train, evaluate, search, look and export of one run, each told by --import what to bring."
     file, config, run = tmp_path / "film.py", tmp_path / "film.yml", tmp_path / "run"
     file.write_text(FILM)
-    config.write_text("fusion: film\nclassifier: narrow\nlosses: {spread: 0.01}\nepochs: 1\nsteps_per_epoch: 1\n"
-                      "batch_size: 16\nnum_splits: 2\nmodel: hand-vit-tiny\n")
+    config.write_text(
+        "fusion: film\nclassifier: narrow\nlosses: {spread: 0.01}\nepochs: 1\nsteps_per_epoch: 1\n"
+        "batch_size: 16\nnum_splits: 2\nmodel: hand-vit-tiny\n"
+    )
 
     def command(*arguments, code=0, bring=True):
         registry.update({kind: {} for kind in parts.BUILT_IN})
         sys.modules.pop("film", None)
         return promptsg(*arguments, *(["--import", file] if bring else []), code=code)
+
     command("train", "--data", hands, "--config", config, "--out", run)
     refused = command("evaluate", "--data", hands, "--run", run, bring=False, code=2)
     assert "--import MODULE" in refused.stderr and refused.stderr.count("\n") == 1
     assert "clipfh" in command("evaluate", "--data", hands, "--run", run).stdout
     query = next((hands / "Hands").glob("*.jpg"))
-    command("search", "--gallery", hands, "--query", query, "--run", run, "--out", tmp_path / "found")
+    command(
+        "search", "--gallery", hands, "--query", query, "--run", run, "--out", tmp_path / "found"
+    )
     command("export", "--run", run, "--out", tmp_path / "model")
-    assert json.loads((tmp_path / "model" / "config.json").read_text())["parts"]["head narrow"]["class"] == "film.Narrow"
+    assert (
+        json.loads((tmp_path / "model" / "config.json").read_text())["parts"]["head narrow"][
+            "class"
+        ]
+        == "film.Narrow"
+    )
     assert "`film.Film`" in (tmp_path / "model" / "README.md").read_text()
     command("embed", "--data", hands, "--run", run, "--out", tmp_path / "rows")
 
 
 def test_a_report_has_own_parts_over_seeds(promptsg, film, hands, tmp_path):
-    sets = ["fusion=film", "losses={spread: 0.01}", "epochs=1", "steps_per_epoch=1", "batch_size=16", "num_splits=2"]
+    sets = [
+        "fusion=film",
+        "losses={spread: 0.01}",
+        "epochs=1",
+        "steps_per_epoch=1",
+        "batch_size=16",
+        "num_splits=2",
+    ]
     arguments = [word for one in sets for word in ("--set", one)]
-    promptsg("report", "--data", hands, "--backbone", "hand-vit-tiny", "--versions", "paper", "--seeds", "0", "1",
-             "--protocol", "clipfh", "--no-controls", "--looking", "0", "--no-decisions", "--out", tmp_path / "report", *arguments)
+    promptsg(
+        "report",
+        "--data",
+        hands,
+        "--backbone",
+        "hand-vit-tiny",
+        "--versions",
+        "paper",
+        "--seeds",
+        "0",
+        "1",
+        "--protocol",
+        "clipfh",
+        "--no-controls",
+        "--looking",
+        "0",
+        "--no-decisions",
+        "--out",
+        tmp_path / "report",
+        *arguments,
+    )
     runs = [*(tmp_path / "report").rglob("metrics.csv")]
-    assert len(runs) >= 2 and all("loss_spread" in one.read_text() for one in runs if "seed" in str(one))
+    assert len(runs) >= 2 and all(
+        "loss_spread" in one.read_text() for one in runs if "seed" in str(one)
+    )
 
 
 def test_onnx_has_own_parts(film, quick, tmp_path):
     pytest.importorskip("onnxruntime")
     from promptsg.sharing import TOLERANCE, export_onnx
+
     model = PromptSG(own(quick, part_options={"fusion": {"start": 0.01}}), 4).eval()
     assert export_onnx(model, tmp_path / "model.onnx") < TOLERANCE
 
@@ -311,8 +404,11 @@ def test_onnx_has_own_parts(film, quick, tmp_path):
 def test_code_that_fixes_the_batch_is_told(registry, quick, tmp_path):
     pytest.importorskip("onnxruntime")
     from promptsg.sharing import export_onnx
+
     file = tmp_path / "film.py"
-    file.write_text(FILM.replace("patches.new_full((patches.shape[0]", "patches.new_full((len(patches)"))
+    file.write_text(
+        FILM.replace("patches.new_full((patches.shape[0]", "patches.new_full((len(patches)")
+    )
     parts.bring(file)
     model = PromptSG(own(quick), 4).eval()
     assert "any number of images" in said(lambda: export_onnx(model, tmp_path / "model.onnx"))
@@ -322,16 +418,24 @@ def test_code_that_fixes_the_batch_is_told(registry, quick, tmp_path):
 def test_the_explorer_opens_own_parts(film, quick, hands, splits, tmp_path):
     from promptsg.data import read_11k
     from promptsg.explorer import OpenRun
+
     Trainer(own(quick), splits, tmp_path / "run", progress=False).fit()
     run = OpenRun(tmp_path / "run", read_11k(hands), progress=False)
     embeddings, attention = run.seen("simplified", run.config.simplified_prompt)
     assert attention.shape[1:] == (1, *run.model.backbone.grid)
 
 
-@pytest.mark.parametrize("broken, words", [
-    (lambda *given: given[2], "gave a Tensor"),
-    (lambda text, patches, v: Fused(v[:, :3], torch.ones(len(v), 1, patches.shape[1])), "shape (2, 3);"),
-    (lambda text, patches, v: Fused(v, None), "attention of shape ()")])
+@pytest.mark.parametrize(
+    "broken, words",
+    [
+        (lambda *given: given[2], "gave a Tensor"),
+        (
+            lambda text, patches, v: Fused(v[:, :3], torch.ones(len(v), 1, patches.shape[1])),
+            "shape (2, 3);",
+        ),
+        (lambda text, patches, v: Fused(v, None), "attention of shape ()"),
+    ],
+)
 def test_a_fusion_that_gives_something_else_is_told(registry, quick, broken, words):
     @parts.register("fusion", "odd")
     class Odd(nn.Module):
@@ -340,6 +444,7 @@ def test_a_fusion_that_gives_something_else_is_told(registry, quick, broken, wor
 
         def forward(self, *given):
             return broken(*given)
+
     model = PromptSG(quick.replace(fusion="odd"), 4).eval()
     assert words in said(lambda: model(torch.randn(2, 3, *model.backbone.image_size)))
 
@@ -356,14 +461,17 @@ def test_a_head_or_loss_that_gives_something_else_is_told(registry, quick):
     @parts.register("loss", "rows")
     def rows(output, labels, config):
         return output.embedding
+
     model = PromptSG(quick.replace(classifier="odd"), 4).eval()
     assert "HeadOutput" in said(lambda: model(torch.randn(2, 3, *model.backbone.image_size)))
     output = SimpleNamespace(embedding=torch.ones(2, 3))
-    config = quick.replace(losses={"rows": 1.0}, loss_id_weight=0, loss_tri_weight=0, supcon_loss_weight=0)
+    config = quick.replace(
+        losses={"rows": 1.0}, loss_id_weight=0, loss_tri_weight=0, supcon_loss_weight=0
+    )
     assert "one number" in said(lambda: loss_terms(output, torch.tensor([0, 1]), config))
 
 
-# --- which code it was ------------------------------------------------------------------------------
+# --- which code it was
 
 
 def changed(film, old, new):
@@ -373,6 +481,7 @@ def changed(film, old, new):
     film.write_text(text.replace(old, new))
     sys.modules.pop("film")
     import linecache
+
     linecache.clearcache()
     parts.bring(film)
 
@@ -385,8 +494,12 @@ def test_two_parts_of_one_name_are_told_apart(film, quick, splits, tmp_path, cap
     assert config.hash == before and parts.other_code(stored, config) == ""
     changed(film, "(1 + self.scale(said))", "(2 + self.scale(said))")
     assert config.hash != before
-    assert parts.other_code(stored, config).startswith("fusion film ('film.Film' then, 'film.Film' now)")
-    assert "other code of fusion film" in said(lambda: Trainer(config, splits, run, progress=False).fit(resume=True))
+    assert parts.other_code(stored, config).startswith(
+        "fusion film ('film.Film' then, 'film.Film' now)"
+    )
+    assert "other code of fusion film" in said(
+        lambda: Trainer(config, splits, run, progress=False).fit(resume=True)
+    )
     capsys.readouterr()
     load_run(run)
     assert "other code of fusion film" in capsys.readouterr().err
@@ -401,17 +514,20 @@ def test_a_result_of_other_code_is_not_written_over(film, quick, splits, tmp_pat
     assert "another config_hash" in said(lambda: other.save(tmp_path / "result"))
 
 
-@pytest.mark.parametrize("stored", [None, {}, [], "film", {"fusion film": 3}, {"fusion film": {"class": 3}}])
+@pytest.mark.parametrize(
+    "stored", [None, {}, [], "film", {"fusion film": 3}, {"fusion film": {"class": 3}}]
+)
 def test_a_damaged_record_of_code_is_no_crash(film, stored):
     assert isinstance(parts.other_code(stored, Config(fusion="film")), str)
 
 
 def test_no_embedding_of_own_code_comes_from_a_cache(film, quick):
     from promptsg.training import foreign_code
+
     assert foreign_code(PromptSG(own(quick), 4)) in ("Film", "Narrow")
 
 
-# --- backbones ---------------------------------------------------------------------------------------
+# --- backbones
 
 
 def small_net(registry):
@@ -421,8 +537,13 @@ def small_net(registry):
 
         def __init__(self, image_size=None, width=8):
             self._width = width
-            net = nn.ModuleDict(dict(stem=nn.Conv2d(3, width, 8, 8), one=nn.Conv2d(width, width, 1),
-                                     two=nn.Conv2d(width, width, 1)))
+            net = nn.ModuleDict(
+                dict(
+                    stem=nn.Conv2d(3, width, 8, 8),
+                    one=nn.Conv2d(width, width, 1),
+                    two=nn.Conv2d(width, width, 1),
+                )
+            )
             super().__init__(net, image_size)
 
         def set_image_size(self, size):
@@ -447,27 +568,39 @@ def small_net(registry):
 
         def end(self, x, mixed):
             return x.mean((2, 3)), x.flatten(2).mT, None
+
     return SmallNet
 
 
 def test_a_backbone_of_one_s_own(registry, quick, splits, tmp_path):
     small_net(registry)
-    config = quick.replace(model="small-net", language=False, unfreeze_blocks=1, epochs=1, steps_per_epoch=1,
-                           part_options={"backbone": {"width": 12}})
+    config = quick.replace(
+        model="small-net",
+        language=False,
+        unfreeze_blocks=1,
+        epochs=1,
+        steps_per_epoch=1,
+        part_options={"backbone": {"width": 12}},
+    )
     run = tmp_path / "run"
     Trainer(config, splits, run, progress=False).fit()
     model = load_run(run)
-    assert model.backbone.image_size == (32, 16) and model.mean == (0.5,) * 3 and model.out_dim == 12
+    assert (
+        model.backbone.image_size == (32, 16) and model.mean == (0.5,) * 3 and model.out_dim == 12
+    )
     assert not any(p.requires_grad for p in model.backbone.blocks[0].parameters())
     result = measure(model, splits, progress=False)[0]["clipfh"]
     assert "backbone small-net" in result.record["parts"]
     model.save_pretrained(tmp_path / "model")
     images = torch.randn(2, 3, 32, 16)
-    assert torch.equal(PromptSG.from_pretrained(tmp_path / "model").embed(images), model.embed(images))
+    assert torch.equal(
+        PromptSG.from_pretrained(tmp_path / "model").embed(images), model.embed(images)
+    )
 
 
 def test_a_backbone_s_weights_come_from_a_file(registry, tmp_path):
     from promptsg.backbone import save_tensors
+
     net = small_net(registry)()
     save_tensors(tmp_path / "net.safetensors", net.visual.state_dict())
     found = load_towers("small-net", str(tmp_path / "net.safetensors")).backbone
@@ -479,7 +612,7 @@ def test_a_backbone_s_weights_come_from_a_file(registry, tmp_path):
     assert torch.equal(weight(same), weight(again)) and not torch.equal(weight(same), weight(other))
 
 
-# --- timm's towers ----------------------------------------------------------------------------------
+# --- timm's towers
 
 VIT, NET = "timm:test_vit", "timm:test_resnet"
 
@@ -493,8 +626,11 @@ def test_a_tower_of_timm_s_is_timm_s(name):
         found = backbone(images)
         whole = backbone.visual.forward_features(images)
         assert torch.allclose(found.embedding, backbone.visual(images), atol=1e-6)
-    there = whole[:, backbone.visual.num_prefix_tokens:] if name == VIT else whole.flatten(2).mT
-    assert torch.allclose(found.patches, there, atol=1e-6) and there.shape[1] == backbone.grid[0] * backbone.grid[1]
+    there = whole[:, backbone.visual.num_prefix_tokens :] if name == VIT else whole.flatten(2).mT
+    assert (
+        torch.allclose(found.patches, there, atol=1e-6)
+        and there.shape[1] == backbone.grid[0] * backbone.grid[1]
+    )
     assert found.embedding.shape[1] == backbone.dim and found.pooled.shape[1] == backbone.width
     assert len(found.states) == min(3, len(backbone.blocks))
     split = backbone.features_after(backbone.features_before(images))
@@ -502,8 +638,17 @@ def test_a_tower_of_timm_s_is_timm_s(name):
 
 
 def test_a_timm_tower_trains_in_part(quick, splits, tmp_path):
-    config = quick.replace(model=VIT, pretrained="random", language=False, image_size=(32, 32), unfreeze_blocks=2,
-                           cache_frozen=True, whiten=True, epochs=1, steps_per_epoch=1)
+    config = quick.replace(
+        model=VIT,
+        pretrained="random",
+        language=False,
+        image_size=(32, 32),
+        unfreeze_blocks=2,
+        cache_frozen=True,
+        whiten=True,
+        epochs=1,
+        steps_per_epoch=1,
+    )
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     model = load_run(tmp_path / "run")
     frozen = [any(p.requires_grad for p in block.parameters()) for block in model.backbone.blocks]
@@ -511,12 +656,16 @@ def test_a_timm_tower_trains_in_part(quick, splits, tmp_path):
     assert measure(model, splits, progress=False)[0]["clipfh"].record["parts"] == {}
     model.save_pretrained(tmp_path / "model")
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(PromptSG.from_pretrained(tmp_path / "model").embed(images), model.embed(images))
+    assert torch.equal(
+        PromptSG.from_pretrained(tmp_path / "model").embed(images), model.embed(images)
+    )
 
 
 def test_timm_weights_come_from_a_file(tmp_path):
     import timm
+
     from promptsg.backbone import save_tensors
+
     theirs = timm.create_model("test_vit").eval()  # with its classifier, which is left out
     save_tensors(tmp_path / "vit.safetensors", theirs.state_dict())
     backbone = load_towers(VIT, str(tmp_path / "vit.safetensors")).backbone.eval()
@@ -526,13 +675,20 @@ def test_timm_weights_come_from_a_file(tmp_path):
         assert torch.allclose(backbone(images).embedding, theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(model="timm:test_vti"), "did you mean timm:test_vit"),
-    (dict(model=VIT), "are no file"),
-    (dict(model=VIT, pretrained="random", image_size=(33, 32)), "multiple of the patch size"),
-    (dict(model="timm:swin_tiny_patch4_window7_224", pretrained="random"), "backbone of your own"),
-    (dict(model=VIT, pretrained="random", language=True), "language to false"),
-    (dict(model=VIT, pretrained="random", unfreeze_blocks=99), "blocks")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(model="timm:test_vti"), "did you mean timm:test_vit"),
+        (dict(model=VIT), "are no file"),
+        (dict(model=VIT, pretrained="random", image_size=(33, 32)), "multiple of the patch size"),
+        (
+            dict(model="timm:swin_tiny_patch4_window7_224", pretrained="random"),
+            "backbone of your own",
+        ),
+        (dict(model=VIT, pretrained="random", language=True), "language to false"),
+        (dict(model=VIT, pretrained="random", unfreeze_blocks=99), "blocks"),
+    ],
+)
 def test_what_timm_cannot_give_is_one_sentence(changes, words):
     assert words in said(lambda: PromptSG(Config(**{"language": False, **changes}), 2))
 

@@ -1,4 +1,5 @@
 "Eight bits on a CPU: the same tokens, near enough; and what refuses them."
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 
 from promptsg import int8
 from promptsg.config import Config, PromptSGError
-from promptsg.int8 import Int8Block, Int8Linear, channel_ranges, drawn_images, int8_model, int8_pays
+from promptsg.int8 import Int8Block, Int8Linear, channel_ranges, drawn_images, int8_model
 from promptsg.model import PromptSG
 from promptsg.training import Feed, Trainer, load_run, measure
 from promptsg.versions import without_training
@@ -31,14 +32,18 @@ def cosines(one, other):
 
 def test_a_product_is_as_near_as_eight_bits_allow():
     generator = torch.Generator().manual_seed(0)
-    weight, bias, x = (torch.randn(*shape, generator=generator) for shape in ((24, 40), (24,), (2, 7, 40)))
+    weight, bias, x = (
+        torch.randn(*shape, generator=generator) for shape in ((24, 40), (24,), (2, 7, 40))
+    )
     weight[3] = 0  # a row that says nothing
     exact = F.linear(x, weight, bias)
     product = Int8Linear(weight, bias, x.min(), x.max())
     found = product(x / product.step + product.offset)
     step = (x.max() - x.min()) / 255
     # half a step of each side's rounding, for each of 40 addends at most
-    most = 40 * (0.5 * step * weight.abs().max() + 0.5 * weight.abs().amax() / 127 * (x.abs().max() + step))
+    most = 40 * (
+        0.5 * step * weight.abs().max() + 0.5 * weight.abs().amax() / 127 * (x.abs().max() + step)
+    )
     assert (found - exact).abs().max() < most / 4 and cosines(found, exact).min() > 0.999
     torch.testing.assert_close(found[..., 3], bias[3].expand(2, 7), atol=1e-6, rtol=0)
 
@@ -48,17 +53,23 @@ def test_rows_and_inputs_on_the_grid_are_exact():
     x = torch.arange(-6, 6).view(4, 3).float() / 2
     product = Int8Linear(weight, torch.zeros(2), -3, -3 + 255 / 2)
     assert (product.step, product.zero) == (0.5, 6)
-    torch.testing.assert_close(product(x / product.step + product.offset), x @ weight.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        product(x / product.step + product.offset), x @ weight.T, atol=1e-5, rtol=0
+    )
     beyond = product(torch.tensor([[-400.0, 20, 500]]))  # cut off at the ends of the range
-    torch.testing.assert_close(beyond, torch.tensor([[-3.0, 7, 124.5]]) @ weight.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        beyond, torch.tensor([[-3.0, 7, 124.5]]) @ weight.T, atol=1e-5, rtol=0
+    )
 
 
-@pytest.mark.parametrize("most, levels", [(10 ** 9, 255), (2 * 127 * 127, 127), (100, 0)])
+@pytest.mark.parametrize("most, levels", [(10**9, 255), (2 * 127 * 127, 127), (100, 0)])
 def test_a_processor_that_cuts_products_off_gets_smaller_ones(monkeypatch, most, levels):
     "As AVX2 does: two neighbouring products are added, and cut off at `most`."
+
     def product(x, step, zero, packed, steps, *rest):
         pairs = (x.int()[:, None] * packed.int()).unflatten(2, (-1, 2)).sum(3).clamp(max=most)
         return pairs.sum(2) * step * steps
+
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weight, shape: weight)
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", product)
     assert int8.input_levels.__wrapped__() == levels
@@ -86,15 +97,24 @@ def test_all_that_the_fusion_reads_is_there(quick, splits, tmp_path, tokens):
             assert getattr(found, name) is None
         else:
             assert cosines(getattr(found, name), getattr(exact, name)).mean() > 0.99, name
-    assert len(found.states) == len(exact.states) and cosines(found.states[0], exact.states[0]).mean() > 0.99
+    assert (
+        len(found.states) == len(exact.states)
+        and cosines(found.states[0], exact.states[0]).mean() > 0.99
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, dict(language=False), dict(fusion="text"), dict(unfreeze_blocks=2)])
+@pytest.mark.parametrize(
+    "changes", [{}, dict(language=False), dict(fusion="text"), dict(unfreeze_blocks=2)]
+)
 def test_embeddings_in_int8_are_near(quick, splits, changes):
     torch.manual_seed(0)
     model = PromptSG(quick.replace(**changes), 3).eval()
-    exact, near = (Feed(model, model.config.replace(precision=name), progress=False).embed(splits.test).of(splits.test)
-                   for name in ("no", "int8"))
+    exact, near = (
+        Feed(model, model.config.replace(precision=name), progress=False)
+        .embed(splits.test)
+        .of(splits.test)
+        for name in ("no", "int8")
+    )
     assert 0.98 < cosines(near, exact).mean() < 0.999999  # eight bits, and really so
 
 
@@ -103,23 +123,32 @@ def test_an_image_does_not_depend_on_its_batch(quick, splits):
     feed = Feed(model, quick.replace(precision="int8", cache_embeddings=False), progress=False)
     whole = feed.embed(splits.test).of(splits.test)
     alone = feed.embed(splits.test, batch_size=1).of(splits.test)
-    torch.testing.assert_close(alone, whole, atol=2e-3, rtol=0)  # a float32 sum may round to the next step
+    # a float32 sum may round to the next step
+    torch.testing.assert_close(alone, whole, atol=2e-3, rtol=0)
     assert cosines(alone, whole).min() > 0.9999
 
 
-def test_a_version_without_training_is_trained_measured_and_kept_in_int8(free, splits, tmp_path, capsys):
+def test_a_version_without_training_is_trained_measured_and_kept_in_int8(
+    free, splits, tmp_path, capsys
+):
     run = Trainer(free, splits, tmp_path / "run", progress=False).fit()
     results, rows = measure(load_run(run), splits, progress=False)
     plain, others = measure(load_run(run, precision="no"), splits, progress=False)
-    assert results["clipfh"].record["precision"] == "int8" and plain["clipfh"].record["precision"] == "float32"
-    assert not torch.equal(rows.features, others.features)  # each has a place of its own in the cache
+    assert (
+        results["clipfh"].record["precision"] == "int8"
+        and plain["clipfh"].record["precision"] == "float32"
+    )
+    # each has a place of its own in the cache
+    assert not torch.equal(rows.features, others.features)
     again, _ = measure(load_run(run), splits, progress=False)
     assert again["clipfh"].per_query.equals(results["clipfh"].per_query)
 
 
 def test_ranges_are_taken_once_and_made_again_when_damaged(quick, tmp_path, monkeypatch):
     model, calls = PromptSG(quick, 2).eval(), []
-    monkeypatch.setattr(int8, "channel_ranges", lambda *given: calls.append(1) or channel_ranges(*given))
+    monkeypatch.setattr(
+        int8, "channel_ranges", lambda *given: calls.append(1) or channel_ranges(*given)
+    )
     rows = [int8_model(model, tmp_path).backbone.blocks[0].attn.qkv.step for _ in range(2)]
     [file] = tmp_path.glob("int8-*.safetensors")
     assert len(calls) == 3  # 24 hands, 8 at a time
@@ -133,7 +162,9 @@ def test_ranges_are_taken_once_and_made_again_when_damaged(quick, tmp_path, monk
 
 def test_ranges_need_no_folder_that_can_be_written(quick, tmp_path):
     (tmp_path / "file").write_text("")
-    assert isinstance(int8_model(PromptSG(quick, 2).eval(), tmp_path / "file").backbone.blocks[0], Int8Block)
+    assert isinstance(
+        int8_model(PromptSG(quick, 2).eval(), tmp_path / "file").backbone.blocks[0], Int8Block
+    )
 
 
 def test_the_model_itself_stays_float32(quick, tmp_path):
@@ -143,10 +174,12 @@ def test_the_model_itself_stays_float32(quick, tmp_path):
     assert not any(isinstance(module, Int8Linear) for module in model.modules())
     assert twin.fusion is model.fusion and twin.prompt is model.prompt
     after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
-# --- refused, or not taken --------------------------------------------------------------------------------
+# --- refused, or not taken
 def test_training_by_gradient_refuses_int8(quick, splits, tmp_path):
     with pytest.raises(PromptSGError, match="int8 is for embedding.*--set precision=int8"):
         Trainer(quick.replace(precision="int8"), splits, tmp_path / "run", progress=False).fit()
@@ -164,12 +197,22 @@ def test_kept_outputs_of_frozen_blocks_refuse_int8():
         Config(precision="int8", cache_frozen=True, unfreeze_blocks=1)
 
 
-def test_where_it_is_slower_float32_is_taken_and_that_is_said_once(quick, splits, monkeypatch, capsys):
-    monkeypatch.setattr(int8, "_slower", lambda *arguments: "slower here, 2.0 ms a block against 1.0")
+def test_where_it_is_slower_float32_is_taken_and_that_is_said_once(
+    quick, splits, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        int8, "_slower", lambda *arguments: "slower here, 2.0 ms a block against 1.0"
+    )
     model = PromptSG(quick, 3).eval()
-    feeds = [Feed(model, quick.replace(precision=name, cache_embeddings=False), progress=False) for name in ("int8", "int8", "no")]
+    feeds = [
+        Feed(model, quick.replace(precision=name, cache_embeddings=False), progress=False)
+        for name in ("int8", "int8", "no")
+    ]
     assert [feed.precision for feed in feeds] == ["float32"] * 3
-    assert capsys.readouterr().err == "int8: slower here, 2.0 ms a block against 1.0; float32 is taken\n"
+    assert (
+        capsys.readouterr().err
+        == "int8: slower here, 2.0 ms a block against 1.0; float32 is taken\n"
+    )
     assert feeds[0].embed(splits.test).features.equal(feeds[2].embed(splits.test).features)
 
 
@@ -184,7 +227,9 @@ def test_a_block_is_timed_against_its_own(quick, monkeypatch):
         def run(self, x):
             clock[0] += seconds
             return forward(self, x)
+
         return run
+
     monkeypatch.setattr(int8, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(type(block), "forward", passing(0.002, type(block).forward))
     for seconds, said in ((0.001, ""), (0.003, "slower here, 3.0 ms a block against 2.0")):
@@ -192,12 +237,20 @@ def test_a_block_is_timed_against_its_own(quick, monkeypatch):
             patch.setattr(Int8Block, "forward", passing(seconds, Int8Block.forward))
             assert SLOWER(block, 17, model.backbone.width, "cpu") == said
     assert "the model is on cuda" in SLOWER(block, 17, model.backbone.width, "cuda")
-    monkeypatch.setattr(int8, "Int8Block", lambda *arguments: torch.ops.onednn.there_is_no_such_product)
-    assert "no int8 products for this processor (AttributeError)" in SLOWER(block, 17, model.backbone.width, "cpu")
+    monkeypatch.setattr(
+        int8, "Int8Block", lambda *arguments: torch.ops.onednn.there_is_no_such_product
+    )
+    assert "no int8 products for this processor (AttributeError)" in SLOWER(
+        block, 17, model.backbone.width, "cpu"
+    )
 
 
-def test_evaluating_a_finished_run_in_int8_has_a_place_of_its_own(quick, hands, splits, tmp_path, promptsg):
-    run = Trainer(quick.replace(epochs=1, steps_per_epoch=1), splits, tmp_path / "run", progress=False).fit()
+def test_evaluating_a_finished_run_in_int8_has_a_place_of_its_own(
+    quick, hands, splits, tmp_path, promptsg
+):
+    run = Trainer(
+        quick.replace(epochs=1, steps_per_epoch=1), splits, tmp_path / "run", progress=False
+    ).fit()
     promptsg("evaluate", "--run", run, "--data", hands)
     said = promptsg("evaluate", "--run", run, "--data", hands, "--set", "precision=int8").stdout
     assert "config-" in said and len(list(run.rglob("result.json"))) == 2

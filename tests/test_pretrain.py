@@ -1,4 +1,5 @@
 "The embedded weights: how they are made, what they weigh, and that their words mean something."
+
 import json
 
 import numpy as np
@@ -11,8 +12,20 @@ from safetensors.torch import load_file
 
 from promptsg.backbone import EMBEDDED, WEIGHTS, Bank, model_config, save_bank, tokenizer_for
 from promptsg.config import PromptSGError
-from promptsg.pretrain import (TEXT_TOWER, _nearness, align_text, contrastive_loss, deal_sentences, draw_set, embedded_clip, pretrain, row_attributes, to_batch, true_pairs,
-                               zero_shot)
+from promptsg.pretrain import (
+    TEXT_TOWER,
+    _nearness,
+    align_text,
+    contrastive_loss,
+    deal_sentences,
+    draw_set,
+    embedded_clip,
+    pretrain,
+    row_attributes,
+    to_batch,
+    true_pairs,
+    zero_shot,
+)
 
 
 def random(*shape, seed=0):
@@ -20,8 +33,13 @@ def random(*shape, seed=0):
 
 
 def test_a_sentence_is_true_of_the_pictures_that_agree_with_what_it_says():
-    phrases = [dict(face="dorsal", skin="fair"), dict(face="dorsal", skin="dark"), dict(face="palmar", skin="fair")]
-    pairs = true_pairs(phrases, [{"face"}, {"face", "skin"}, set()])  # "dorsal", "dorsal and dark", and a sentence that says nothing
+    phrases = [
+        dict(face="dorsal", skin="fair"),
+        dict(face="dorsal", skin="dark"),
+        dict(face="palmar", skin="fair"),
+    ]
+    # "dorsal", "dorsal and dark", and a sentence that says nothing
+    pairs = true_pairs(phrases, [{"face"}, {"face", "skin"}, set()])
     assert pairs.tolist() == [[True, False, True], [True, True, True], [False, False, True]]
 
 
@@ -49,7 +67,11 @@ def test_shipped_files_fit_in_twelve_megabytes():
         config = json.loads((WEIGHTS / f"{name}.json").read_text())["text_cfg"]
         tensors = load_file(WEIGHTS / f"{name}.safetensors")
         assert all(torch.isfinite(value.float()).all() for value in tensors.values())
-        assert tensors["text.token_embedding.weight"].shape[0] == config["vocab_size"] == tokenizer_for(config).vocab_size
+        assert (
+            tensors["text.token_embedding.weight"].shape[0]
+            == config["vocab_size"]
+            == tokenizer_for(config).vocab_size
+        )
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -57,15 +79,29 @@ def test_shipped_words_mean_what_pictures_show(name):
     pictures, phrases, _ = draw_set(80, model_config(name)["vision_cfg"]["image_size"], seed=41)
     scores = zero_shot(*embedded_clip(name), pictures, phrases)
     assert (scores.accuracy[["face", "side"]] >= 0.95).all()
-    shuffled = zero_shot(*embedded_clip(name), pictures, phrases[::-1])  # the same answers against other pictures' truth
+    # the same answers against other pictures' truth
+    shuffled = zero_shot(*embedded_clip(name), pictures, phrases[::-1])
     assert (scores.accuracy > shuffled.accuracy).all()
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_two_steps_write_a_model_of_the_shipped_shape(name, tmp_path):
-    made = load_file(pretrain(name, tmp_path / "made.safetensors", images=64, steps=2, batch=8, texts=6, unseen=64, progress=False))
+    made = load_file(
+        pretrain(
+            name,
+            tmp_path / "made.safetensors",
+            images=64,
+            steps=2,
+            batch=8,
+            texts=6,
+            unseen=64,
+            progress=False,
+        )
+    )
     shipped = load_file(WEIGHTS / f"{name}.safetensors")
-    assert {key: (value.shape, value.dtype) for key, value in made.items()} == {key: (value.shape, value.dtype) for key, value in shipped.items()}
+    assert {key: (value.shape, value.dtype) for key, value in made.items()} == {
+        key: (value.shape, value.dtype) for key, value in shipped.items()
+    }
 
 
 def test_the_patches_nearest_to_a_landmark_weigh_most():
@@ -77,7 +113,8 @@ def test_the_patches_nearest_to_a_landmark_weigh_most():
 
 def test_common_words_are_single_tokens():
     tokens = tokenizer_for(TEXT_TOWER)("a photo of a left right hand of this person")[0]
-    assert int(tokens.argmax()) == 11  # ten words between the start and the end token, which has the largest id
+    # ten words between the start and the end token, which has the largest id
+    assert int(tokens.argmax()) == 11
 
 
 def test_another_model_name_is_refused(tmp_path):
@@ -87,23 +124,53 @@ def test_another_model_name_is_refused(tmp_path):
 
 def rows(n):
     "A frame of people who differ in aspect and skin, in turn."
-    return pd.DataFrame([dict(aspect=["dorsal_r", "palmar_l"][i % 2], skin_color=["dark", "fair"][i // 2 % 2], gender="female", age=30, nail_polish=0,
-                              accessories=0) for i in range(n)])
+    return pd.DataFrame(
+        [
+            dict(
+                aspect=["dorsal_r", "palmar_l"][i % 2],
+                skin_color=["dark", "fair"][i // 2 % 2],
+                gender="female",
+                age=30,
+                nail_polish=0,
+                accessories=0,
+            )
+            for i in range(n)
+        ]
+    )
 
 
 def test_aligned_text_finds_its_images(tmp_path):
     frame, centres = rows(64), random(4, 16)
     features = F.normalize(centres[torch.arange(64) % 4] + 0.02 * random(64, 16, seed=2), dim=1)
     before = features.clone()
-    text = align_text(features, frame, tmp_path / "text.safetensors", steps=30, batch=16, progress=False).eval()
+    text = align_text(
+        features, frame, tmp_path / "text.safetensors", steps=30, batch=16, progress=False
+    ).eval()
     tokenizer, centred = tokenizer_for(TEXT_TOWER), F.normalize(features - features.mean(0), dim=1)
     with torch.no_grad():
-        said = F.normalize(text(tokenizer([f"A photo of a {face} hand with {skin} skin." for face, skin in
-                                           (("dorsal right", "dark"), ("palmar left", "dark"), ("dorsal right", "fair"), ("palmar left", "fair"))])), dim=1)
+        said = F.normalize(
+            text(
+                tokenizer(
+                    [
+                        f"A photo of a {face} hand with {skin} skin."
+                        for face, skin in (
+                            ("dorsal right", "dark"),
+                            ("palmar left", "dark"),
+                            ("dorsal right", "fair"),
+                            ("palmar left", "fair"),
+                        )
+                    ]
+                )
+            ),
+            dim=1,
+        )
     assert ((centred @ said.T).argmax(1) == torch.arange(64) % 4).float().mean() > 0.9
     assert (features == before).all()  # the image side is frozen
     with safe_open(tmp_path / "text.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["text_cfg"])["width"] == TEXT_TOWER["width"] and file.metadata()["tokenizer"] == "hand_bpe"
+        assert (
+            json.loads(file.metadata()["text_cfg"])["width"] == TEXT_TOWER["width"]
+            and file.metadata()["tokenizer"] == "hand_bpe"
+        )
 
 
 def test_alignment_needs_one_embedding_a_row(tmp_path):
@@ -111,16 +178,40 @@ def test_alignment_needs_one_embedding_a_row(tmp_path):
         align_text(torch.zeros(3, 8), rows(4), tmp_path / "x.safetensors")
 
 
-THINGS = ("dog", "cat", "bird", "boat", "bottle", "chair", "a cow", "sofa", "train", "person", "sheep")
+THINGS = (
+    "dog",
+    "cat",
+    "bird",
+    "boat",
+    "bottle",
+    "chair",
+    "a cow",
+    "sofa",
+    "train",
+    "person",
+    "sheep",
+)
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    "`taught(vectors (11, 16))`: (weights of a text tower that learnt them beside captions, what was printed)."
+    """`taught(vectors (11, 16))`: (weights of a text tower that learnt them beside captions, what
+    was printed)."""
+
     def align(vectors, capsys):
         out = tmp_path_factory.mktemp("taught") / "text.safetensors"
-        align_text(random(16, 16, seed=2), rows(16), out, steps=30, batch=8, lr=3e-3, progress=False, bank=Bank(THINGS, vectors))
+        align_text(
+            random(16, 16, seed=2),
+            rows(16),
+            out,
+            steps=30,
+            batch=8,
+            lr=3e-3,
+            progress=False,
+            bank=Bank(THINGS, vectors),
+        )
         return load_file(out), capsys.readouterr().out.splitlines()
+
     return align
 
 
@@ -134,19 +225,36 @@ def test_a_text_tower_learns_the_banks_vectors_and_never_sees_those_held_out(tau
     cosine = [float(line.split("mean cosine ")[1].split(" ")[0]) for line in said]
     assert cosine[2] > 0.6 > 0.3 > max(cosine[0], cosine[1], cosine[3]), said
     nearest = [float(line.split("nearest for ")[1].split(" ")[0]) for line in said]
-    assert nearest[2] > 50 > nearest[0] and "(chance 12.5 %)" in said[2] and "(chance 33.3 %)" in said[3]
+    assert (
+        nearest[2] > 50 > nearest[0]
+        and "(chance 12.5 %)" in said[2]
+        and "(chance 33.3 %)" in said[3]
+    )
     vectors[held] = random(3, 16, seed=9)
     again, other = taught(vectors, capsys)
-    assert all(torch.equal(weights[name], again[name]) for name in weights) and other[2] == said[2] and other[3] != said[3]
+    assert (
+        all(torch.equal(weights[name], again[name]) for name in weights)
+        and other[2] == said[2]
+        and other[3] != said[3]
+    )
     vectors[learnt[0]] = random(1, 16, seed=9)[0]
-    assert not all(torch.equal(weights[name], one) for name, one in taught(vectors, capsys)[0].items())
+    assert not all(
+        torch.equal(weights[name], one) for name, one in taught(vectors, capsys)[0].items()
+    )
 
 
 def test_a_bank_that_cannot_be_learnt_is_refused(tmp_path):
-    align = lambda bank: align_text(torch.zeros(4, 8), rows(4), tmp_path / "x.safetensors", bank=bank)
-    for bank, said in ((Bank(THINGS, random(11, 16)), "16 dimensions and the image embeddings 8"),
-                       (Bank(THINGS[:5], random(5, 8)), "5 sentences, too few to hold two out"),
-                       (Bank((*THINGS[:10], "hand " * 60), random(11, 8)), "has 62 tokens but the text encoder reads 40")):
+    align = lambda bank: align_text(
+        torch.zeros(4, 8), rows(4), tmp_path / "x.safetensors", bank=bank
+    )
+    for bank, said in (
+        (Bank(THINGS, random(11, 16)), "16 dimensions and the image embeddings 8"),
+        (Bank(THINGS[:5], random(5, 8)), "5 sentences, too few to hold two out"),
+        (
+            Bank((*THINGS[:10], "hand " * 60), random(11, 8)),
+            "has 62 tokens but the text encoder reads 40",
+        ),
+    ):
         with pytest.raises(PromptSGError, match=said):
             align(bank)
     assert not list(tmp_path.iterdir())
@@ -155,14 +263,31 @@ def test_a_bank_that_cannot_be_learnt_is_refused(tmp_path):
 def test_align_text_command_looks_at_the_bank_before_the_images(hands, promptsg, tmp_path):
     save_bank(tmp_path / "other.safetensors", THINGS, random(11, 16))
     save_bank(tmp_path / "few.safetensors", THINGS[:3], random(3, 128))
-    for name, said in (("other", "holds vectors of 16 dimensions, where the image tower ends in 128"), ("few", "the bank has 3 sentences, too few")):
-        answer = promptsg("align-text", "--data", hands, "--config", "paper@hand-rn-tiny", "--out", tmp_path / "t.safetensors",
-                          "--bank", tmp_path / f"{name}.safetensors", code=2).stderr
+    for name, said in (
+        ("other", "holds vectors of 16 dimensions, where the image tower ends in 128"),
+        ("few", "the bank has 3 sentences, too few"),
+    ):
+        answer = promptsg(
+            "align-text",
+            "--data",
+            hands,
+            "--config",
+            "paper@hand-rn-tiny",
+            "--out",
+            tmp_path / "t.safetensors",
+            "--bank",
+            tmp_path / f"{name}.safetensors",
+            code=2,
+        ).stderr
         assert said in answer and "embedding" not in answer
     assert not (tmp_path / "t.safetensors").exists()
 
 
 def test_a_row_says_what_its_columns_hold():
     phrases = [row_attributes(row) for row in rows(2).itertuples()]
-    assert phrases[0]["face"] == "dorsal" and phrases[0]["side"] == "right" and phrases[1]["side"] == "left"
+    assert (
+        phrases[0]["face"] == "dorsal"
+        and phrases[0]["side"] == "right"
+        and phrases[1]["side"] == "left"
+    )
     assert phrases[0]["skin"] == "with dark skin" and phrases[1]["polish"] == ""

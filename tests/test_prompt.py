@@ -1,4 +1,6 @@
-"The composed prompt's fast path against open_clip's own blocks, and that what is kept is never stale."
+"""The composed prompt's fast path against open_clip's own blocks, and that what is kept is never
+stale."""
+
 import pytest
 import torch
 from open_clip.transformer import TextTransformer
@@ -7,16 +9,25 @@ from promptsg.backbone import load_towers, model_config, tokenizer_for
 from promptsg.config import ASPECTS, PromptSGError
 from promptsg.prompt import PromptEncoder, fill_aspect, tokenize_prompt
 
-TEMPLATE, SIMPLIFIED = "A photo of a {} person's {aspect} hand.", "A photo of a person's {aspect} hand."
-SIZES = ["RN50-quickgelu", "ViT-B-16", "RN50x4", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"]  # one of each width
+TEMPLATE, SIMPLIFIED = (
+    "A photo of a {} person's {aspect} hand.",
+    "A photo of a person's {aspect} hand.",
+)
+# one of each width
+SIZES = ["RN50-quickgelu", "ViT-B-16", "RN50x4", "ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14"]
 
 
 def tower(name, layers=3):
     "The text tower of an open_clip model with its own width, heads and activation, and few blocks."
     import open_clip
+
     config = model_config(name)
     torch.manual_seed(0)
-    text = open_clip.model._build_text_tower(config["embed_dim"], dict(config["text_cfg"], layers=layers), config.get("quick_gelu", False))
+    text = open_clip.model._build_text_tower(
+        config["embed_dim"],
+        dict(config["text_cfg"], layers=layers),
+        config.get("quick_gelu", False),
+    )
     return text, tokenizer_for(config["text_cfg"])
 
 
@@ -27,7 +38,9 @@ def tiny():
 
 
 def tokens(prompt, batch=3, seed=0):
-    return (0.05 * torch.randn(batch, prompt.width, generator=torch.Generator().manual_seed(seed))).requires_grad_()
+    return (
+        0.05 * torch.randn(batch, prompt.width, generator=torch.Generator().manual_seed(seed))
+    ).requires_grad_()
 
 
 def assert_same(prompt, s, atol=2e-5):
@@ -36,7 +49,9 @@ def assert_same(prompt, s, atol=2e-5):
         one, other = getattr(fast, name), getattr(plain, name)
         assert one.shape == other.shape
         weights = torch.randn(other.shape, generator=torch.Generator().manual_seed(1))
-        gradients = [torch.autograd.grad((x * weights).sum(), s, retain_graph=True)[0] for x in (one, other)]
+        gradients = [
+            torch.autograd.grad((x * weights).sum(), s, retain_graph=True)[0] for x in (one, other)
+        ]
         assert torch.allclose(one, other, rtol=1e-4, atol=atol)
         assert gradients[1].abs().max() > 0
         assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[1].abs().max()
@@ -48,13 +63,24 @@ def test_exact_for_open_clips_text_towers(name):
     assert_same(prompt, tokens(prompt, 2))
 
 
-@pytest.mark.parametrize("template", ["{}", "{} hand", "A photo of a {}", "A detailed photo of {}'s {aspect} hand for identification."])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{}",
+        "{} hand",
+        "A photo of a {}",
+        "A detailed photo of {}'s {aspect} hand for identification.",
+    ],
+)
 def test_exact_wherever_the_place_is(tiny, template):
     tiny.set_prompt(template)
     assert_same(tiny, tokens(tiny))
 
 
-@pytest.mark.parametrize("template", ["A {color} {}", "A {", "A {aspect.colour} {}", "A {aspect[a]} {}", "A {aspect[9999]} {}"])
+@pytest.mark.parametrize(
+    "template",
+    ["A {color} {}", "A {", "A {aspect.colour} {}", "A {aspect[a]} {}", "A {aspect[9999]} {}"],
+)
 def test_a_field_that_is_none_is_one_sentence(tiny, template):
     with pytest.raises(PromptSGError, match="something other than"):
         tiny.set_prompt(template)
@@ -64,7 +90,11 @@ def test_whole_sentence_equals_open_clip(tiny):
     word = tiny.word_embeddings(tiny.tokenizer.encode("left"))
     theirs = tiny.text(tiny.tokenizer(["A photo of a left person's dorsal right hand."]))
     assert torch.allclose(tiny.composed(word).sentence, theirs, atol=1e-5)
-    assert torch.allclose(tiny.simplified(1).sentence, tiny.text(tiny.tokenizer(["A photo of a person's dorsal right hand."])), atol=1e-5)
+    assert torch.allclose(
+        tiny.simplified(1).sentence,
+        tiny.text(tiny.tokenizer(["A photo of a person's dorsal right hand."])),
+        atol=1e-5,
+    )
 
 
 def test_gradient_is_right_by_finite_differences():
@@ -79,11 +109,23 @@ def test_gradient_is_right_by_finite_differences():
     assert torch.allclose(analytic, numeric, rtol=1e-6)
 
 
-@pytest.mark.parametrize("weight", ["positional_embedding", "token_embedding.weight", "transformer.resblocks.0.attn.in_proj_weight"])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        "positional_embedding",
+        "token_embedding.weight",
+        "transformer.resblocks.0.attn.in_proj_weight",
+    ],
+)
 def test_a_changed_weight_is_seen(tiny, weight):
     s = tokens(tiny).detach()
     before = tiny.composed(s).sentence, tiny.simplified(3).sentence
-    state = {k: v + 0.02 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) if k == weight else v for k, v in tiny.text.state_dict().items()}
+    state = {
+        k: v + 0.02 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0))
+        if k == weight
+        else v
+        for k, v in tiny.text.state_dict().items()
+    }
     tiny.text.load_state_dict(state)
     assert not torch.allclose(before[0], tiny.composed(s).sentence, atol=1e-4)
     assert not torch.allclose(before[1], tiny.simplified(3).sentence, atol=1e-4)
@@ -94,13 +136,21 @@ def test_follows_a_cast_and_a_replaced_weight(tiny):
     s = tokens(tiny).detach()
     single = tiny.composed(s).sentence
     tiny.double()
-    assert tiny.composed(s.double()).sentence.dtype == tiny.simplified(1).words.dtype == torch.double
+    assert (
+        tiny.composed(s.double()).sentence.dtype == tiny.simplified(1).words.dtype == torch.double
+    )
     assert torch.allclose(tiny.composed(s.double()).sentence.float(), single, atol=1e-5)
     tiny.bfloat16().float()  # the same addresses may come back with rounded weights
     assert not torch.equal(tiny.composed(s).sentence, single)
     assert torch.allclose(tiny.composed(s).sentence, tiny.composed_plain(s).sentence, atol=1e-5)
-    other = TextTransformer(context_length=40, vocab_size=tiny.text.vocab_size, width=tiny.width, heads=tiny.text.heads, layers=tiny.text.transformer.layers,
-                            output_dim=tiny.text.output_dim)
+    other = TextTransformer(
+        context_length=40,
+        vocab_size=tiny.text.vocab_size,
+        width=tiny.width,
+        heads=tiny.text.heads,
+        layers=tiny.text.transformer.layers,
+        output_dim=tiny.text.output_dim,
+    )
     tiny.text.load_state_dict(other.state_dict(), assign=True)
     assert torch.allclose(tiny.composed(s).sentence, tiny.composed_plain(s).sentence, atol=1e-5)
 
@@ -120,7 +170,12 @@ def test_bfloat16_leaves_nothing_rounded_behind(tiny):
     with torch.autocast("cpu", torch.bfloat16):
         rough, plain = tiny.composed(s), tiny.composed_plain(s)
         assert torch.cosine_similarity(rough.sentence.float(), plain.sentence.float()).min() > 0.99
-        assert torch.cosine_similarity(rough.words.float().flatten(1), plain.words.float().flatten(1)).min() > 0.99
+        assert (
+            torch.cosine_similarity(
+                rough.words.float().flatten(1), plain.words.float().flatten(1)
+            ).min()
+            > 0.99
+        )
         tiny.simplified(1)
     assert torch.equal(tiny.composed(s).sentence, exact)
     assert tiny.simplified(1).sentence.dtype == torch.float32
@@ -128,13 +183,14 @@ def test_bfloat16_leaves_nothing_rounded_behind(tiny):
 
 def test_no_weight_gets_a_gradient_and_only_s_runs(tiny):
     from torch.utils.flop_counter import FlopCounterMode
+
     s = tokens(tiny)
     tiny.composed(s).sentence.sum().backward()
     assert all(p.grad is None for p in tiny.parameters())
     counts = []
     for compose in (tiny.composed, tiny.composed_plain):
         with FlopCounterMode(display=False) as counter:
-            compose(s).sentence
+            _ = compose(s).sentence
         counts.append(counter.get_total_flops())
     rows = len(tiny.template.ids) - tiny.template.place
     assert counts[0] < counts[1] * rows / tiny.text.context_length
@@ -145,16 +201,24 @@ def test_words_are_every_token_after_the_start(tiny):
     features = tiny.composed(s)
     assert features.words.shape == (3, len(tiny.template.ids) - 1, tiny.text.output_dim)
     assert torch.allclose(features.words[:, -1], features.sentence, atol=1e-5)
-    assert torch.equal(features.words[0, 0], features.words[1, 0]) and not torch.allclose(features.words[0, -1], features.words[1, -1])
+    assert torch.equal(features.words[0, 0], features.words[1, 0]) and not torch.allclose(
+        features.words[0, -1], features.words[1, -1]
+    )
     repeated = tiny.simplified(4)
-    assert repeated.words.shape == (4, len(tiny.sentence.ids) - 1, tiny.text.output_dim) and torch.equal(repeated.words[:, -1], repeated.sentence)
+    assert repeated.words.shape == (
+        4,
+        len(tiny.sentence.ids) - 1,
+        tiny.text.output_dim,
+    ) and torch.equal(repeated.words[:, -1], repeated.sentence)
 
 
 def test_refuses_what_it_cannot_continue(tiny):
     tiny.set_prompt("A hand.")
     with pytest.raises(PromptSGError, match="no place"):
         tiny.composed(tokens(tiny))
-    bidirectional = TextTransformer(context_length=40, width=64, heads=2, layers=1, no_causal_mask=True)
+    bidirectional = TextTransformer(
+        context_length=40, width=64, heads=2, layers=1, no_causal_mask=True
+    )
     custom = TextTransformer(context_length=40, width=64, heads=2, layers=1, block_type="custom")
     for text in (bidirectional, custom):
         with pytest.raises(PromptSGError, match="causal"):
@@ -162,29 +226,43 @@ def test_refuses_what_it_cannot_continue(tiny):
 
 
 def test_no_aspect_leaves_single_blanks(tiny):
-    assert fill_aspect(TEMPLATE) == "A photo of a {} person's hand." and fill_aspect(TEMPLATE, "dorsal right") == "A photo of a {} person's dorsal right hand."
+    assert (
+        fill_aspect(TEMPLATE) == "A photo of a {} person's hand."
+        and fill_aspect(TEMPLATE, "dorsal right") == "A photo of a {} person's dorsal right hand."
+    )
     plain = PromptEncoder(tiny.text, tiny.tokenizer, TEMPLATE, SIMPLIFIED)
-    assert plain.template.text == "A photo of a s* person's hand." and plain.sentence.text == "A photo of a person's hand."
+    assert (
+        plain.template.text == "A photo of a s* person's hand."
+        and plain.sentence.text == "A photo of a person's hand."
+    )
     assert_same(plain, tokens(plain))
 
 
 ASPECT_NUMBERS = torch.tensor([0, 1, 2, 3, -1, 2, 1])
 
 
-@pytest.mark.parametrize("template, simplified", [
-    (TEMPLATE, SIMPLIFIED),  # s* before the aspect
-    ("The {aspect} hand of a {} one.", "The {aspect} hand."),
-    ("A {aspect} one, {}, {aspect}.", "A hand.")])
+@pytest.mark.parametrize(
+    "template, simplified",
+    [
+        (TEMPLATE, SIMPLIFIED),  # s* before the aspect
+        ("The {aspect} hand of a {} one.", "The {aspect} hand."),
+        ("A {aspect} one, {}, {aspect}.", "A hand."),
+    ],
+)
 def test_each_image_has_the_sentence_of_its_own_aspect(template, simplified):
     towers = load_towers("hand-vit-tiny")
-    speaker = lambda aspect: PromptEncoder(towers.text, towers.tokenizer, template, simplified, aspect)
+    speaker = lambda aspect: PromptEncoder(
+        towers.text, towers.tokenizer, template, simplified, aspect
+    )
     prompt = speaker("dorsal left")  # the run's
     s = tokens(prompt, len(ASPECT_NUMBERS))
     found, plain = prompt.composed(s, ASPECT_NUMBERS), prompt.simplified(7, ASPECT_NUMBERS)
     looks = prompt.directions(ASPECT_NUMBERS)
     for row, number in enumerate(ASPECT_NUMBERS):
         alone = speaker([*ASPECTS.values(), "dorsal left"][number])
-        assert torch.allclose(found.sentence[row], alone.composed(s[row:row + 1]).sentence[0], atol=1e-5)
+        assert torch.allclose(
+            found.sentence[row], alone.composed(s[row : row + 1]).sentence[0], atol=1e-5
+        )
         assert torch.allclose(plain.sentence[row], alone.simplified(1).sentence[0], atol=1e-6)
         assert torch.allclose(looks.expand(7, 1, -1)[row], alone.directions(), atol=1e-5)
     found.sentence.square().sum().backward()
@@ -199,8 +277,13 @@ def test_a_template_without_an_aspect_is_one_sentence(tiny):
 
 
 def test_words_of_sentences_of_other_lengths_are_refused(tiny):
-    lengths = {len(tokenize_prompt(TEMPLATE, tiny.tokenizer, aspect).ids) for aspect in ASPECTS.values()}
+    lengths = {
+        len(tokenize_prompt(TEMPLATE, tiny.tokenizer, aspect).ids) for aspect in ASPECTS.values()
+    }
     assert len(lengths) > 1
-    for said in (tiny.composed(tokens(tiny, 7), ASPECT_NUMBERS), tiny.simplified(7, ASPECT_NUMBERS)):
+    for said in (
+        tiny.composed(tokens(tiny, 7), ASPECT_NUMBERS),
+        tiny.simplified(7, ASPECT_NUMBERS),
+    ):
         with pytest.raises(PromptSGError, match="different numbers of tokens.*prompt_aspect: run"):
-            said.words
+            _ = said.words

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from promptsg.config import PromptSGError
 from promptsg.readers import (
@@ -18,13 +19,13 @@ from promptsg.readers import (
     left_out_lines,
     person_number,
     read_11k,
-    read_table,
     read_data,
     read_folders,
     read_images,
     read_mbanet,
     read_official,
     read_picture,
+    read_table,
     reading_summary,
     walk,
 )
@@ -47,8 +48,7 @@ def put(root, *names, text=None):
 def hand_info(root, rows, head=HEAD, files=True):
     "HandInfo.csv with (id, image) or (id, image, accessories) rows, and the images."
     lines = [
-        f"{pid},30,male,dark,{(*worn, 0)[0]},0,dorsal right,{image},0"
-        for pid, image, *worn in rows
+        f"{pid},30,male,dark,{(*worn, 0)[0]},0,dorsal right,{image},0" for pid, image, *worn in rows
     ]
     put(root, "HandInfo.csv", text="\n".join([head, *lines]) + "\n")
     return put(root, *(f"Hands/{image}" for _, image, *_ in rows if files))
@@ -65,24 +65,33 @@ def refused(words, read, *arguments):
 
 def there(root):
     "How many entries below `root` are no folders, links to folders included: not by `walk`."
-    return sum(len(files) + sum(os.path.islink(os.path.join(place, name)) for name in folders)
-               for place, folders, files in os.walk(root))
+    return sum(
+        len(files) + sum(os.path.islink(os.path.join(place, name)) for name in folders)
+        for place, folders, files in os.walk(root)
+    )
 
 
 def accounted(frame):
     "Files used and files left out: what the reasons count that do not speak of rows."
-    return len(frame) + sum(number for reason, number in frame.attrs["excluded"].items()
-                            if not reason.endswith("image file missing"))
+    return len(frame) + sum(
+        number
+        for reason, number in frame.attrs["excluded"].items()
+        if not reason.endswith("image file missing")
+    )
 
 
-# --- one person, one id ---------------------------------------------------------------------------
+# --- one person, one id
 def test_two_spellings_of_an_id_are_one_person_and_the_splits_are_those_of_seven_digits(tmp_path):
     people = [f"{n:07d}" for n in (0, 2, 30, 559, 1049, 1051, 1100, 1120, 20000, 300000)]
     rows = [(pid, f"{pid}_{i}.jpg") for pid in people for i in range(3)]
     digits = read_11k(hand_info(tmp_path / "digits", rows))
     short = read_11k(hand_info(tmp_path / "short", [(str(int(pid)), image) for pid, image in rows]))
-    mixed = read_11k(hand_info(tmp_path / "mixed", [(f" {int(pid):04d} " if i % 2 else pid, image)
-                                                   for i, (pid, image) in enumerate(rows)]))
+    mixed = read_11k(
+        hand_info(
+            tmp_path / "mixed",
+            [(f" {int(pid):04d} " if i % 2 else pid, image) for i, (pid, image) in enumerate(rows)],
+        )
+    )
     for other in (short, mixed):
         pd.testing.assert_frame_equal(digits.drop(columns="path"), other.drop(columns="path"))
         for one, two in zip(
@@ -142,7 +151,7 @@ def test_a_hand_info_with_a_mark_at_its_begin_reads_the_same(tmp_path):
     assert list(read_11k(root).pid) == ["0000001"]
 
 
-# --- every file counts ----------------------------------------------------------------------------
+# --- every file counts
 def test_11k_counts_every_file_by_its_reason(tmp_path):
     root = hand_info(tmp_path, [("1", "a.jpg"), ("1", "b.jpg", 1), ("2", "c.jpg")])
     hand_info_with_missing = (root / "HandInfo.csv").read_text() + "".join(
@@ -265,6 +274,7 @@ def test_a_folder_that_cannot_be_opened_is_counted(tmp_path, monkeypatch):
         if str(place).rstrip("/").endswith("ben"):
             raise PermissionError(13, "Permission denied")
         return scan(place)
+
     monkeypatch.setattr(os, "scandir", closed)
     assert read_folders(root).attrs["excluded"] == {"folder that cannot be opened": 1}
     refused("cannot be opened (Permission denied)", walk, root / "ben")
@@ -361,7 +371,9 @@ def scatter(root, junk):
         (
             os.mkfifo(place)
             if kind == "pipe"
-            else os.symlink(target, place) if target else place.write_text(below + ascii(name))
+            else os.symlink(target, place)
+            if target
+            else place.write_text(below + ascii(name))
         )
 
 
@@ -412,7 +424,7 @@ def test_files_used_and_files_left_out_are_the_files_there(layout, junk, level):
         shutil.rmtree(root)
 
 
-# --- which layout ---------------------------------------------------------------------------------
+# --- which layout
 def test_the_layout_is_seen_and_said(tmp_path):
     for layout, make in LAYOUTS.items():
         frame = read_data(make(tmp_path / layout))
@@ -518,7 +530,7 @@ def test_ids_of_folders_stay_as_they_are_written(tmp_path):
     ]
 
 
-# --- MBA-Net's folders ----------------------------------------------------------------------------
+# --- MBA-Net's folders
 def test_mbanets_folders_are_read_as_what_they_are(tmp_path):
     root = tmp_path / "11k"
     for aspect, tests in (("dorsal_r", ("1051", "0001200")), ("palmar_l", ("1051", "1300"))):
@@ -655,7 +667,7 @@ def test_mbanets_folders_that_contradict_each_other_are_refused(tmp_path, break_
     refused(words, read_data, tmp_path)
 
 
-# --- a table of one's own -------------------------------------------------------------------------
+# --- a table of one's own
 def table(root, text, name="mine.csv"):
     put(root, name, text=text)
     return root / name
@@ -703,9 +715,7 @@ def test_a_table_says_sides_aspects_and_cameras(tmp_path):
 def test_a_table_needs_only_paths_and_identities(tmp_path):
     put(tmp_path, "pictures/1.jpg", "2.jpg")
     frame = read_images(
-        table(
-            tmp_path, f"identity,path,image\nanna,{tmp_path}/pictures/1.jpg,one\nben,2.jpg,two\n"
-        )
+        table(tmp_path, f"identity,path,image\nanna,{tmp_path}/pictures/1.jpg,one\nben,2.jpg,two\n")
     )
     assert (
         list(frame.image) == ["one", "two"]
@@ -741,15 +751,18 @@ def test_a_table_with_a_fault_is_one_sentence(tmp_path, text, words):
     refused(words, read_data, table(tmp_path, text))
 
 
-# --- words, hashes, the same file -----------------------------------------------------------------
+# --- words, hashes, the same file
 def test_the_summary_tells_images_people_aspects_and_reasons(tmp_path):
     root = hand_info(tmp_path, [("1", "a.jpg"), ("2", "b.jpg", 1), ("2", "c.jpg")])
     assert reading_summary(read_11k(root)).split("\n") == [
         "2 images of 2 people in 1 aspect (11K Hands)",
         "1 left out: accessories worn",
     ]
-    assert left_out_lines({"a": 2, "b": 0}) == ["2 left out: a"] and reading_summary(pd.DataFrame(
-        {"pid": ["1"], "aspect": ["hand"]})) == "1 image of 1 person in 1 aspect"
+    assert (
+        left_out_lines({"a": 2, "b": 0}) == ["2 left out: a"]
+        and reading_summary(pd.DataFrame({"pid": ["1"], "aspect": ["hand"]}))
+        == "1 image of 1 person in 1 aspect"
+    )
 
 
 def test_the_data_hash_sees_bytes_that_changed_at_the_same_size(tmp_path):
@@ -812,27 +825,46 @@ def test_the_reasons_are_sorted_and_a_count_does_not_depend_on_the_order_of_the_
     class Backwards:
         def __init__(self, place):
             self.found = list(scan(place))[::-1]
+
         __enter__, __exit__ = lambda self: iter(self.found), lambda self, *_: None
+
     monkeypatch.setattr(os, "scandir", Backwards)
     assert list(walk(root).items()) == list(one.items()) and Counter(one.values())[None] == 2
 
 
-# --- sets with an official division ---------------------------------------------------------------------
+# --- sets with an official division
 
 BOXES = {
-    "market1501": ("bounding_box_train/0002_c1s1_000451_03.jpg", "query/0001_c1s1_001051_00.jpg",
-                   "bounding_box_test/0001_c2s1_000301_00.jpg"),
-    "dukemtmc": ("bounding_box_train/0001_c2_f0046182.jpg", "query/0005_c2_f0046985.jpg",
-                 "bounding_box_test/0005_c5_f0051781.jpg"),
-    "occluded_duke": ("bounding_box_train/0001_c2_f0046182.jpg", "query/0012_c6_f0000001.jpg",
-                      "bounding_box_test/0012_c7_f0000002.jpg"),
-    "cuhk03np": ("bounding_box_train/0003_c1_21.png", "query/0001_c1_0.png",
-                 "bounding_box_test/0001_c2_5.png"),
-    "veri776": ("image_train/0001_c001_00016450_0.jpg", "image_query/0002_c002_00030600_0.jpg",
-                "image_test/0002_c003_00084280_0.jpg"),
-    "msmt17": ("train/0000/0000_000_01_0303morning_0015_0.jpg",
-               "test/0000/0000_000_03_0303morning_0008_0.jpg",
-               "test/0000/0000_001_14_0303morning_0009_0.jpg"),
+    "market1501": (
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "query/0001_c1s1_001051_00.jpg",
+        "bounding_box_test/0001_c2s1_000301_00.jpg",
+    ),
+    "dukemtmc": (
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "query/0005_c2_f0046985.jpg",
+        "bounding_box_test/0005_c5_f0051781.jpg",
+    ),
+    "occluded_duke": (
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "query/0012_c6_f0000001.jpg",
+        "bounding_box_test/0012_c7_f0000002.jpg",
+    ),
+    "cuhk03np": (
+        "bounding_box_train/0003_c1_21.png",
+        "query/0001_c1_0.png",
+        "bounding_box_test/0001_c2_5.png",
+    ),
+    "veri776": (
+        "image_train/0001_c001_00016450_0.jpg",
+        "image_query/0002_c002_00030600_0.jpg",
+        "image_test/0002_c003_00084280_0.jpg",
+    ),
+    "msmt17": (
+        "train/0000/0000_000_01_0303morning_0015_0.jpg",
+        "test/0000/0000_000_03_0303morning_0008_0.jpg",
+        "test/0000/0000_001_14_0303morning_0009_0.jpg",
+    ),
 }
 
 
@@ -862,13 +894,21 @@ def test_an_official_set_says_camera_and_role(dataset, tmp_path):
 
 
 def test_junk_is_left_out_and_a_distractor_is_nobody(tmp_path):
-    put(tmp_path, *BOXES["market1501"], "bounding_box_test/-1_c3s1_000001_01.jpg",
-        "bounding_box_test/0000_c3s1_000002_01.jpg", "bounding_box_test/0000_c4s1_000002_01.jpg",
-        "bounding_box_test/Thumbs.db", "gt_bbox/0001_c1s1_001051_00.jpg")
+    put(
+        tmp_path,
+        *BOXES["market1501"],
+        "bounding_box_test/-1_c3s1_000001_01.jpg",
+        "bounding_box_test/0000_c3s1_000002_01.jpg",
+        "bounding_box_test/0000_c4s1_000002_01.jpg",
+        "bounding_box_test/Thumbs.db",
+        "gt_bbox/0001_c1s1_001051_00.jpg",
+    )
     frame = read_data(tmp_path, "market1501")
     assert frame.attrs["excluded"] == {
-        "hidden": 1, "junk of the data set (-1)": 1,
-        "not in bounding_box_train, query, bounding_box_test": 1}
+        "hidden": 1,
+        "junk of the data set (-1)": 1,
+        "not in bounding_box_train, query, bounding_box_test": 1,
+    }
     nobody = frame[frame.pid == "nobody"]
     assert len(nobody) == 2 and set(nobody.side) == {"extra"} and set(nobody.role) == {"gallery"}
     assert "2 people and 2 distractors" in reading_summary(frame)
@@ -905,12 +945,15 @@ def test_published_counts_are_those_of_the_sets():
     assert {name: one.cameras for name, one in OFFICIAL.items()}["msmt17"] == 15
 
 
-@pytest.mark.parametrize("names, words", [
-    (BOXES["market1501"][1:], "no train image of Market-1501"),
-    (BOXES["market1501"][:2], "no gallery image of Market-1501"),
-    ((), "no train image"),
-    ((*BOXES["market1501"], "query/holiday.jpg"), "does not begin with a person and a camera"),
-])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (BOXES["market1501"][1:], "no train image of Market-1501"),
+        (BOXES["market1501"][:2], "no gallery image of Market-1501"),
+        ((), "no train image"),
+        ((*BOXES["market1501"], "query/holiday.jpg"), "does not begin with a person and a camera"),
+    ],
+)
 def test_a_wrong_or_half_folder_is_one_sentence(names, words, tmp_path):
     put(tmp_path, *names)
     refused(words, read_data, tmp_path, "market1501")
@@ -928,8 +971,14 @@ def test_msmt17_needs_its_lists(tmp_path):
 
 
 def test_a_table_with_roles_is_an_official_set(tmp_path):
-    rows = ["a.jpg,7,1,train", "b.jpg,8,1,query", "c.jpg,8,2,gallery", "d.jpg,0,2,gallery", "e.jpg,-1,2,gallery"]
-    put(tmp_path, *"a.jpg b.jpg c.jpg d.jpg e.jpg".split())
+    rows = [
+        "a.jpg,7,1,train",
+        "b.jpg,8,1,query",
+        "c.jpg,8,2,gallery",
+        "d.jpg,0,2,gallery",
+        "e.jpg,-1,2,gallery",
+    ]
+    put(tmp_path, *["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"])
     file = tmp_path / "set.csv"
     file.write_text("path,identity,camera,role\n" + "\n".join(rows))
     frame = read_table(file)
@@ -937,8 +986,14 @@ def test_a_table_with_roles_is_an_official_set(tmp_path):
     assert frame.pid.tolist() == ["7", "8", "8", "nobody"] and set(frame.aspect) == {"person"}
     splits = official_splits(frame)
     assert splits.galleries_all[0].image.tolist() == ["c.jpg", "d.jpg"]
-    for head, more, words in (("path,identity,role", [row.rsplit(",", 2)[0] + ",train" for row in rows], "no column 'camera'"),
-                              ("path,identity,camera,role", rows[:2], "no row of the role gallery"),
-                              ("path,identity,camera,role", [*rows[:4], "e.jpg,9,1,probe"], "role of line 6")):
+    for head, more, words in (
+        (
+            "path,identity,role",
+            [row.rsplit(",", 2)[0] + ",train" for row in rows],
+            "no column 'camera'",
+        ),
+        ("path,identity,camera,role", rows[:2], "no row of the role gallery"),
+        ("path,identity,camera,role", [*rows[:4], "e.jpg,9,1,probe"], "role of line 6"),
+    ):
         file.write_text(head + "\n" + "\n".join(more))
         refused(words, read_table, file)

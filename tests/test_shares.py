@@ -105,8 +105,11 @@ def test_a_models_parts_have_the_words_names():
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(language=False), {}, dict(POOL, words=["hand", "ring"], classifier="bnneck",
-                                    bnneck_reduction=True)],
+    [
+        dict(language=False),
+        {},
+        dict(POOL, words=["hand", "ring"], classifier="bnneck", bnneck_reduction=True),
+    ],
     ids=["image_only", "attention", "reduced"],
 )
 def test_a_model_without_parts_says_nothing(changes):
@@ -117,7 +120,7 @@ def test_a_model_without_parts_says_nothing(changes):
         model.shares(x, x)
 
 
-# --- where it is shown ----------------------------------------------------------------------------
+# --- where it is shown
 @pytest.fixture(scope="module")
 def run(splits, tmp_path_factory):
     "A `training_free` run with two words."
@@ -131,8 +134,19 @@ def run(splits, tmp_path_factory):
 
 def test_search_says_in_what_hits_are_alike(run, hands, splits, promptsg, tmp_path):
     query = splits.queries[0].path[0]
-    said = promptsg("search", "--run", run, "--query", query, "--gallery", hands, "--top", 4,
-                    "--out", tmp_path / "found").stdout
+    said = promptsg(
+        "search",
+        "--run",
+        run,
+        "--query",
+        query,
+        "--gallery",
+        hands,
+        "--top",
+        4,
+        "--out",
+        tmp_path / "found",
+    ).stdout
     table = pd.read_csv(tmp_path / "found" / "nearest.csv")
     assert table.alike.str.contains("alike in (?:hand|ring), (?:un|less )").all()
     assert all(one in said for one in table.alike) and "share of" not in said
@@ -141,8 +155,19 @@ def test_search_says_in_what_hits_are_alike(run, hands, splits, promptsg, tmp_pa
 
 
 def test_search_without_words_has_nothing_new(hands, splits, promptsg, tmp_path):
-    promptsg("search", "--config", "paper@hand-rn-tiny", "--query", splits.queries[0].path[0],
-             "--gallery", hands, "--top", 4, "--out", tmp_path / "found")
+    promptsg(
+        "search",
+        "--config",
+        "paper@hand-rn-tiny",
+        "--query",
+        splits.queries[0].path[0],
+        "--gallery",
+        hands,
+        "--top",
+        4,
+        "--out",
+        tmp_path / "found",
+    )
     table = pd.read_csv(tmp_path / "found" / "nearest.csv")
     assert list(table) == ["rank", "image", "identity", "path", "similarity"]
 
@@ -166,7 +191,11 @@ def test_ranked_lists_of_a_model_with_words_say_it(run, splits):
 def test_a_ranked_list_has_the_words_below_each_image():
     image = np.full((12, 16, 3), 90, np.uint8)
     row = dict(query=image, gallery=[image] * 3, right=[True] * 3)
-    said = ["alike in ring, unlike in hand", "", "alike in the nail of the longest finger, less in hand"]
+    said = [
+        "alike in ring, unlike in hand",
+        "",
+        "alike in the nail of the longest finger, less in hand",
+    ]
     figure = plot_ranked_lists([dict(row, alike=said)])
     below = texts(figure)
     assert below[0] == "alike in ring\nunlike in hand" and below[1] == ""
@@ -217,5 +246,7 @@ def test_cells_are_parts_of_their_own():
     assert model.parts == ("class token", "patches 1-1", "patches 1-2", "hand", "ring")
     rows = F.normalize(torch.randn(4, model.fusion.out_dim), dim=1)
     found = model.shares(rows[:1], rows[1:])
-    assert found.shape == (1, 3, 5) and torch.allclose(found.sum(2).float(), rows[:1] @ rows[1:].T, atol=1e-5)
+    assert found.shape == (1, 3, 5) and torch.allclose(
+        found.sum(2).float(), rows[:1] @ rows[1:].T, atol=1e-5
+    )
     assert all(one.startswith(("alike", "unlike")) for one in model.alike(rows[0], rows[1:]))

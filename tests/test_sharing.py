@@ -1,4 +1,5 @@
 "Models as folders and on the hub, the card that a run writes of itself, and the ONNX file."
+
 import json
 
 import pytest
@@ -14,11 +15,22 @@ def made(config, **changes):
 
 
 def noise(model, batch=3):
-    return torch.randn(batch, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        batch, 3, *model.backbone.image_size, generator=torch.Generator().manual_seed(1)
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, dict(model="hand-rn-tiny"), dict(language=False), dict(classifier="arcface", bnneck_reduction=True),
-                                     dict(image_size=(128, 64), unfreeze_blocks=2), dict(model="RN50", pretrained="random", image_size=(64, 32))])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(model="hand-rn-tiny"),
+        dict(language=False),
+        dict(classifier="arcface", bnneck_reduction=True),
+        dict(image_size=(128, 64), unfreeze_blocks=2),
+        dict(model="RN50", pretrained="random", image_size=(64, 32)),
+    ],
+)
 def test_a_saved_model_embeds_exactly_as_before(quick, changes, tmp_path):
     model = made(quick, **changes)
     model.save_pretrained(tmp_path)
@@ -26,17 +38,24 @@ def test_a_saved_model_embeds_exactly_as_before(quick, changes, tmp_path):
     assert not again.training and again.config == model.config
     for prompt in ("composed", "simplified") if model.config.language else (None,):
         assert torch.equal(again.embed(noise(model), prompt), model.embed(noise(model), prompt))
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+    }
 
 
 def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
     from promptsg.sharing import _Embedding
+
     template = "The s* sign of a {} person's {aspect} hand."
     model = made(quick)
     model.prompt.set_prompt(template, "The s* sign.")
     model.save_pretrained(tmp_path / "one")
     again = PromptSG.from_pretrained(tmp_path / "one")
-    assert again.prompt.template == model.prompt.template and again.config.prompt_template == template
+    assert (
+        again.prompt.template == model.prompt.template and again.config.prompt_template == template
+    )
     assert again.prompt.sentence.text == again.config.simplified_prompt == "The s* sign."
     built = made(quick, prompt_template=template)
     assert built.prompt.template.place == model.prompt.template.place
@@ -49,6 +68,7 @@ def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
 def test_the_files_have_the_users_rights_and_follow_no_link(quick, tmp_path):
     import os
     from stat import S_IMODE
+
     (tmp_path / "secret").write_text("kept")
     (tmp_path / "model").mkdir()
     for name in ("config.json", "README.md", "model.safetensors"):
@@ -60,13 +80,18 @@ def test_the_files_have_the_users_rights_and_follow_no_link(quick, tmp_path):
         made(quick).save_pretrained(tmp_path / "model")
     finally:
         os.umask(before)
-    written = [tmp_path / "model" / name for name in ("config.json", "README.md", "model.safetensors")]
-    assert {S_IMODE(file.stat().st_mode) for file in written} == {0o640} and not any(file.is_symlink() for file in written)
+    written = [
+        tmp_path / "model" / name for name in ("config.json", "README.md", "model.safetensors")
+    ]
+    assert {S_IMODE(file.stat().st_mode) for file in written} == {0o640} and not any(
+        file.is_symlink() for file in written
+    )
     assert (tmp_path / "secret").read_text() == "kept" and not (tmp_path / "not there").exists()
 
 
 def test_what_it_was_trained_on_goes_along_without_names(quick, tmp_path):
     from promptsg.splits import TrainSide
+
     model = made(quick)
     assert model.trained_on is None
     model.save_pretrained(tmp_path / "unknown")
@@ -75,11 +100,15 @@ def test_what_it_was_trained_on_goes_along_without_names(quick, tmp_path):
     model.save_pretrained(tmp_path / "known")
     record = (tmp_path / "known" / "config.json").read_text()
     assert json.loads(record)["trained_on"] == ["a" * 24, "b" * 24] and "0000559" not in record
-    assert PromptSG.from_pretrained(tmp_path / "known").trained_on == TrainSide(frozenset(), model.trained_on.images)
+    assert PromptSG.from_pretrained(tmp_path / "known").trained_on == TrainSide(
+        frozenset(), model.trained_on.images
+    )
 
 
 def test_another_image_size_is_named(saved):
-    with pytest.raises(PromptSGError, match="images of another size; leave image_size as it was") as said:
+    with pytest.raises(
+        PromptSGError, match="images of another size; leave image_size as it was"
+    ) as said:
         PromptSG.from_pretrained(saved, image_size=128)
     assert "another model" not in str(said.value)
 
@@ -96,7 +125,9 @@ def test_a_model_that_is_no_numbers_is_not_saved(quick, tmp_path):
 def test_equal_models_are_equal_files(quick, tmp_path):
     for name in ("one", "two"):
         made(quick).save_pretrained(tmp_path / name)
-    assert len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")}) == 1
+    assert (
+        len({(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")}) == 1
+    )
 
 
 def test_changed_words_go_along(quick, tmp_path):
@@ -111,13 +142,20 @@ def test_changed_words_go_along(quick, tmp_path):
 def test_a_text_tower_of_its_own_goes_along(quick, tmp_path):
     from open_clip.transformer import TextTransformer
     from safetensors.torch import save_file
+
     sizes = dict(context_length=40, vocab_size=4014, width=64, heads=2, layers=1)
     text = TextTransformer(**sizes, output_dim=128)
-    save_file({name: t.contiguous() for name, t in text.state_dict().items()}, tmp_path / "text.safetensors", metadata={"text_cfg": json.dumps(sizes)})
+    save_file(
+        {name: t.contiguous() for name, t in text.state_dict().items()},
+        tmp_path / "text.safetensors",
+        metadata={"text_cfg": json.dumps(sizes)},
+    )
     model = made(quick, text_pretrained=str(tmp_path / "text.safetensors"))
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "text.safetensors").unlink()
-    assert torch.equal(PromptSG.from_pretrained(tmp_path / "model").embed(noise(model)), model.embed(noise(model)))
+    assert torch.equal(
+        PromptSG.from_pretrained(tmp_path / "model").embed(noise(model)), model.embed(noise(model))
+    )
 
 
 def test_a_replaced_part_comes_back_with_its_class_alone(quick, tmp_path):
@@ -125,10 +163,13 @@ def test_a_replaced_part_comes_back_with_its_class_alone(quick, tmp_path):
         def __init__(self, *arguments):
             super().__init__(*arguments)
             self.fusion.blocks = self.fusion.blocks[:1]
+
     torch.manual_seed(0)
     model = Narrow(quick, 5).eval()
     model.save_pretrained(tmp_path)
-    assert torch.equal(Narrow.from_pretrained(tmp_path).embed(noise(model)), model.embed(noise(model)))
+    assert torch.equal(
+        Narrow.from_pretrained(tmp_path).embed(noise(model)), model.embed(noise(model))
+    )
     with pytest.raises(PromptSGError, match="fusion.blocks.1.*the class that has the part"):
         PromptSG.from_pretrained(tmp_path)
 
@@ -145,7 +186,9 @@ def truncate(folder):
 
 
 def other_weights(folder):
-    made(PromptSG.from_pretrained(folder).config, transformer_layers=2).save_pretrained(folder.parent / "other")
+    made(PromptSG.from_pretrained(folder).config, transformer_layers=2).save_pretrained(
+        folder.parent / "other"
+    )
     (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
 
 
@@ -161,22 +204,36 @@ def flip(folder):
     (folder / "model.safetensors").write_bytes(content)
 
 
-BROKEN = {"holds no config.json": lambda folder: (folder / "config.json").unlink(),
-          "model.safetensors does not exist": lambda folder: (folder / "model.safetensors").unlink(),
-          "not a complete safetensors file": truncate,
-          "weights of another model .*fusion.blocks.1": other_weights,
-          "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
-          "config.json holds a list": lambda folder: (folder / "config.json").write_text("[]"),
-          "does not describe a promptsg model .*'config'": lambda folder: (folder / "config.json").write_text('{"model_type": "clip"}'),
-          "does not describe a promptsg model .*'epohcs'": lambda folder: recorded(folder, config={"epohcs": 1}),
-          "does not describe a promptsg model .*'identities' is '5'": lambda folder: recorded(folder, identities="5"),
-          "does not describe a promptsg model .*'tower' is 3": lambda folder: recorded(folder, tower=3),
-          "does not describe a promptsg model .*'trained_on'": lambda folder: recorded(folder, trained_on=[1]),
-          "describes another model than model.safetensors holds": lambda folder: recorded(folder, identities=9_999_999),
-          "describes another model than .*both together": lambda folder: recorded(folder, tower="ViT-bigG-14"),
-          "another text tower than it holds": lambda folder: recorded(folder, text_cfg={"layers": 10 ** 9}),
-          "another text tower than it": lambda folder: recorded(folder, text_cfg={"width": "wide"}),
-          "damaged: its numbers are not those that were written": flip}
+BROKEN = {
+    "holds no config.json": lambda folder: (folder / "config.json").unlink(),
+    "model.safetensors does not exist": lambda folder: (folder / "model.safetensors").unlink(),
+    "not a complete safetensors file": truncate,
+    "weights of another model .*fusion.blocks.1": other_weights,
+    "config.json cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json holds a list": lambda folder: (folder / "config.json").write_text("[]"),
+    "does not describe a promptsg model .*'config'": lambda folder: (
+        folder / "config.json"
+    ).write_text('{"model_type": "clip"}'),
+    "does not describe a promptsg model .*'epohcs'": lambda folder: recorded(
+        folder, config={"epohcs": 1}
+    ),
+    "does not describe a promptsg model .*'identities' is '5'": lambda folder: recorded(
+        folder, identities="5"
+    ),
+    "does not describe a promptsg model .*'tower' is 3": lambda folder: recorded(folder, tower=3),
+    "does not describe a promptsg model .*'trained_on'": lambda folder: recorded(
+        folder, trained_on=[1]
+    ),
+    "describes another model than model.safetensors holds": lambda folder: recorded(
+        folder, identities=9_999_999
+    ),
+    "describes another model than .*both together": lambda folder: recorded(
+        folder, tower="ViT-bigG-14"
+    ),
+    "another text tower than it holds": lambda folder: recorded(folder, text_cfg={"layers": 10**9}),
+    "another text tower than it": lambda folder: recorded(folder, text_cfg={"width": "wide"}),
+    "damaged: its numbers are not those that were written": flip,
+}
 
 
 @pytest.mark.parametrize("words", BROKEN)
@@ -189,6 +246,7 @@ def test_a_broken_folder_is_one_sentence(words, saved):
 
 def test_no_pickle_is_opened(saved):
     import pickle
+
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     (saved / "model.safetensors").write_bytes(pickle.dumps({}))
     with pytest.raises(PromptSGError, match="not a complete safetensors file"):
@@ -197,6 +255,7 @@ def test_no_pickle_is_opened(saved):
 
 class Hub:
     "HfApi's two calls of a push, on a folder."
+
     def __init__(self, folder):
         self.folder, self.sent = folder, []
 
@@ -206,19 +265,31 @@ class Hub:
 
     def upload_folder(self, repo_id, folder_path, **rest):
         import shutil
+
         shutil.copytree(folder_path, self.folder / repo_id)
         return f"https://hub/{repo_id}"
 
 
 def test_to_the_hub_and_back(quick, tmp_path, monkeypatch):
     from huggingface_hub import hub_mixin
+
     hub, model = Hub(tmp_path), made(quick)
     monkeypatch.setattr(hub_mixin, "HfApi", lambda token=None: hub)
-    monkeypatch.setattr("promptsg.model.snapshot_download", lambda repo, allow_patterns, revision, **rest: tmp_path / repo)
+    monkeypatch.setattr(
+        "promptsg.model.snapshot_download",
+        lambda repo, allow_patterns, revision, **rest: tmp_path / repo,
+    )
     card = "---\nlicense: mit\n---\n# Mine\n"
-    assert model.push_to_hub("me/hands", private=True, model_card_kwargs=dict(card=card)) == "https://hub/me/hands"
-    assert hub.sent == [("me/hands", True)] and (tmp_path / "me/hands/README.md").read_text() == card
-    assert torch.equal(PromptSG.from_pretrained("me/hands").embed(noise(model)), model.embed(noise(model)))
+    assert (
+        model.push_to_hub("me/hands", private=True, model_card_kwargs=dict(card=card))
+        == "https://hub/me/hands"
+    )
+    assert (
+        hub.sent == [("me/hands", True)] and (tmp_path / "me/hands/README.md").read_text() == card
+    )
+    assert torch.equal(
+        PromptSG.from_pretrained("me/hands").embed(noise(model)), model.embed(noise(model))
+    )
 
 
 def test_without_a_network_the_hub_is_one_sentence(quick, tmp_path, monkeypatch):
@@ -227,8 +298,11 @@ def test_without_a_network_the_hub_is_one_sentence(quick, tmp_path, monkeypatch)
     class Absent:
         def create_repo(self, **rest):
             raise ConnectionError("no route to host\nand a second line")
+
     monkeypatch.setattr(hub_mixin, "HfApi", lambda token=None: Absent())
-    with pytest.raises(PromptSGError, match="could not be sent to 'me/hands'.*no route to host") as said:
+    with pytest.raises(
+        PromptSGError, match="could not be sent to 'me/hands'.*no route to host"
+    ) as said:
         made(quick).push_to_hub("me/hands")
     assert "\n" not in str(said.value)
     for name in ("me/hands", "not a name at all!", str(tmp_path / "nowhere")):
@@ -236,34 +310,51 @@ def test_without_a_network_the_hub_is_one_sentence(quick, tmp_path, monkeypatch)
             PromptSG.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
 
 
-# --- the card ----------------------------------------------------------------------------------------------------------
+# --- the card
 @pytest.fixture(scope="module")
 def run(quick, splits, tmp_path_factory):
     from promptsg.evaluation import evaluate, ranked_images
     from promptsg.training import Feed, Trainer, load_run
+
     out = Trainer(quick, splits, tmp_path_factory.mktemp("sharing") / "run", progress=False).fit()
-    embeddings = Feed(load_run(out), quick, progress=False).embed(ranked_images(splits, ("clipfh", "mba")))
+    embeddings = Feed(load_run(out), quick, progress=False).embed(
+        ranked_images(splits, ("clipfh", "mba"))
+    )
     for protocol in ("clipfh", "mba"):
         evaluate(embeddings, splits, protocol, config=quick).save(out / f"evaluation-{protocol}")
     return out
 
 
 def table_rows(card):
-    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in card.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_the_card_is_the_record(run, quick, splits):
     from huggingface_hub import ModelCard
+
     from promptsg.evaluation import Result
     from promptsg.sharing import model_card
+
     card, rows = model_card(run), table_rows(model_card(run))
     for protocol in ("clipfh", "mba"):
         result = Result.load(run / f"evaluation-{protocol}")
         said = next(row for row in rows if row[0] == protocol)[1:]
-        assert said == [f"{row['mean']:.2f} ± {row['std']:.2f}" for row in result.summary.to_dict("records")]
-        assert result.record["data_hash"] in card and result.record["versions"]["torch"] in card and result.record["machine"]["platform"] in card
+        assert said == [
+            f"{row['mean']:.2f} ± {row['std']:.2f}" for row in result.summary.to_dict("records")
+        ]
+        assert (
+            result.record["data_hash"] in card
+            and result.record["versions"]["torch"] in card
+            and result.record["machine"]["platform"] in card
+        )
     values = dict(row for row in rows if len(row) == 2)
-    assert values["identities trained on"] == str(splits.train.identity.nunique()) and values["images trained on"] == str(len(splits.train))
+    assert values["identities trained on"] == str(splits.train.identity.nunique()) and values[
+        "images trained on"
+    ] == str(len(splits.train))
     assert values["config"] == quick.hash
     assert "consent" in card and "surveillance" in card
     data = ModelCard(card).data
@@ -273,24 +364,44 @@ def test_the_card_is_the_record(run, quick, splits):
 def copied(run, tmp_path, **changes):
     "The run with other fields in its config.yml."
     import shutil
+
     from promptsg.config import Config
+
     copy = shutil.copytree(run, tmp_path / "copy")
-    (copy / "config.yml").write_text(Config.from_yaml(run / "config.yml").replace(**changes).to_yaml())
+    (copy / "config.yml").write_text(
+        Config.from_yaml(run / "config.yml").replace(**changes).to_yaml()
+    )
     return copy
 
 
-@pytest.mark.parametrize("pretrained, licence, words", [("openai", "mit", "MIT"), ("my.safetensors", "other", "`my.safetensors`; the run does not record")])
+@pytest.mark.parametrize(
+    "pretrained, licence, words",
+    [
+        ("openai", "mit", "MIT"),
+        ("my.safetensors", "other", "`my.safetensors`; the run does not record"),
+    ],
+)
 def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, licence, words):
     from huggingface_hub import ModelCard
+
     from promptsg.sharing import model_card
+
     card = model_card(copied(run, tmp_path, pretrained=pretrained))
     assert ModelCard(card).data.license == licence and words in card.split("## Licence")[1]
-    assert "`pretrained` = `'embedded'`" in card  # the evaluation was made with other weights than the config now names
+    # the evaluation was made with other weights than the config now names
+    assert "`pretrained` = `'embedded'`" in card
 
 
-@pytest.mark.parametrize("changes, words", [({}, "chosen on images of the train side"), (dict(select="last"), "last epoch was kept; none was chosen")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "chosen on images of the train side"),
+        (dict(select="last"), "last epoch was kept; none was chosen"),
+    ],
+)
 def test_the_card_says_how_the_epoch_came_to_be_it(run, tmp_path, changes, words):
     from promptsg.sharing import _choice, model_card
+
     card = model_card(copied(run, tmp_path, **changes))
     assert words in card and ("was chosen on" in card) == (not changes)
     assert "none to choose from" in _choice("best", 1)
@@ -298,19 +409,28 @@ def test_the_card_says_how_the_epoch_came_to_be_it(run, tmp_path, changes, words
 
 def test_the_card_names_the_data_that_was_read(run, tmp_path):
     from promptsg.sharing import model_card
+
     copy = copied(run, tmp_path)
     said = lambda: next(row[1] for row in table_rows(model_card(copy)) if row[0] == "data set")
     stored = json.loads((copy / "splits.json").read_text())
-    for source, words in (("drawn hands of promptsg synth", "drawn hands of promptsg synth"), ("", "images in the layout of 11K Hands")):
+    for source, words in (
+        ("drawn hands of promptsg synth", "drawn hands of promptsg synth"),
+        ("", "images in the layout of 11K Hands"),
+    ):
         (copy / "splits.json").write_text(json.dumps(stored | {"source": source}))
         assert said() == words
 
 
 def test_nothing_breaks_out_of_the_card(run, tmp_path):
     from promptsg.sharing import _code, _text, model_card
+
     evil = "x`<img src=x>`|`\n\n# Title"
     card = model_card(copied(run, tmp_path, pretrained=evil, prompt_template="{} `<b>` | hand"))
-    assert "\n# Title" not in card and "`` x`<img src=x>`|` # Title ``" in card and "`` {} `<b>` | hand ``" in card
+    assert (
+        "\n# Title" not in card
+        and "`` x`<img src=x>`|` # Title ``" in card
+        and "`` {} `<b>` | hand ``" in card
+    )
     assert _code("a``b") == "``` a``b ```" and _code("") == "` `"
     assert _text("<a> [b](c) `d`\n*e*") == r"&lt;a&gt; \[b\](c) \`d\` \*e\*"
     copy = tmp_path / "copy"
@@ -319,10 +439,19 @@ def test_nothing_breaks_out_of_the_card(run, tmp_path):
     assert r"| data set | a\|b &lt;script&gt; |" in model_card(copy)
 
 
-@pytest.mark.parametrize("file, content", [("best/state.json", "[]"), ("best/state.json", '{"best_epoch": "2", "classes": []}'),
-                                           ("splits.json", '{"train": 3}'), ("metrics.csv", "a,b\n1,2\n"), ("metrics.csv", "epoch,val_mAP,val_rank1\n1,x,y\n")])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("best/state.json", "[]"),
+        ("best/state.json", '{"best_epoch": "2", "classes": []}'),
+        ("splits.json", '{"train": 3}'),
+        ("metrics.csv", "a,b\n1,2\n"),
+        ("metrics.csv", "epoch,val_mAP,val_rank1\n1,x,y\n"),
+    ],
+)
 def test_wrong_types_are_one_sentence(run, tmp_path, file, content):
     from promptsg.sharing import model_card
+
     copy = copied(run, tmp_path)
     (copy / file).write_text(content)
     with pytest.raises(PromptSGError, match=file.split("/")[-1]):
@@ -331,6 +460,7 @@ def test_wrong_types_are_one_sentence(run, tmp_path, file, content):
 
 def test_a_broken_off_run_is_not_exported(run, tmp_path, monkeypatch):
     import promptsg.sharing as sharing
+
     model = sharing.load_run(run)
     with torch.no_grad():
         model.head.classifier.weight[0, 0] = float("inf")
@@ -342,7 +472,9 @@ def test_a_broken_off_run_is_not_exported(run, tmp_path, monkeypatch):
 
 def test_an_unmeasured_run_has_no_figures(run, tmp_path):
     import shutil
+
     from promptsg.sharing import model_card
+
     copy = copied(run, tmp_path)
     for protocol in ("clipfh", "mba"):
         shutil.rmtree(copy / f"evaluation-{protocol}")
@@ -350,37 +482,58 @@ def test_an_unmeasured_run_has_no_figures(run, tmp_path):
     assert "Not measured yet" in card and "±" not in card
 
 
-@pytest.mark.parametrize("file", ["config.yml", "splits.json", "metrics.csv", "best/state.json", "evaluation-mba/per_query.csv"])
+@pytest.mark.parametrize(
+    "file",
+    ["config.yml", "splits.json", "metrics.csv", "best/state.json", "evaluation-mba/per_query.csv"],
+)
 def test_a_run_with_a_missing_file_has_no_card(run, tmp_path, file):
     from promptsg.sharing import model_card
+
     copy = copied(run, tmp_path)
     (copy / file).unlink()
     with pytest.raises(PromptSGError, match=file.split("/")[-1].split(".")[0]):
         model_card(copy)
 
 
-# --- export ------------------------------------------------------------------------------------------------------------
+# --- export
 def test_export_from_the_command_line(run, tmp_path):
     from test_cli import promptsg
+
     from promptsg.sharing import model_card
     from promptsg.training import load_run
-    assert "from_pretrained" in promptsg("export", "--run", run, "--out", tmp_path / "shared").stdout
+
+    assert (
+        "from_pretrained" in promptsg("export", "--run", run, "--out", tmp_path / "shared").stdout
+    )
     model = load_run(run)
-    assert torch.equal(PromptSG.from_pretrained(tmp_path / "shared").embed(noise(model)), model.embed(noise(model)))
+    assert torch.equal(
+        PromptSG.from_pretrained(tmp_path / "shared").embed(noise(model)), model.embed(noise(model))
+    )
     body = lambda text: text.split("---\n", 2)[2]  # the header is YAML, written anew
     assert body((tmp_path / "shared" / "README.md").read_text()) == body(model_card(run))
-    assert "already holds a model" in promptsg("export", "--run", run, "--out", tmp_path / "shared", code=2).stderr
+    assert (
+        "already holds a model"
+        in promptsg("export", "--run", run, "--out", tmp_path / "shared", code=2).stderr
+    )
     people = json.loads((run / "best" / "state.json").read_text())["classes"]
     assert not any(person in (tmp_path / "shared" / "config.json").read_text() for person in people)
 
 
-@pytest.mark.parametrize("name, prompt, changes", [("hand-vit-tiny", "composed", dict(text_queries="words", classifier="bnneck")),
-                                                   ("hand-vit-tiny", "simplified", {}), ("hand-rn-tiny", "composed", {}),
-                                                   ("hand-rn-tiny", "simplified", dict(text_queries="words", fusion="text")),
-                                                   ("hand-vit-tiny", "composed", dict(language=False))])
+@pytest.mark.parametrize(
+    "name, prompt, changes",
+    [
+        ("hand-vit-tiny", "composed", dict(text_queries="words", classifier="bnneck")),
+        ("hand-vit-tiny", "simplified", {}),
+        ("hand-rn-tiny", "composed", {}),
+        ("hand-rn-tiny", "simplified", dict(text_queries="words", fusion="text")),
+        ("hand-vit-tiny", "composed", dict(language=False)),
+    ],
+)
 def test_the_onnx_file_embeds_as_the_model_does(quick, name, prompt, changes, tmp_path):
     import onnxruntime
+
     from promptsg.sharing import TOLERANCE, export_onnx
+
     model = made(quick, model=name, **changes).train()
     assert export_onnx(model, tmp_path / "m.onnx", prompt) < TOLERANCE and model.training
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
@@ -392,9 +545,14 @@ def test_the_onnx_file_embeds_as_the_model_does(quick, name, prompt, changes, tm
 
 def test_an_onnx_file_that_differs_is_not_kept(quick, tmp_path, monkeypatch):
     import promptsg.sharing as sharing
-    monkeypatch.setattr(sharing, "_write_onnx", lambda network, size, file: file.write_bytes(b"not checked"))
+
+    monkeypatch.setattr(
+        sharing, "_write_onnx", lambda network, size, file: file.write_bytes(b"not checked")
+    )
     for difference in (1.0, float("nan")):
-        monkeypatch.setattr(sharing, "_largest_difference", lambda *arguments, difference=difference: difference)
+        monkeypatch.setattr(
+            sharing, "_largest_difference", lambda *arguments, difference=difference: difference
+        )
         with pytest.raises(PromptSGError, match="would differ"):
             sharing.export_onnx(made(quick), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -402,16 +560,22 @@ def test_an_onnx_file_that_differs_is_not_kept(quick, tmp_path, monkeypatch):
 
 def test_a_missing_package_is_named(quick, tmp_path, monkeypatch):
     import importlib.util
+
     from promptsg.sharing import export_onnx
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True)
+
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else True
+    )
     with pytest.raises(PromptSGError, match=r"needs onnxscript;.*promptsg\[export\]"):
         export_onnx(made(quick), tmp_path / "m.onnx")
 
 
 def test_a_model_with_mirror_is_read_back_and_exported_with_it(quick, tmp_path):
     import onnxruntime
+
     from promptsg.model import PromptSG
     from promptsg.sharing import TOLERANCE, export_onnx
+
     model = made(quick, mirror=True)
     model.save_pretrained(tmp_path / "kept")
     again, images = PromptSG.from_pretrained(tmp_path / "kept"), noise(model, 3)

@@ -1,9 +1,11 @@
 """A result sheet says what was measured, in HTML and PDF alike, and what cannot be claimed."""
+
 from datetime import date
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from test_cli import promptsg
 
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
@@ -12,13 +14,14 @@ from promptsg.sheet import Section, Sheet, result_sheet, sheet_html, sheet_pdf, 
 from promptsg.synth import write_hands
 from promptsg.training import Trainer, load_run, measure
 from promptsg.versions import version
-from test_cli import promptsg
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sheet")
-    write_hands(folder / "hands", n_train=12, n_test=12, images_per_aspect=3, seed=0, progress=False)
+    write_hands(
+        folder / "hands", n_train=12, n_test=12, images_per_aspect=3, seed=0, progress=False
+    )
     frame, config = read_data(folder / "hands"), version("training_free", "hand-rn-tiny")
     splits = make_splits(frame, "dorsal_r", 2, val="images", train_aspects=config.train_aspects)
     Trainer(config, splits, folder / "run", progress=False).fit()
@@ -30,7 +33,17 @@ def measured(place):
     folder, splits = place
     model = load_run(folder / "run")
     results, _ = measure(model, splits, ("clipfh", "mba"), progress=False)
-    return model, results, error_rates(model, splits, fit_decision(model, splits), per_query=results["clipfh"].per_query, draws=20)
+    return (
+        model,
+        results,
+        error_rates(
+            model,
+            splits,
+            fit_decision(model, splits),
+            per_query=results["clipfh"].per_query,
+            draws=20,
+        ),
+    )
 
 
 class Words(HTMLParser):
@@ -57,15 +70,27 @@ def test_the_sheet_says_what_was_measured(measured):
     _, results, errors = measured
     sheet = result_sheet(results, errors, 12, "promptsg sheet --run r", made=date(2026, 1, 2))
     assert sheet.title == "Result sheet: training_free@hand-rn-tiny, dorsal right"
-    assert "2026-01-02 by promptsg sheet --run r" in sheet.facts["made"] and results["clipfh"].record["weights"] in sheet.facts["model"]
-    assert "12 on the train side, 12 test people" == sheet.facts["people"]
+    assert (
+        "2026-01-02 by promptsg sheet --run r" in sheet.facts["made"]
+        and results["clipfh"].record["weights"] in sheet.facts["model"]
+    )
+    assert sheet.facts["people"] == "12 on the train side, 12 test people"
     first = sheet.sections[0].table
     assert first.protocol.tolist() == ["clipfh", "mba"]
     assert first["Rank-1 (%)"][0].startswith(f"{results['clipfh'].summary['mean'].rank1:.1f} [")
     verified = sheet.sections[1].table.set_index("measure")
-    assert verified.value["FNMR at FMR 1 %"] == "not claimed" and "rule of 3" in verified.note["FNMR at FMR 1 %"]
-    assert "66 pairs of two" in sheet.sections[-2].text and "4.5 %" in sheet.sections[-2].text and sheet.sections[-1].title == "Terms"
-    assert {"verification", "said", "open_set", "groups-gender", "evaluation-mba"} <= set(sheet.tables)
+    assert (
+        verified.value["FNMR at FMR 1 %"] == "not claimed"
+        and "rule of 3" in verified.note["FNMR at FMR 1 %"]
+    )
+    assert (
+        "66 pairs of two" in sheet.sections[-2].text
+        and "4.5 %" in sheet.sections[-2].text
+        and sheet.sections[-1].title == "Terms"
+    )
+    assert {"verification", "said", "open_set", "groups-gender", "evaluation-mba"} <= set(
+        sheet.tables
+    )
     assert set(sheet.sections[4].table.attribute) == set(errors.groups)
     with pytest.raises(PromptSGError, match="at least one protocol"):
         result_sheet({}, errors, 12)
@@ -75,7 +100,10 @@ def test_without_a_decision_the_sheet_says_why(measured, place):
     model, results, _ = measured
     errors = error_rates(model, place[1], None, draws=2)
     sheet = result_sheet(results, errors, 12, reason="everybody was trained on")
-    assert sheet.sections[2].text == "Nothing is said: everybody was trained on." and sheet.sections[2].table is None
+    assert (
+        sheet.sections[2].text == "Nothing is said: everybody was trained on."
+        and sheet.sections[2].table is None
+    )
     assert "not for use" in sheet.sections[4].text and "said" not in sheet.tables
 
 
@@ -85,11 +113,17 @@ def test_html_and_pdf_hold_the_same_words_and_close(measured, tmp_path):
     page = Words()
     page.feed(sheet_html(sheet))
     page.close()
-    assert page.open == [] and len(page.images) == sum(len(one.figures) for one in sheet.sections) >= 3
-    assert all(one["alt"] and one["src"].startswith("data:image/png;base64,") for one in page.images)
+    assert (
+        page.open == [] and len(page.images) == sum(len(one.figures) for one in sheet.sections) >= 3
+    )
+    assert all(
+        one["alt"] and one["src"].startswith("data:image/png;base64,") for one in page.images
+    )
     for section in sheet.sections:
         assert section.title in page.words
-        assert section.table is None or {*section.table.astype(str).to_numpy().ravel()} - {""} <= {*page.words}
+        assert section.table is None or {*section.table.astype(str).to_numpy().ravel()} - {""} <= {
+            *page.words
+        }
     pdf = sheet_pdf(sheet)
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") <= 3
 
@@ -108,7 +142,14 @@ def test_the_files_lie_together_and_a_second_writing_replaces_them(measured, tmp
     sheet = result_sheet(results, errors, 12)
     folder = write_sheet(sheet, tmp_path / "out")
     names = {file.name for file in folder.iterdir()}
-    assert {"sheet.html", "sheet.pdf", "sheet.json", "verification.csv", "cmc.png", "groups.png"} <= names
+    assert {
+        "sheet.html",
+        "sheet.pdf",
+        "sheet.json",
+        "verification.csv",
+        "cmc.png",
+        "groups.png",
+    } <= names
     write_sheet(sheet, folder)
     assert {file.name for file in folder.iterdir()} == names
     (tmp_path / "file").write_text("")
@@ -118,12 +159,25 @@ def test_the_files_lie_together_and_a_second_writing_replaces_them(measured, tmp
 
 def test_the_command_makes_it_and_on_another_data_set_too(place):
     folder, _ = place
-    out = promptsg("sheet", "--run", folder / "run", "--data", folder / "hands", "--protocol", "clipfh")
+    out = promptsg(
+        "sheet", "--run", folder / "run", "--data", folder / "hands", "--protocol", "clipfh"
+    )
     assert "sheet.pdf" in out.stdout and (folder / "run" / "sheet" / "sheet.html").is_file()
     assert "--run" in (folder / "run" / "sheet" / "sheet.json").read_text()
     write_hands(folder / "others", n_train=0, n_test=8, images_per_aspect=3, seed=5, progress=False)
-    promptsg("sheet", "--run", folder / "run", "--data", folder / "others", "--cross", "--out", folder / "crossed")
+    promptsg(
+        "sheet",
+        "--run",
+        folder / "run",
+        "--data",
+        folder / "others",
+        "--cross",
+        "--out",
+        folder / "crossed",
+    )
     page = (folder / "crossed" / "sheet.html").read_text()
     assert "another data set" in page and "promptsg decide" in page
-    wrong = promptsg("sheet", "--run", folder / "run", "--data", folder / "hands", "--protocol", "best", code=2)
+    wrong = promptsg(
+        "sheet", "--run", folder / "run", "--data", folder / "hands", "--protocol", "best", code=2
+    )
     assert "clipfh" in wrong.stderr

@@ -1,7 +1,9 @@
-"""The published site: every notebook has its page, nothing on it is dead, raw or missing, and it fits a laptop and a telephone.
+"""The published site: every notebook has its page, nothing on it is dead, raw or missing, and it
+fits a laptop and a telephone.
 
-The pages are made by nbdev and pandoc; where Quarto is on the PATH the real site is built too and has to pass the same checks.
-What a person would look at is left in .cache/screenshots/."""
+The pages are made by nbdev and pandoc; where Quarto is on the PATH the real site is built too and
+has to pass the same checks. What a person would look at is left in .cache/screenshots/."""
+
 import json
 import re
 import shutil
@@ -9,33 +11,49 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
-
-from promptsg._modidx import d as promptsg_index
-
 from make_readme import ROOT
 from render_site import build_site, copy_project, output_file, render_site
 from test_project import NOTEBOOKS
 
+from promptsg._modidx import d as promptsg_index
+
 BUILDERS = {"pandoc": render_site, **({"quarto": build_site} if shutil.which("quarto") else {})}
 PAGES = {path: output_file(path.relative_to("nbs")).as_posix() for path in NOTEBOOKS}
 WIDTHS = (1280, 400)
-LOOKED_AT = ("index.html", "fusion.html", "metrics.html", "plots.html", "training.html", "versions.html", "explorer.html")  # where there is such a page
+# where there is such a page
+LOOKED_AT = (
+    "index.html",
+    "fusion.html",
+    "metrics.html",
+    "plots.html",
+    "training.html",
+    "versions.html",
+    "explorer.html",
+)
 FACTS = """() => {
     const all = (query, fact) => [...document.querySelectorAll(query)].map(fact);
-    const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+    const text = e => e.innerText.trim();
+    const scrolls = e => e && (/auto|scroll|hidden/.test(getComputedStyle(e).overflowX)
+        || scrolls(e.parentElement));
     return {
         ids: all('[id]', e => e.id),
         links: all('a[href]', e => e.getAttribute('href')),
-        headings: all('main :is(h1, h2, h3, h4, h5, h6)', e => [Number(e.tagName[1]), e.innerText.trim()]),
-        documented: all('main :is(h3, h4, a[href*="/blob/"][href*="#L"])', e => e.getAttribute('href') || e.innerText.trim()),
-        empty: all('main section', e => e).filter(e => !e.querySelector('img') && e.innerText.trim() === e.firstElementChild.innerText.trim())
-            .map(e => e.innerText),
-        images: all('main img', e => ({name: e.getAttribute('src').slice(0, 80), shown: e.complete && e.naturalWidth > 0,
-            described: Boolean(e.alt || e.closest('figure')?.querySelector('figcaption')?.innerText)})),
+        headings: all('main :is(h1, h2, h3, h4, h5, h6)', e => [Number(e.tagName[1]), text(e)]),
+        documented: all('main :is(h3, h4, a[href*="/blob/"][href*="#L"])',
+            e => e.getAttribute('href') || text(e)),
+        empty: all('main section', e => e)
+            .filter(e => !e.querySelector('img') && text(e) === text(e.firstElementChild))
+            .map(text),
+        images: all('main img', e => ({
+            name: e.getAttribute('src').slice(0, 80), shown: e.complete && e.naturalWidth > 0,
+            described: Boolean(e.alt || e.closest('figure')?.querySelector('figcaption')?.innerText)
+        })),
         code: all('main pre', e => e.innerText),
         text: document.querySelector('main').innerText,
         errors: all('main .cell-output-error', e => e.innerText),
-        wide: all('main *', e => e).filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement))
+        wide: all('main *', e => e)
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+            .filter(e => !scrolls(e.parentElement))
             .map(e => e.tagName + ' ' + e.className + ': ' + (e.innerText || '').slice(0, 60)),
         width: document.documentElement.scrollWidth,
     }
@@ -86,26 +104,39 @@ def problems(pages, wrong, width=WIDTHS[0]):
 
 def test_every_notebook_has_a_page(pages):
     assert set(PAGES.values()) <= {name for _, name in pages}
-    assert problems(pages, lambda facts: [] if len(facts["text"]) > 200 else [facts["text"]]) == {}, "nothing is on these pages"
+    assert (
+        problems(pages, lambda facts: [] if len(facts["text"]) > 200 else [facts["text"]]) == {}
+    ), "nothing is on these pages"
 
 
 def test_title_cells_hold_title_and_sentence_alone():
     for path in NOTEBOOKS:
-        title = next("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown")
-        assert re.fullmatch(r"# .+(\n+> .+)?(\n+- \w+: .+)*\n*", title), f"{path}: nbdev drops from the page what else is in the title's cell"
+        title = next(
+            "".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown"
+        )
+        assert re.fullmatch(r"# .+(\n+> .+)?(\n+- \w+: .+)*\n*", title), (
+            f"{path}: nbdev drops from the page what else is in the title's cell"
+        )
 
 
 def test_the_index_leads_to_every_notebook():
     text = "".join("".join(cell["source"]) for cell in cells_of(Path("nbs/index.ipynb")))
-    assert [str(path) for path in NOTEBOOKS if path.stem != "index" and f"]({path.relative_to('nbs').as_posix()})" not in text] == []
+    assert [
+        str(path)
+        for path in NOTEBOOKS
+        if path.stem != "index" and f"]({path.relative_to('nbs').as_posix()})" not in text
+    ] == []
 
 
 def test_nothing_written_is_lost(pages):
     for path, page in PAGES.items():
         shown = "".join(pages[WIDTHS[0], page]["text"].split())
-        text = "\n".join("".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown")
+        text = "\n".join(
+            "".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "markdown"
+        )
         for line in (re.sub(r"^(#+|>|-|\d+\.) ", "", line.strip()) for line in text.splitlines()):
-            if re.fullmatch(r"(?!.*(--|\.\.))[\w ,.:;?()-]+", line):  # plain words, which no formatting changes
+            # plain words, which no formatting changes
+            if re.fullmatch(r"(?!.*(--|\.\.))[\w ,.:;?()-]+", line):
                 assert "".join(line.split()) in shown, f"{path}: {line}"
 
 
@@ -130,6 +161,7 @@ def test_no_link_inside_the_site_is_dead(site, pages):
             path, anchor = target(link, name) or ("index.html", "")
             if not (site / path).is_file() or anchor and path in ids and anchor not in ids[path]:
                 yield link
+
     found = {name: list(dead(name, facts)) for (_, name), facts in pages.items()}
     assert {name: links for name, links in found.items() if links} == {}
 
@@ -139,9 +171,17 @@ def test_source_links_lead_to_the_definition(pages):
         for link, name in zip(facts["documented"], facts["documented"][1:]):
             if link.startswith(SOURCE):
                 file, _, line = link.removeprefix(SOURCE).partition("#L")
-                near = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1:int(line) + 5]  # decorators come first
-                if not re.search(rf"(def|class) {re.escape(name.split('.')[-1])}\b", "\n".join(near)):
+                # decorators come first
+                near = (
+                    (ROOT / file)
+                    .read_text(encoding="utf-8")
+                    .splitlines()[int(line) - 1 : int(line) + 5]
+                )
+                if not re.search(
+                    rf"(def|class) {re.escape(name.split('.')[-1])}\b", "\n".join(near)
+                ):
                     yield link, name
+
     assert problems(pages, wrong) == {}
 
 
@@ -151,40 +191,80 @@ def test_every_exported_name_is_documented_with_a_link_to_its_source(pages):
             name = symbol.removeprefix(module + ".")
             if "." not in name and not name.startswith("_"):
                 facts = pages[WIDTHS[0], address.partition("#")[0]]
-                at = facts["documented"].index(name) if name in facts["documented"] else pytest.fail(f"{symbol} is not on its page")
+                at = (
+                    facts["documented"].index(name)
+                    if name in facts["documented"]
+                    else pytest.fail(f"{symbol} is not on its page")
+                )
                 assert facts["documented"][at - 1].startswith(SOURCE + file), symbol
-                assert any(re.match(rf"(def|class) {name}\(", code) for code in facts["code"]), f"{symbol} has no signature"
+                assert any(re.match(rf"(def|class) {name}\(", code) for code in facts["code"]), (
+                    f"{symbol} has no signature"
+                )
 
 
 def test_no_directive_is_left_raw(pages):
-    assert problems(pages, lambda facts: re.findall(r"^\s*(?:#\|.*|:::.*|%%\w+.*)", "\n".join([facts["text"], *facts["code"]]), re.M)) == {}
+    assert (
+        problems(
+            pages,
+            lambda facts: re.findall(
+                r"^\s*(?:#\|.*|:::.*|%%\w+.*)", "\n".join([facts["text"], *facts["code"]]), re.M
+            ),
+        )
+        == {}
+    )
 
 
 def test_no_output_is_an_error(pages):
-    assert problems(pages, lambda facts: facts["errors"] + re.findall(r"Traceback \(most recent call last\).*", facts["text"])) == {}
+    assert (
+        problems(
+            pages,
+            lambda facts: (
+                facts["errors"]
+                + re.findall(r"Traceback \(most recent call last\).*", facts["text"])
+            ),
+        )
+        == {}
+    )
 
 
 def test_pictures_are_there_and_described(pages):
-    assert problems(pages, lambda facts: [image["name"] for image in facts["images"] if not image["shown"]]) == {}, "missing pictures"
-    missing = problems(pages, lambda facts: [image["name"] for image in facts["images"] if not image["described"]])
+    assert (
+        problems(
+            pages, lambda facts: [image["name"] for image in facts["images"] if not image["shown"]]
+        )
+        == {}
+    ), "missing pictures"
+    missing = problems(
+        pages, lambda facts: [image["name"] for image in facts["images"] if not image["described"]]
+    )
     assert missing == {}, "say what these pictures show: `#| fig-alt: ...` first in the cell"
 
 
 def test_headings_go_down_one_level_at_a_time(pages):
     def jumps(facts):
         levels = [(1, "")] + facts["headings"]
-        yield from (text for (before, _), (level, text) in zip(levels, levels[1:]) if level > before + 1)
+        yield from (
+            text for (before, _), (level, text) in zip(levels, levels[1:]) if level > before + 1
+        )
         yield from (text for level, text in facts["headings"][1:] if level == 1)
+
     assert problems(pages, jumps) == {}
 
 
 def test_no_section_is_empty(pages):
-    assert problems(pages, lambda facts: facts["empty"]) == {}, "a cell that exports only values shows on the page with `#| exports`"
+    assert problems(pages, lambda facts: facts["empty"]) == {}, (
+        "a cell that exports only values shows on the page with `#| exports`"
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_pages_fit_the_window(pages, width):
-    assert problems(pages, lambda facts: facts["wide"] + [facts["width"]] * (facts["width"] > width), width) == {}, "wider than the window"
+    assert (
+        problems(
+            pages, lambda facts: facts["wide"] + [facts["width"]] * (facts["width"] > width), width
+        )
+        == {}
+    ), "wider than the window"
 
 
 def test_figures_stay_legible_on_a_dark_page(site, chromium):
@@ -192,7 +272,10 @@ def test_figures_stay_legible_on_a_dark_page(site, chromium):
     for name in ("index.html", "plots.html"):
         tab.goto((site / name).as_uri())
         tab.evaluate("document.body.classList.add('quarto-dark')")
-        grounds = tab.evaluate("[...document.querySelectorAll('main img')].map(e => getComputedStyle(e).backgroundColor)")
+        grounds = tab.evaluate(
+            "[...document.querySelectorAll('main img')].map(e => "
+            "getComputedStyle(e).backgroundColor)"
+        )
         assert grounds and set(grounds) == {"rgb(255, 255, 255)"}
         screenshot(tab, f"{site.name.strip('_')}-{name.removesuffix('.html')}-dark")
     tab.close()
@@ -202,8 +285,13 @@ def test_the_landing_page_says_what_the_kit_does_before_one_scrolls_far(site, ch
     tab = chromium.new_page(viewport={"width": WIDTHS[0], "height": 800})
     tab.goto((site / "index.html").as_uri())
     first = tab.evaluate("document.querySelector('main h2').getBoundingClientRect().top")
-    above = lambda query: tab.evaluate("query => [...document.querySelectorAll(query)].map(e => e.getBoundingClientRect())", query)
+    above = lambda query: tab.evaluate(
+        "query => [...document.querySelectorAll(query)].map(e => e.getBoundingClientRect())", query
+    )
     assert first < 1.5 * 800
-    assert [len([box for box in above(query) if box["bottom"] <= first]) for query in ("main img", "main pre", "main .entry a")] == [1, 1, 4]
+    assert [
+        len([box for box in above(query) if box["bottom"] <= first])
+        for query in ("main img", "main pre", "main .entry a")
+    ] == [1, 1, 4]
     assert max(box["top"] for box in above("main pre")[:1]) < 800
     tab.close()

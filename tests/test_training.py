@@ -1,4 +1,5 @@
 "Optimizer groups, schedules, selection on train people, checkpoints, caching."
+
 import os
 import pickle
 import subprocess
@@ -16,7 +17,16 @@ from promptsg import training
 from promptsg.config import Config, PromptSGError
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG
-from promptsg.training import Feed, Trainer, gradient_table, learning_rate, load_run, loss_terms, parameter_groups, read_checkpoint
+from promptsg.training import (
+    Feed,
+    Trainer,
+    gradient_table,
+    learning_rate,
+    load_run,
+    loss_terms,
+    parameter_groups,
+    read_checkpoint,
+)
 from promptsg.versions import version
 
 
@@ -25,11 +35,21 @@ def run(quick, splits, tmp_path_factory):
     return Trainer(quick, splits, tmp_path_factory.mktemp("runs") / "run", progress=False).fit()
 
 
-@pytest.mark.parametrize("changes", [{}, dict(classifier="arcface", bnneck_reduction=True), dict(language=False), dict(unfreeze_blocks=1)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(classifier="arcface", bnneck_reduction=True),
+        dict(language=False),
+        dict(unfreeze_blocks=1),
+    ],
+)
 def test_every_trainable_parameter_is_in_one_group(quick, changes):
     model = PromptSG(quick.replace(**changes), 5)
     grouped = [id(p) for g in parameter_groups(model, quick) for p in g["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad) and len(set(grouped)) == len(grouped)
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad) and len(
+        set(grouped)
+    ) == len(grouped)
 
 
 def test_schedules():
@@ -46,20 +66,28 @@ def test_clip_handids_schedule_is_its_definition():
     config = version("handid", "vitb16")
     for base in (config.lr_clip_visual, config.lr_modules):
         for epoch in range(config.epochs):
-            share = 0.01 + 0.99 * epoch / 10 if epoch < 10 else 0.5 ** ((epoch >= 40) + (epoch >= 60))
+            share = (
+                0.01 + 0.99 * epoch / 10 if epoch < 10 else 0.5 ** ((epoch >= 40) + (epoch >= 60))
+            )
             assert learning_rate(config, base, epoch) == pytest.approx(share * base, rel=1e-6)
     assert [learning_rate(config, 1.0, epoch) for epoch in (39.99, 40.0)] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_weight_decay_is_of_the_optimizer_that_is_named(quick, splits, tmp_path, name):
-    trainer = Trainer(quick.replace(optimizer=name, weight_decay=0.1), splits, tmp_path, progress=False)
+    trainer = Trainer(
+        quick.replace(optimizer=name, weight_decay=0.1), splits, tmp_path, progress=False
+    )
     trainer._set_up()
     weight = trainer.model.head.classifier.weight
     before = weight.detach().clone()
     weight.grad = torch.full_like(weight, 1e-3)
     trainer._set_learning_rates(5)
-    rate = next(group["lr"] for group in trainer.optimizer.param_groups if any(p is weight for p in group["params"]))
+    rate = next(
+        group["lr"]
+        for group in trainer.optimizer.param_groups
+        if any(p is weight for p in group["params"])
+    )
     trainer.optimizer.step()
     # the first step of both is the gradient's sign; Adam's gradient has the decay in it
     gradient = 1e-3 + 0.1 * before if name == "adam" else torch.full_like(before, 1e-3)
@@ -70,14 +98,19 @@ def test_weight_decay_is_of_the_optimizer_that_is_named(quick, splits, tmp_path,
 def test_a_run_folder_is_complete(run, quick):
     assert Config.from_yaml(run / "config.yml") == quick
     lines = (run / "metrics.csv").read_text().splitlines()
-    assert len(lines) == 3 and {"loss_id", "loss_triplet", "loss_supcon", "val_mAP"} <= set(lines[0].split(","))
-    assert (run / "best" / "checkpoint.safetensors").exists() and (run / "last" / "state.json").exists()
+    assert len(lines) == 3 and {"loss_id", "loss_triplet", "loss_supcon", "val_mAP"} <= set(
+        lines[0].split(",")
+    )
+    assert (run / "best" / "checkpoint.safetensors").exists() and (
+        run / "last" / "state.json"
+    ).exists()
 
 
 def test_test_people_are_never_seen_in_training(quick, splits, tmp_path, monkeypatch):
     seen = set()
     load = training.load_image
-    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))  # an empty one: every image that is used is decoded
+    # an empty one: every image that is used is decoded
+    monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("promptsg.data.load_image", lambda path: (seen.add(path), load(path))[1])
     Trainer(quick.replace(epochs=1), splits, tmp_path / "run", progress=False).fit()
     assert seen and not seen & set(splits.test.path)
@@ -86,10 +119,18 @@ def test_test_people_are_never_seen_in_training(quick, splits, tmp_path, monkeyp
 def test_clipping_comes_before_the_step(quick, splits, tmp_path, monkeypatch):
     calls = []
     clip, step = Accelerator.clip_grad_norm_, torch.optim.AdamW.step
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *a, **k: (calls.append("clip"), clip(*a, **k))[1])
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *a, **k: (calls.append("step"), step(*a, **k))[1])
+    monkeypatch.setattr(
+        Accelerator, "clip_grad_norm_", lambda *a, **k: (calls.append("clip"), clip(*a, **k))[1]
+    )
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda *a, **k: (calls.append("step"), step(*a, **k))[1]
+    )
     Trainer(quick.replace(epochs=1, clip_norm=1.0), splits, tmp_path / "run", progress=False).fit()
-    assert calls and calls[::2] == ["clip"] * (len(calls) // 2) and calls[1::2] == ["step"] * (len(calls) // 2)
+    assert (
+        calls
+        and calls[::2] == ["clip"] * (len(calls) // 2)
+        and calls[1::2] == ["step"] * (len(calls) // 2)
+    )
 
 
 def test_resume_equals_an_uninterrupted_run(run, quick, splits, tmp_path, monkeypatch):
@@ -99,11 +140,15 @@ def test_resume_equals_an_uninterrupted_run(run, quick, splits, tmp_path, monkey
         if number == 1:
             raise KeyboardInterrupt
         return epoch(self, number)
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_train_epoch", killed)
         Trainer(quick, splits, tmp_path / "run", progress=False).fit()
     Trainer(quick, splits, tmp_path / "run", progress=False).fit(resume=True)
-    (first, state), (second, again) = read_checkpoint(run / "last"), read_checkpoint(tmp_path / "run" / "last")
+    (first, state), (second, again) = (
+        read_checkpoint(run / "last"),
+        read_checkpoint(tmp_path / "run" / "last"),
+    )
     assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
     assert state["history"] == again["history"]
 
@@ -112,7 +157,13 @@ def test_resume_with_workers_draws_the_same_augmentation(quick, splits, tmp_path
     config = quick.replace(num_workers=1, crop_padding=4, erasing=0.5, flip=0.5, steps_per_epoch=2)
     whole = Trainer(config, splits, tmp_path / "whole", progress=False).fit()
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(Trainer, "_train_epoch", lambda self, epoch, train=Trainer._train_epoch: train(self, epoch) if not epoch else 1 / 0)
+        patch.setattr(
+            Trainer,
+            "_train_epoch",
+            lambda self, epoch, train=Trainer._train_epoch: (
+                train(self, epoch) if not epoch else 1 / 0
+            ),
+        )
         Trainer(config, splits, tmp_path / "run", progress=False).fit()
     Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
     assert (whole / "metrics.csv").read_text() == (tmp_path / "run" / "metrics.csv").read_text()
@@ -121,12 +172,20 @@ def test_resume_with_workers_draws_the_same_augmentation(quick, splits, tmp_path
 def test_cached_pixels_train_to_the_same_bit(run, quick, splits, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))
     config = quick.replace(crop_padding=4, erasing=0.5, steps_per_epoch=2, epochs=1)
-    runs = [Trainer(config.replace(cache_pixels=on), splits, tmp_path / str(on), progress=False).fit() for on in (False, True)]
+    runs = [
+        Trainer(config.replace(cache_pixels=on), splits, tmp_path / str(on), progress=False).fit()
+        for on in (False, True)
+    ]
     (decoded, _), (cached, _) = (read_checkpoint(one / "last") for one in runs)
     assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) >= splits.train.path.nunique()
     model = load_run(run)
-    first, second = (Feed(model, model.config.replace(cache_pixels=on), progress=False).embed(splits.test).of(splits.test) for on in (False, True))
+    first, second = (
+        Feed(model, model.config.replace(cache_pixels=on), progress=False)
+        .embed(splits.test)
+        .of(splits.test)
+        for on in (False, True)
+    )
     assert torch.equal(first, second)
 
 
@@ -138,7 +197,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(quick, splits, tmp_path,
         Feed(model, quick, progress=False).embed(splits.test)
 
 
-# --- options that change nothing ------------------------------------------------------------------------------
+# --- options that change nothing
 def loss_and_gradients(config, prepare=lambda model: None):
     "One step's loss, every gradient and every buffer."
     torch.manual_seed(0)
@@ -147,15 +206,28 @@ def loss_and_gradients(config, prepare=lambda model: None):
     images, labels = torch.randn(8, 3, *model.backbone.image_size), torch.arange(8) // 2
     loss = sum(training.Objective(model, config)(labels, images).values())
     loss.backward()
-    return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, dict(model.named_buffers())
+    return (
+        loss,
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        dict(model.named_buffers()),
+    )
 
 
 def check_same(config, prepare):
-    (loss, gradients, buffers), (other, others, theirs) = loss_and_gradients(config), loss_and_gradients(config, prepare)
+    (loss, gradients, buffers), (other, others, theirs) = (
+        loss_and_gradients(config),
+        loss_and_gradients(config, prepare),
+    )
     assert gradients.keys() == others.keys() and len(gradients) > 20
     torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-4 * max(1e-2, gradient.abs().max().item()), msg=name)
+        torch.testing.assert_close(
+            others[name],
+            gradient,
+            rtol=1e-3,
+            atol=1e-4 * max(1e-2, gradient.abs().max().item()),
+            msg=name,
+        )
     for name, buffer in buffers.items():
         torch.testing.assert_close(theirs[name], buffer, msg=name)
 
@@ -163,9 +235,11 @@ def check_same(config, prepare):
 @pytest.mark.parametrize("changes", [{}, dict(unfreeze_blocks=1), dict(model="hand-rn-tiny")])
 def test_checkpointed_blocks_run_again_and_change_nothing(quick, changes):
     runs = []
+
     def prepare(model):
         model.backbone.checkpoint_blocks = True
         model.backbone.blocks[-1].register_forward_pre_hook(lambda *a: runs.append(1))
+
     check_same(quick.replace(**changes), prepare)
     assert len(runs) == 2
 
@@ -173,6 +247,7 @@ def test_checkpointed_blocks_run_again_and_change_nothing(quick, changes):
 @pytest.mark.parametrize("model", ["hand-vit-tiny", "hand-rn-tiny"])
 def test_compiled_parts_change_nothing(quick, model):
     from torch._dynamo.testing import CompileCounterWithBackend
+
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("aot_eager")
     check_same(quick.replace(model=model), lambda model: training.compile_parts(model, backend))
@@ -180,19 +255,37 @@ def test_compiled_parts_change_nothing(quick, model):
 
 
 def test_config_options_reach_the_model(quick, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: setattr(self, "compiled", options))
-    trainer = Trainer(quick.replace(compile=True, checkpoint_blocks=True), splits, tmp_path / "run", progress=False)
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **options: setattr(self, "compiled", options)
+    )
+    trainer = Trainer(
+        quick.replace(compile=True, checkpoint_blocks=True),
+        splits,
+        tmp_path / "run",
+        progress=False,
+    )
     trainer._set_up()
-    assert trainer.model.backbone.checkpoint_blocks and trainer.model.fusion.compiled == dict(backend="inductor")
+    assert trainer.model.backbone.checkpoint_blocks and trainer.model.fusion.compiled == dict(
+        backend="inductor"
+    )
     assert all(block.compiled for block in trainer.model.backbone.blocks)
 
 
-# --- trackers -------------------------------------------------------------------------------------------------
+# --- trackers
 def test_tensorboard_gets_a_row_an_epoch(quick, splits, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    out = Trainer(quick.replace(tracker="tensorboard", steps_per_epoch=1), splits, tmp_path / "run", progress=False).fit()
+
+    out = Trainer(
+        quick.replace(tracker="tensorboard", steps_per_epoch=1),
+        splits,
+        tmp_path / "run",
+        progress=False,
+    ).fit()
     events = EventAccumulator(str(out / quick.experiment)).Reload()
-    assert [event.step for event in events.Scalars("val_mAP")] == [1, 2] and "lr_modules" in events.Tags()["scalars"]
+    assert [event.step for event in events.Scalars("val_mAP")] == [
+        1,
+        2,
+    ] and "lr_modules" in events.Tags()["scalars"]
 
 
 def test_a_missing_tracker_is_one_sentence(quick, splits, tmp_path, monkeypatch):
@@ -200,25 +293,43 @@ def test_a_missing_tracker_is_one_sentence(quick, splits, tmp_path, monkeypatch)
     with pytest.raises(PromptSGError, match="pip install wandb"):
         Trainer(quick.replace(tracker="wandb"), splits, tmp_path / "run", progress=False).fit()
     assert not (tmp_path / "run").exists()
+
+
 def test_early_stop(quick, splits, tmp_path, monkeypatch):
     scores = iter([0.5, 0.4, 0.3, 0.9])
-    monkeypatch.setattr(Trainer, "validate", lambda self: {"val_rank1": 0.0, "val_mAP": next(scores)})
-    out = Trainer(quick.replace(epochs=4, steps_per_epoch=1, early_stop_patience=2), splits, tmp_path / "run", progress=False).fit()
-    assert read_checkpoint(out / "last")[1]["epoch"] == 3 and read_checkpoint(out / "best")[1]["epoch"] == 1
+    monkeypatch.setattr(
+        Trainer, "validate", lambda self: {"val_rank1": 0.0, "val_mAP": next(scores)}
+    )
+    out = Trainer(
+        quick.replace(epochs=4, steps_per_epoch=1, early_stop_patience=2),
+        splits,
+        tmp_path / "run",
+        progress=False,
+    ).fit()
+    assert (
+        read_checkpoint(out / "last")[1]["epoch"] == 3
+        and read_checkpoint(out / "best")[1]["epoch"] == 1
+    )
 
 
 def test_a_loss_that_is_not_finite_names_step_and_term(quick, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "supcon", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(
+        training, "supcon", lambda *a: torch.tensor(float("nan"), requires_grad=True)
+    )
     with pytest.raises(PromptSGError, match="supcon is not finite at step 0"):
         Trainer(quick, splits, tmp_path / "run", progress=False).fit()
 
 
 @pytest.mark.parametrize("log_frequency", [1, 1000])
-def test_nothing_bad_is_saved_however_rarely_the_losses_are_looked_at(quick, splits, tmp_path, monkeypatch, log_frequency):
+def test_nothing_bad_is_saved_however_rarely_the_losses_are_looked_at(
+    quick, splits, tmp_path, monkeypatch, log_frequency
+):
     calls, supcon = [], training.supcon
+
     def later(*a):
         calls.append(1)
         return supcon(*a) * (float("nan") if len(calls) == 6 else 1)
+
     monkeypatch.setattr(training, "supcon", later)
     config = quick.replace(steps_per_epoch=4, log_frequency=log_frequency)
     with pytest.raises(PromptSGError, match="loss term supcon is not finite at step 5"):
@@ -228,18 +339,32 @@ def test_nothing_bad_is_saved_however_rarely_the_losses_are_looked_at(quick, spl
     assert state["epoch"] == 1 and all(t.isfinite().all() for t in tensors.values())
 
 
-@pytest.mark.parametrize("changes", [{}, dict(classifier="arcface"), dict(model="hand-rn-tiny", classifier="bnneck"), dict(text_queries="words")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(classifier="arcface"),
+        dict(model="hand-rn-tiny", classifier="bnneck"),
+        dict(text_queries="words"),
+    ],
+)
 def test_a_step_waits_for_no_device(quick, monkeypatch, changes):
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())  # knows no "meta"
     config = quick.replace(clip_norm=1.0, **changes)
-    model = PromptSG(config, 4).to("meta").train()  # tensors without values: whatever reads one, raises
+    # tensors without values: whatever reads one, raises
+    model = PromptSG(config, 4).to("meta").train()
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
-    images, labels = torch.empty(8, 3, *model.backbone.image_size, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    images, labels = (
+        torch.empty(8, 3, *model.backbone.image_size, device="meta"),
+        torch.empty(8, dtype=torch.int64, device="meta"),
+    )
     record = training.LossRecord(2)
     for _ in range(2):
         terms = training.Objective(model, config)(labels, images)
         sum(terms.values()).backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(
+            [p for p in model.parameters() if p.requires_grad], config.clip_norm
+        )
         optimizer.step()
         record.add(terms)
     with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
@@ -249,15 +374,28 @@ def test_a_step_waits_for_no_device(quick, monkeypatch, changes):
 def test_cached_features_train_and_embed_like_images(quick, splits, tmp_path):
     few = quick.replace(unfreeze_blocks=2, epochs=1)
     whole = Trainer(few, splits, tmp_path / "images", progress=False).fit()
-    cached = Trainer(few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False).fit()
-    embeddings = [Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False).embed(splits.test).of(splits.test) for run in (whole, cached)]
-    assert torch.nn.functional.cosine_similarity(*embeddings).min() > 0.999  # half precision on disk
-    made = [array for array in map(np.load, (tmp_path / "cache").rglob("*.npy")) if array.dtype == np.float16]
+    cached = Trainer(
+        few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False
+    ).fit()
+    embeddings = [
+        Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False)
+        .embed(splits.test)
+        .of(splits.test)
+        for run in (whole, cached)
+    ]
+    # half precision on disk
+    assert torch.nn.functional.cosine_similarity(*embeddings).min() > 0.999
+    made = [
+        array
+        for array in map(np.load, (tmp_path / "cache").rglob("*.npy"))
+        if array.dtype == np.float16
+    ]
     assert [len(array) for array in made] == [len(splits.test)]
 
 
 def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
     from PIL import Image
+
     model = PromptSG(quick.replace(unfreeze_blocks=1, cache_frozen=True), 2).eval()
     frame = splits.test.head(2).copy()
     frame["path"] = [str(tmp_path / name) for name in frame.image]
@@ -266,11 +404,14 @@ def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
     first = Feed(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(frame.path.iloc[0])
     second = Feed(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
-    assert not torch.allclose(first[0], second[0], atol=1e-3) and torch.allclose(first[1], second[1], atol=1e-5)
+    assert not torch.allclose(first[0], second[0], atol=1e-3) and torch.allclose(
+        first[1], second[1], atol=1e-5
+    )
 
 
 def test_broken_checkpoints_are_one_sentence_and_stay(run, quick, tmp_path):
     import shutil
+
     copy = shutil.copytree(run, tmp_path / "run")
     file = copy / "best" / "checkpoint.safetensors"
     half = file.read_bytes()[:-100]
@@ -286,7 +427,9 @@ def test_broken_checkpoints_are_one_sentence_and_stay(run, quick, tmp_path):
 def test_another_backbone_or_other_frozen_weights_are_refused(run, quick, splits, tmp_path):
     with pytest.raises(PromptSGError, match="does not match"):
         load_run(run, model="hand-rn-tiny")
-    few = Trainer(quick.replace(unfreeze_blocks=1, epochs=1), splits, tmp_path / "few", progress=False).fit()
+    few = Trainer(
+        quick.replace(unfreeze_blocks=1, epochs=1), splits, tmp_path / "few", progress=False
+    ).fit()
     with pytest.raises(PromptSGError, match="other frozen weights"):
         load_run(few, pretrained="random")
 
@@ -300,7 +443,7 @@ def test_a_folder_with_a_run_is_not_overwritten(run, quick, splits):
     assert (run / "last" / "checkpoint.safetensors").read_bytes() == before
 
 
-# --- many processes -------------------------------------------------------------------------------------------
+# --- many processes
 PROCESSES = """
 import sys, torch
 from pathlib import Path
@@ -312,15 +455,19 @@ splits = make_splits(read_11k(hands), "dorsal_r", n_splits=3)
 for file in configs:
     run = Trainer(Config.from_yaml(file), splits, out / Path(file).stem, progress=False).fit()
     model = load_run(run)
-    found = Feed(model, model.config, progress=False).embed(splits.test.head(13)).of(splits.test.head(13))
+    feed, few = Feed(model, model.config, progress=False), splits.test.head(13)
+    found = feed.embed(few).of(few)
     torch.save(found, run / f"embedded{processes()[0]}.pt")
 rank, world = processes()
 torch.manual_seed(0)
-x, target, norm = torch.randn(6, 5, 4).double() * 3 + 1, torch.randn(6, 5, 4).double(), torch.nn.BatchNorm1d(5).double()
+x, target = torch.randn(6, 5, 4).double() * 3 + 1, torch.randn(6, 5, 4).double()
+norm = torch.nn.BatchNorm1d(5).double()
 own, norm = x[3 * rank:][:3].requires_grad_(), SharedBatchNorm(norm)
 y = norm(own)
 (y * target[3 * rank:][:3]).sum().backward()
-torch.save([y.detach(), own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var], out / f"norm{rank}.pt")
+found = [y.detach(), own.grad, norm.weight.grad, norm.bias.grad]
+found += [norm.running_mean, norm.running_var]
+torch.save(found, out / f"norm{rank}.pt")
 """
 
 
@@ -329,20 +476,47 @@ def pair(quick, hands, splits, tmp_path_factory):
     "{name: (run by this process, run by two)} for a few configs, and the folder of the two."
     folder = tmp_path_factory.mktemp("pair")
     base = quick.replace(steps_per_epoch=3)
-    slow = dict(lr_modules=1e-5, lr_clip_visual=1e-6)  # Adam blows rounding up where a gradient is nearly nothing
-    configs = dict(vit=base, neck=base.replace(classifier="arcface", model="hand-rn-tiny", **slow),
-                   part=base.replace(use_composed_prompt=False, unfreeze_blocks=1, cache_frozen=True),  # parameters without a gradient
-                   plain=base.replace(language=False, classifier="bnneck", checkpoint_blocks=True, **slow))
+    # Adam blows rounding up where a gradient is nearly nothing
+    slow = dict(lr_modules=1e-5, lr_clip_visual=1e-6)
+    configs = dict(
+        vit=base,
+        neck=base.replace(classifier="arcface", model="hand-rn-tiny", **slow),
+        # parameters without a gradient
+        part=base.replace(use_composed_prompt=False, unfreeze_blocks=1, cache_frozen=True),
+        plain=base.replace(language=False, classifier="bnneck", checkpoint_blocks=True, **slow),
+    )
     for name, config in configs.items():
         (folder / f"{name}.yml").write_text(config.to_yaml())
     (folder / "run.py").write_text(PROCESSES)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(folder / "run.py")]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(folder / "run.py"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PROMPTSG_CACHE": str(folder / "cache")}
-    done = subprocess.run([*start, str(hands), str(folder / "two"), *(str(folder / f"{name}.yml") for name in configs)],
-                          env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            *start,
+            str(hands),
+            str(folder / "two"),
+            *(str(folder / f"{name}.yml") for name in configs),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "two", {name: (Trainer(config, splits, folder / "one" / name, progress=False).fit(), folder / "two" / name)
-                            for name, config in configs.items()}
+    return folder / "two", {
+        name: (
+            Trainer(config, splits, folder / "one" / name, progress=False).fit(),
+            folder / "two" / name,
+        )
+        for name, config in configs.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["vit", "neck", "part", "plain"])
@@ -353,30 +527,47 @@ def test_two_processes_train_and_embed_like_one(pair, splits, name):
     # ArcFace's loss is about 35, and on the ResNet another number of threads alone moves it by 1e-4
     tolerance = dict(rel=1e-5) if name == "neck" else dict(abs=1e-4)
     assert losses[1] == pytest.approx(losses[0], **tolerance) and losses[0][0] != losses[0][1]
-    assert [row["val_mAP"] for row in other["history"]] == pytest.approx([row["val_mAP"] for row in state["history"]], abs=1e-6)
+    assert [row["val_mAP"] for row in other["history"]] == pytest.approx(
+        [row["val_mAP"] for row in state["history"]], abs=1e-6
+    )
     running = [key for key in one if "running_" in key]
-    assert running and all(torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-3) for key in running)
+    assert running and all(
+        torch.allclose(one[key], two[key], rtol=1e-3, atol=1e-3) for key in running
+    )
     first, second = (torch.load(runs[1] / f"embedded{rank}.pt") for rank in (0, 1))
     model, few = load_run(runs[0]), splits.test.head(13)
     alone = Feed(model, model.config, progress=False).embed(few).of(few)
-    assert torch.equal(first, second) and (first * alone).sum(1).min() > 0.9999  # in the frame's order
+    # in the frame's order
+    assert torch.equal(first, second) and (first * alone).sum(1).min() > 0.9999
 
 
 def test_batch_norm_over_two_processes_is_the_whole_batchs(pair):
     torch.manual_seed(0)
-    x, target, norm = torch.randn(6, 5, 4).double() * 3 + 1, torch.randn(6, 5, 4).double(), torch.nn.BatchNorm1d(5).double()
+    x, target, norm = (
+        torch.randn(6, 5, 4).double() * 3 + 1,
+        torch.randn(6, 5, 4).double(),
+        torch.nn.BatchNorm1d(5).double(),
+    )
     y = norm(x.requires_grad_())
     (y * target).sum().backward()
     shares = zip(*(torch.load(pair[0] / f"norm{rank}.pt") for rank in (0, 1)))
-    for expected, how, (first, second) in zip((y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var),
-                                              (torch.cat, torch.cat, sum, sum, None, None), shares):
-        torch.testing.assert_close(how([first, second]) if how else first, expected.detach(), rtol=1e-12, atol=1e-12)
+    for expected, how, (first, second) in zip(
+        (y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var),
+        (torch.cat, torch.cat, sum, sum, None, None),
+        shares,
+    ):
+        torch.testing.assert_close(
+            how([first, second]) if how else first, expected.detach(), rtol=1e-12, atol=1e-12
+        )
         assert how or torch.equal(first, second)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     from promptsg.data import PKSampler
-    whole, *shares = [list(PKSampler(list("aabbccdd"), 4, 2, share=share)) for share in ((0, 1), (0, 2), (1, 2))]
+
+    whole, *shares = [
+        list(PKSampler(list("aabbccdd"), 4, 2, share=share)) for share in ((0, 1), (0, 2), (1, 2))
+    ]
     assert whole == [one + other for one, other in zip(*shares)]
     with pytest.raises(PromptSGError, match="multiple of instances x 3"):
         PKSampler(list("aabbccdd"), 4, 2, share=(0, 3))
@@ -384,7 +575,9 @@ def test_a_batch_that_processes_cannot_share_is_refused():
 
 def test_which_epoch_is_kept(splits, quick, tmp_path, monkeypatch):
     falling = iter([0.9, 0.1] * 2)
-    monkeypatch.setattr(Trainer, "validate", lambda self: {"val_rank1": 0.5, "val_mAP": next(falling)})
+    monkeypatch.setattr(
+        Trainer, "validate", lambda self: {"val_rank1": 0.5, "val_mAP": next(falling)}
+    )
     for select, epoch in (("best", 1), ("last", 2)):
         Trainer(quick.replace(select=select), splits, tmp_path / select, progress=False).fit()
         assert read_checkpoint(tmp_path / select / "best")[1]["epoch"] == epoch
@@ -407,19 +600,31 @@ def test_the_kept_epoch_is_whitened_by_the_train_people_once(quick, splits, tmp_
             Trainer(config, splits, out, progress=False).fit()
     Trainer(config, splits, out, progress=False).fit(resume=True)
     whole, plain = load_run(out), load_run(out, "last")
-    assert torch.equal(plain.whitening.matrix, torch.eye(plain.head.out_dim)) and not plain.whitening.mean.any()
+    assert (
+        torch.equal(plain.whitening.matrix, torch.eye(plain.head.out_dim))
+        and not plain.whitening.mean.any()
+    )
     seen = lambda model, frame: Feed(model, config, progress=False).embed(frame).of(frame)
     whitening = Whitening(plain.head.out_dim)
     whitening.fit(seen(plain, train), torch.from_numpy(train.identity.factorize()[0]))
-    torch.testing.assert_close(seen(whole, splits.test), F.normalize(whitening(seen(plain, splits.test))), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        seen(whole, splits.test),
+        F.normalize(whitening(seen(plain, splits.test))),
+        rtol=0,
+        atol=1e-5,
+    )
     before = (out / "best" / "checkpoint.safetensors").read_bytes()
     Trainer(config, splits, out, progress=False).fit(resume=True)
     assert (out / "best" / "checkpoint.safetensors").read_bytes() == before
     whole.save_pretrained(tmp_path / "shared")
-    torch.testing.assert_close(seen(PromptSG.from_pretrained(tmp_path / "shared"), splits.test), seen(whole, splits.test))
+    torch.testing.assert_close(
+        seen(PromptSG.from_pretrained(tmp_path / "shared"), splits.test), seen(whole, splits.test)
+    )
 
 
-def test_whitening_needs_two_images_of_a_person_and_says_so_before_training(quick, splits, tmp_path):
+def test_whitening_needs_two_images_of_a_person_and_says_so_before_training(
+    quick, splits, tmp_path
+):
     single = replace(splits, train=splits.train.drop_duplicates("identity"))
     with pytest.raises(PromptSGError, match="set whiten to false"):
         Trainer(quick.replace(whiten=True), single, tmp_path / "run", progress=False).fit()
@@ -428,7 +633,12 @@ def test_whitening_needs_two_images_of_a_person_and_says_so_before_training(quic
 
 def test_gradients_of_terms_are_those_of_a_backward_pass(run, quick, splits):
     table = gradient_table(run, splits, "last", steps=1)
-    assert list(table) == ["id", "triplet", "supcon", "cosine"] and list(table.index) == ["image tower", "inversion MLP", "fusion", "head"]
+    assert list(table) == ["id", "triplet", "supcon", "cosine"] and list(table.index) == [
+        "image tower",
+        "inversion MLP",
+        "fusion",
+        "head",
+    ]
     trainer = Trainer(quick, splits, run, progress=False)
     trainer._set_up()
     training.load_weights(trainer.model, *read_checkpoint(run / "last"), run / "last")
@@ -437,29 +647,51 @@ def test_gradients_of_terms_are_those_of_a_backward_pass(run, quick, splits):
     for name in ("id", "supcon"):
         trainer.model.zero_grad()
         terms[name].backward(retain_graph=True)
-        for part, module in (("image tower", trainer.model.backbone), ("inversion MLP", trainer.model.inversion), ("head", trainer.model.head)):
+        for part, module in (
+            ("image tower", trainer.model.backbone),
+            ("inversion MLP", trainer.model.inversion),
+            ("head", trainer.model.head),
+        ):
             params = [p for p in module.parameters() if p.requires_grad]
-            norm = lambda values: sum(v.square().sum() for v in values if v is not None).sqrt() if any(v is not None for v in values) else torch.zeros(())
-            assert table.loc[part, name] == pytest.approx((norm([p.grad for p in params]) / norm(params)).item(), rel=1e-3)
+            norm = lambda values: (
+                sum(v.square().sum() for v in values if v is not None).sqrt()
+                if any(v is not None for v in values)
+                else torch.zeros(())
+            )
+            assert table.loc[part, name] == pytest.approx(
+                (norm([p.grad for p in params]) / norm(params)).item(), rel=1e-3
+            )
     assert table.loc["head", "supcon"] == 0 and np.isnan(table.loc["fusion", "cosine"])
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_cosine_says_whether_terms_agree(run, splits, sign):
     def same(output, labels, config, progress):
-        term = loss_terms(output, labels, config.replace(supcon_loss_weight=0.0, loss_id_weight=0.0))["triplet"]
+        term = loss_terms(
+            output, labels, config.replace(supcon_loss_weight=0.0, loss_id_weight=0.0)
+        )["triplet"]
         return {"triplet": term, "supcon": 2 * sign * term}
+
     table = gradient_table(run, splits, "last", steps=1, losses=same)
-    assert table.cosine[["image tower", "fusion"]].tolist() == pytest.approx([sign, sign]) and (table.supcon / table.triplet).dropna().tolist() == pytest.approx([2] * 3)
+    assert table.cosine[["image tower", "fusion"]].tolist() == pytest.approx([sign, sign]) and (
+        table.supcon / table.triplet
+    ).dropna().tolist() == pytest.approx([2] * 3)
 
 
 def test_a_detached_term_does_not_reach_the_tower(run, splits):
     away = lambda output, *rest: loss_terms(replace(output, visual=output.visual.detach()), *rest)
-    own, detached = gradient_table(run, splits, steps=1), gradient_table(run, splits, steps=1, losses=away)
-    assert detached.loc["image tower", "supcon"] < own.loc["image tower", "supcon"] and detached.loc["inversion MLP", "supcon"] == pytest.approx(own.loc["inversion MLP", "supcon"])
+    own, detached = (
+        gradient_table(run, splits, steps=1),
+        gradient_table(run, splits, steps=1, losses=away),
+    )
+    assert detached.loc["image tower", "supcon"] < own.loc[
+        "image tower", "supcon"
+    ] and detached.loc["inversion MLP", "supcon"] == pytest.approx(
+        own.loc["inversion MLP", "supcon"]
+    )
 
 
-# --- averaged weights ---------------------------------------------------------------------------------------------------
+# --- averaged weights
 @pytest.fixture(scope="module")
 def averaged(quick, splits, tmp_path_factory):
     "A run whose weights are averaged, and the weights after each of its steps."
@@ -467,8 +699,15 @@ def averaged(quick, splits, tmp_path_factory):
 
     def watched(self, *arguments):
         found = step(self, *arguments)
-        steps.append({name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad})
+        steps.append(
+            {
+                name: p.detach().clone()
+                for name, p in self.model.named_parameters()
+                if p.requires_grad
+            }
+        )
         return found
+
     out = tmp_path_factory.mktemp("averaged") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_step", watched)
@@ -493,20 +732,32 @@ def test_the_average_is_the_equations(averaged, quick):
 
 def test_last_is_measured_by_its_average_too(averaged):
     out, _ = averaged
-    for (name, one), other in zip(load_run(out, "last").named_parameters(), load_run(out).parameters()):
+    for (name, one), other in zip(
+        load_run(out, "last").named_parameters(), load_run(out).parameters()
+    ):
         assert torch.equal(one, other), name
 
 
-def test_a_run_with_an_average_resumes_as_if_uninterrupted(averaged, quick, splits, tmp_path, monkeypatch):
+def test_a_run_with_an_average_resumes_as_if_uninterrupted(
+    averaged, quick, splits, tmp_path, monkeypatch
+):
     out, _ = averaged
     config, epoch = quick.replace(weight_average=0.7, select="last"), Trainer._train_epoch
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "_train_epoch", lambda self, number: epoch(self, number) if number == 0 else (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            Trainer,
+            "_train_epoch",
+            lambda self, number: (
+                epoch(self, number) if number == 0 else (_ for _ in ()).throw(KeyboardInterrupt)
+            ),
+        )
         Trainer(config, splits, tmp_path / "run", progress=False).fit()
     Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
     for name in ("best", "last"):
         whole, resumed = read_checkpoint(out / name)[0], read_checkpoint(tmp_path / "run" / name)[0]
-        assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+        assert whole.keys() == resumed.keys() and all(
+            torch.equal(whole[key], resumed[key]) for key in whole
+        )
 
 
 def test_an_average_of_another_model_is_refused(averaged, quick, splits, tmp_path):
@@ -514,23 +765,39 @@ def test_an_average_of_another_model_is_refused(averaged, quick, splits, tmp_pat
 
     from promptsg.backbone import read_tensors
     from promptsg.training import save_tensors
+
     out, _ = averaged
     shutil.copytree(out, tmp_path / "run")
     file = tmp_path / "run" / "last" / "checkpoint.safetensors"
     tensors, about = read_tensors(file)
     lost = next(name for name in tensors if name.startswith("average/"))
-    save_tensors(file, {name: t for name, t in tensors.items() if name != lost}, state=about["state"])
+    save_tensors(
+        file, {name: t for name, t in tensors.items() if name != lost}, state=about["state"]
+    )
     with pytest.raises(PromptSGError, match="no proper average of the weights"):
-        Trainer(quick.replace(weight_average=0.7, select="last"), splits, tmp_path / "run", progress=False).fit(resume=True)
+        Trainer(
+            quick.replace(weight_average=0.7, select="last"),
+            splits,
+            tmp_path / "run",
+            progress=False,
+        ).fit(resume=True)
 
 
-# --- a whitening of mirror images ------------------------------------------------------------------------------------
+# --- a whitening of mirror images
 def test_the_whitening_sees_mirror_images_as_other_people(quick, splits, tmp_path):
-    config = quick.replace(whiten=True, whiten_mirrored=True, epochs=1, select="last", language=False)
+    config = quick.replace(
+        whiten=True, whiten_mirrored=True, epochs=1, select="last", language=False
+    )
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     found = load_run(tmp_path / "run").whitening
-    plain = PromptSG(config.replace(whiten=False, whiten_mirrored=False), len(splits.train.identity.unique())).eval()
-    own = {name: t for name, t in load_run(tmp_path / "run").state_dict().items() if not name.startswith("whitening")}
+    plain = PromptSG(
+        config.replace(whiten=False, whiten_mirrored=False), len(splits.train.identity.unique())
+    ).eval()
+    own = {
+        name: t
+        for name, t in load_run(tmp_path / "run").state_dict().items()
+        if not name.startswith("whitening")
+    }
     plain.load_state_dict(own)
     feed, train = Feed(plain, plain.config, progress=False), splits.train
     flip = feed.still.transforms[:-1] + [lambda image: image.flip(-1), feed.still.transforms[-1]]
@@ -542,5 +809,5 @@ def test_the_whitening_sees_mirror_images_as_other_people(quick, splits, tmp_pat
     expected.fit(rows, torch.from_numpy(np.r_[labels, labels + labels.max() + 1]))
     assert torch.allclose(found.matrix, expected.matrix, atol=1e-3 * expected.matrix.abs().max())
     without = Whitening(rows.shape[1])
-    without.fit(rows[:len(train)], torch.from_numpy(labels))
+    without.fit(rows[: len(train)], torch.from_numpy(labels))
     assert not torch.allclose(found.matrix, without.matrix, atol=1e-2 * expected.matrix.abs().max())

@@ -54,7 +54,7 @@ def same(a, b, tolerance=1e-5):
     return (a - b).abs().max().item() <= tolerance
 
 
-# --- dense tokens ------------------------------------------------------------
+# --- dense tokens
 def spelled_vit(backbone, images):
     "Eq. (1) of the backbone page, a head at a time, nothing shared with the block's own pass."
     block, visual, x = backbone.blocks[-1], backbone.visual, backbone.stem(images)
@@ -168,7 +168,7 @@ def test_paper_reads_dense_tokens_when_told_and_its_text_still_matters(quick):
     assert (model(images, "simplified").embedding - out.embedding).abs().max() > 1e-6
 
 
-# --- the word ------------------------------------------------------------
+# --- the word
 def test_a_direction_is_what_tells_a_sentence_from_others():
     others = torch.tensor([[1.0, 0, 0], [0, 2.0, 0]])
     expected = torch.tensor([[0.5, -0.5, 0.0]])
@@ -270,7 +270,7 @@ def test_configs_that_do_not_fit(wrong, sentence):
         Config(**wrong)
 
 
-# --- a bank of sentences ------------------------------------------------------------
+# --- a bank of sentences
 NAMES = ["person", "dog", "hand", "wing", "A photo of a dorsal right hand."]
 
 
@@ -403,22 +403,42 @@ def command(*arguments):
 
 @pytest.mark.parametrize("whose, aspects", [("run", 1), ("image", 4)])
 def test_a_bank_says_what_each_image_is_spoken_of(tmp_path, whose, aspects):
-    "With `prompt_aspect: image` the bank has the sentence of each aspect, and the model finds them."
+    """With `prompt_aspect: image` the bank has the sentence of each aspect, and the model finds
+    them."""
     (tmp_path / "said.txt").write_text("ring\nA {aspect} hand.\nA hand.\n", encoding="utf-8")
     file = tmp_path / "bank.safetensors"
-    command("bank", "--sentences", tmp_path / "said.txt", "--config", "paper@hand-vit-tiny",
-            "--out", file, "-s", f"prompt_aspect={whose}", "-s", "aspect=palmar_l")
+    command(
+        "bank",
+        "--sentences",
+        tmp_path / "said.txt",
+        "--config",
+        "paper@hand-vit-tiny",
+        "--out",
+        file,
+        "-s",
+        f"prompt_aspect={whose}",
+        "-s",
+        "aspect=palmar_l",
+    )
     said = read_bank(file).sentences
     assert len(said) == 2 + aspects and "A palmar left hand." in said
     assert ("A dorsal right hand." in said) == (whose == "image")
-    config = Config(model="hand-vit-tiny", simplified_prompt="A {aspect} hand.", aspect="palmar_l",
-                    text_pretrained=str(file), prompt_aspect="image", **FREE)
+    config = Config(
+        model="hand-vit-tiny",
+        simplified_prompt="A {aspect} hand.",
+        aspect="palmar_l",
+        text_pretrained=str(file),
+        prompt_aspect="image",
+        **FREE,
+    )
     own = torch.tensor([0, 3, -1])
     if whose == "run":
         with pytest.raises(PromptSGError, match="no sentence 'A dorsal right hand.'"):
             PromptSG(config, 2).prompt.simplified(3, own)
         return
-    bank, tower = (PromptSG(config.replace(text_pretrained=text), 2).prompt for text in (str(file), None))
+    bank, tower = (
+        PromptSG(config.replace(text_pretrained=text), 2).prompt for text in (str(file), None)
+    )
     assert same(bank.simplified(3, own).sentence, tower.simplified(3, own).sentence)
     assert not same(*bank.simplified(2, own[:2]).sentence, 1e-3)
 
@@ -488,7 +508,7 @@ def test_bank_command_takes_vectors(tmp_path):
         ask(*files)
 
 
-# --- nothing is trained by gradient ------------------------------------------------------------
+# --- nothing is trained by gradient
 @pytest.fixture(scope="module")
 def free(splits, tmp_path_factory):
     "A `training_free` run on the drawn hands, and how often an image went through its tower."
@@ -704,7 +724,7 @@ def test_two_processes_fit_the_same_whitening(free, hands, splits, tmp_path):
     )
 
 
-# --- words chosen by cross-validation ------------------------------------------------------------
+# --- words chosen by cross-validation
 @pytest.mark.parametrize(
     "rows, fitted, dim, images", [(30, 20, 50, 4), (60, 50, 12, 5), (12, 10, 3000, 5)]
 )
