@@ -550,7 +550,7 @@ _NOT_EMBEDDED = UNMEASURED | {
     "inversion_dropout",
     "losses",
 }
-_KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm")
+_KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm", "peft")
 
 
 def foreign_code(model):
@@ -566,12 +566,14 @@ def foreign_code(model):
 
 
 @lru_cache
-def _code_hash():
-    "Of the source that makes an embedding of an image's tensor, and the versions of what it calls."
+def _code_hash(adapted):
+    """Of the source that makes an embedding of an image's tensor, and the versions of what it
+    calls, peft's too where the tower is `adapted`."""
     names = ("backbone", "fusion", "heads", "int8", "inversion", "model", "prompt")
     package = Path(inspect.getfile(PromptSG)).parent
     files = [(package / f"{name}.py").read_bytes() for name in names]
-    versions = " ".join(map(importlib.metadata.version, ("torch", "open_clip_torch", "timm")))
+    packages = ("torch", "open_clip_torch", "timm", *(["peft"] if adapted else []))
+    versions = " ".join(map(importlib.metadata.version, packages))
     return hashlib.sha256(b"".join(files) + versions.encode()).hexdigest()
 
 
@@ -607,7 +609,7 @@ def embedding_kind(model, transform, prompt=None, frozen=False, precision="float
             prompt or model.config.eval_prompt,
             str(transform),
             DECODING,
-            _code_hash(),
+            _code_hash(model.backbone.adapted),
             rounding,
         )
     )
