@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'WEIGHTS', 'EMBEDDED', 'TIMM', 'ImageFeatures', 'Backbone', 'ViTBackbone', 'LinearAttention', 'dense_block',
-           'in_place', 'ResNetBackbone', 'split_heads', 'TimmViT', 'TimmMaps', 'tensor_hash', 'save_tensors',
+           'in_place', 'ResNetBackbone', 'split_heads', 'TimmViT', 'TimmEva', 'TimmMaps', 'tensor_hash', 'save_tensors',
            'read_tensors', 'check_numbers', 'read_state_dict', 'mismatch', 'QuickGELU', 'Bank', 'save_bank',
            'read_bank', 'Towers', 'load_towers', 'model_config', 'is_other', 'is_tower', 'bare_visual', 'tokenizer_for',
            'text_tower', 'load_text']
@@ -30,11 +30,13 @@ import open_clip
 import timm
 import torch
 import torch.nn.functional as F
-from open_clip.model import convert_to_custom_text_state_dict
+from open_clip.model import _build_vision_tower, convert_to_custom_text_state_dict
+from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -273,7 +275,9 @@ def _peft():
 class ViTBackbone(Backbone):
     "`Backbone` for open_clip's VisionTransformer."
 
-    makes_dense = True
+    @property
+    def makes_dense(self):
+        return self.visual.attn_pool is None and self.visual.pool_type == "tok"
 
     def set_image_size(self, image_size):
         """Resizes the position embedding to (H, W) pixels; each must be a multiple of the patch
@@ -336,7 +340,7 @@ class ViTBackbone(Backbone):
         return x[:, 0].clone()  # a view would keep all tokens of the block in memory
 
     def pooled(self, x):
-        return self.visual.ln_post(x[:, 0])
+        return self.state(x) if self.visual.attn_pool is not None else self._ends(x)[0]
 
     @property
     def cut(self):
@@ -357,14 +361,40 @@ class ViTBackbone(Backbone):
     def _through(self, block, x):
         return in_place(block, x) if _may_be_in_place(block, x) else block(x)
 
+    def _ends(self, x, patches=False):
+        """What is projected: of the image, (B, W'), and with `patches` of each patch, (B, M, W').
+
+        A pool of a whole image, applied to one patch alone, gives that patch."""
+        v = self.visual
+        rest = x[:, 1:] if patches else None
+        if v.attn_pool is not None:  # CoCa: its first query is the image
+            pool, x = v.attn_pool, v.attn_pool.ln_k(x)
+            query = pool.ln_q(pool.query[:1]).expand(len(x), -1, -1)
+            whole = v.ln_post(pool.attn(query, x, x, need_weights=False)[0])[:, 0]
+            return whole, v.ln_post(_values(pool.attn, x[:, 1:])) if patches else None
+        if v.pool_type == "avg":
+            mean = lambda x: x[:, 1:].mean(1)
+            whole = v.ln_post(mean(x)) if v.final_ln_after_pool else mean(v.ln_post(x))
+            return whole, v.ln_post(rest) if patches else None
+        x = v.ln_post(x if patches else x[:, :1])
+        return x[:, 0], x[:, 1:] if patches else None
+
     def end(self, x, mixed):
-        joint = lambda x: self.visual.ln_post(x) @ self.visual.proj  # (B, N, W) -> (B, N, D)
-        x = joint(x if "patches" in self.tokens else x[:, :1])
-        dense = None if mixed is None else joint(mixed)
-        return x[:, 0], x[:, 1:] if "patches" in self.tokens else None, dense
+        whole, patches = self._ends(x, "patches" in self.tokens)
+        joint = lambda x: None if x is None else x @ self.visual.proj
+        dense = None if mixed is None else self.visual.ln_post(mixed)
+        return joint(whole), joint(patches), joint(dense)
 
     def end_parts(self):
-        return [self.visual.ln_post, _Held(self.visual.proj)]
+        pool = [self.visual.attn_pool] if self.visual.attn_pool is not None else []
+        return [*pool, self.visual.ln_post, _Held(self.visual.proj)]
+
+
+def _values(attn, x):
+    "(B, N, D): what an `nn.MultiheadAttention` gives where each token (B, N, W) is seen alone."
+    own = attn._qkv_same_embed_dim
+    weight = attn.in_proj_weight.chunk(3)[2] if own else attn.v_proj_weight
+    return attn.out_proj(F.linear(x, weight, attn.in_proj_bias.chunk(3)[2]))
 
 
 class LinearAttention(nn.Module):
@@ -532,90 +562,139 @@ class _Held(nn.Module):
         self.parameter = parameter
 
 # %% ../nbs/03_backbone.ipynb #timm
-class TimmViT(Backbone):
-    "`Backbone` for timm's VisionTransformer; nothing is projected, so that D is W."
+class _OfTimm(Backbone):
+    """A network of timm's, alone (`timm:NAME`), or as the trunk of open_clip's `TimmModel`, whose
+    head projects into CLIP's joint space, `dim` numbers wide."""
 
-    def __init__(self, visual, image_size=None):
-        self.mean, self.std = (tuple(visual.pretrained_cfg[name]) for name in ("mean", "std"))
-        super().__init__(visual, image_size)
+    def __init__(self, visual, image_size=None, dim=None):
+        # nn.Module wants its own __init__ first, and that sets the image size
+        own_size = visual.image_size if isinstance(visual, TimmModel) else None
+        super().__init__(visual, image_size or own_size)
+        self._dim = dim
+        self.mean, self.std = (tuple(self.trunk.pretrained_cfg[name]) for name in ("mean", "std"))
+
+    @property
+    def trunk(self):
+        return self.visual.trunk if isinstance(self.visual, TimmModel) else self.visual
+
+    def _ended(self, x):
+        "The embeddings (B, D) of the last block's output, after its norm."
+        if isinstance(self.visual, TimmModel):
+            return self.visual.head(self.trunk.forward_head(x))
+        return self.trunk.forward_head(x, pre_logits=True)
+
+
+class TimmViT(_OfTimm):
+    """`Backbone` for timm's VisionTransformer. Alone, nothing is projected, so that D is W. In a
+    `TimmModel` a patch is projected as an image of this patch alone would be."""
 
     def set_image_size(self, image_size):
         "As `ViTBackbone.set_image_size`."
-        patch = self.visual.patch_embed.patch_size
-        size = tuple(image_size or self.visual.patch_embed.img_size)
-        if size[0] % patch[0] or size[1] % patch[1]:
+        embed = self.trunk.patch_embed
+        patch, own = embed.patch_size, tuple(embed.img_size)
+        size = tuple(image_size or own)
+        if size != own and (size[0] % patch[0] or size[1] % patch[1]):
             raise PromptSGError(
                 f"image_size {size[0]}x{size[1]} is not a multiple of the patch size "
                 f"{patch[0]}x{patch[1]}; choose one that is"
             )
-        if size != tuple(self.visual.patch_embed.img_size):
-            self.visual.set_input_size(img_size=size)
-        self.image_size, self.grid = size, tuple(self.visual.patch_embed.grid_size)
+        if size != own:
+            self.trunk.set_input_size(img_size=size)
+        self.image_size, self.grid = size, tuple(self.trunk.patch_embed.grid_size)
 
     @property
     def blocks(self):
-        return list(self.visual.blocks)
+        return list(self.trunk.blocks)
 
     @property
     def width(self):
-        return self.visual.embed_dim
+        return self.trunk.embed_dim
 
     @property
     def dim(self):
-        return self.visual.num_features
+        return self._dim or self.trunk.num_features
 
     def stem(self, images):
-        v = self.visual
+        v = self.trunk
         return v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(images))))
 
     def state(self, x):
-        return x[:, 0].clone() if self.visual.num_prefix_tokens else x.mean(1)
+        return x[:, 0].clone() if self.trunk.num_prefix_tokens else x.mean(1)
 
     def pooled(self, x):
-        return self.visual.forward_head(self.visual.norm(x), pre_logits=True)
+        return self.trunk.forward_head(self.trunk.norm(x), pre_logits=True)
 
     def end(self, x, mixed):
-        x = self.visual.norm(x)
-        patches = x[:, self.visual.num_prefix_tokens :] if "patches" in self.tokens else None
-        return self.visual.forward_head(x, pre_logits=True), patches, None
+        x = self.trunk.norm(x)
+        patches = x[:, self.trunk.num_prefix_tokens :] if "patches" in self.tokens else None
+        return self._ended(x), self._projected(patches), None
+
+    def _projected(self, patches):
+        "Patches (B, M, W) in the embedding's space, (B, M, D)."
+        if patches is None or not isinstance(self.visual, TimmModel):
+            return patches
+        alone = patches.flatten(0, 1)[:, None]  # (B M, 1, W): the tokens of one patch
+        alone = alone.expand(-1, 1 + self.trunk.num_prefix_tokens, -1)
+        return self._ended(alone).unflatten(0, patches.shape[:2])
 
     def end_parts(self):
-        ends = (getattr(self.visual, name, None) for name in ("norm", "fc_norm", "attn_pool"))
+        names = ("norm", "fc_norm", "attn_pool", "head")
+        ends = [getattr(self.trunk, name, None) for name in names]
+        ends += [self.visual.head] if isinstance(self.visual, TimmModel) else []
         return [end for end in ends if end is not None]
 
 
-class TimmMaps(Backbone):
+class TimmEva(TimmViT):
+    "`Backbone` for timm's Eva: a vision transformer whose blocks turn queries and keys by position."
+
+    def stem(self, images):
+        return self.trunk.norm_pre(self.trunk._pos_embed(self.trunk.patch_embed(images))[0])
+
+    def _through(self, block, x):
+        rope = self.trunk.rope
+        if rope is None:
+            return block(x)
+        shape = None if hasattr(rope, "feat_shape") else self.grid
+        return block(x, rope=rope.get_embed(shape))
+
+    def _linear_layers(self, block):
+        # else the weight of `qkv` is read, and its adapter is not called
+        if getattr(block.attn, "q_bias", None) is not None:
+            block.attn.qkv_bias_separate = True
+        return super()._linear_layers(block)
+
+
+class TimmMaps(_OfTimm):
     """`Backbone` for a convolutional network of timm: its maps (B, W, rows, columns) are the
     patches."""
-
-    def __init__(self, visual, image_size=None):
-        self.mean, self.std = (tuple(visual.pretrained_cfg[name]) for name in ("mean", "std"))
-        super().__init__(visual, image_size)
 
     def set_image_size(self, image_size):
         """Takes any size (H, W) in pixels; the last maps' cells are as large as the network's
         stride."""
-        self.image_size = tuple(image_size or self.visual.pretrained_cfg["input_size"][1:])
-        stride = self.visual.feature_info[-1]["reduction"]
+        self.image_size = tuple(image_size or self.trunk.pretrained_cfg["input_size"][1:])
+        stride = self.trunk.feature_info[-1]["reduction"]
         self.grid = tuple(-(-side // stride) for side in self.image_size)
 
     @property
     def width(self):
-        return self.visual.num_features
+        return self.trunk.num_features
 
     @property
     def dim(self):
-        return self.visual.head_hidden_size
+        return self._dim or self.trunk.head_hidden_size
 
     def stem(self, images):
-        return self.visual.forward_features(images)
+        return self.trunk.forward_features(images)
 
     def state(self, x):
         return x.mean((2, 3))
 
     def end(self, x, mixed):
         patches = x.flatten(2).mT if "patches" in self.tokens else None
-        return self.visual.forward_head(x, pre_logits=True), patches, None
+        if patches is not None and isinstance(self.visual, TimmModel):
+            alone = patches.flatten(0, 1)[:, :, None, None]  # (B M, W, 1, 1): maps of one cell
+            patches = self._ended(alone).unflatten(0, patches.shape[:2])
+        return self._ended(x), patches, None
 
 # %% ../nbs/03_backbone.ipynb #cell012
 def _resized(embedding, old, new):
@@ -1024,21 +1103,37 @@ def load_towers(
     config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
     path = None if tag or pretrained == "random" else _weight_file(name, pretrained)
+    has_text, dim = _is_clip_text(config["text_cfg"]), config["embed_dim"]
     with _quiet(), _drawn_from(seed if pretrained == "random" else None):
-        clip = _lighten(_from_hub(name, pretrained) if tag else open_clip.CustomTextCLIP(**config))
-    has_text = True
+        if tag:
+            clip = _from_hub(name, pretrained)
+            visual, text = clip.visual, getattr(clip, "text", None)
+        elif has_text:
+            clip = open_clip.CustomTextCLIP(**config)
+            visual, text = clip.visual, clip.text
+        else:
+            visual, text = bare_visual(name), None
+    visual, text = _lighten(visual), _lighten(text) if has_text else None
     if path is not None:
-        visual, text = _parts(read_state_dict(path), path)
-        _load(clip.visual, visual, path, f"the image tower of {name}", image="")
-        has_text = bool(text)
-        if has_text:
-            _load(clip.text, text, path, f"the text tower of {name}")
-    text, tokenizer = (clip.text if has_text else None), tokenizer_for(config["text_cfg"])
+        image, words = _parts(read_state_dict(path), path)
+        _load(visual, image, path, f"the image tower of {name}", image="")
+        if words and has_text:
+            _load(text, words, path, f"the text tower of {name}")
+        text = text if words else None
+    tokenizer = tokenizer_for(config["text_cfg"]) if has_text else None
     if text_pretrained:
-        text, tokenizer = load_text(text_pretrained, config["embed_dim"])
-    return Towers(
-        _backbone(clip.visual, name, image_size, patch_stride), text, tokenizer, config["embed_dim"]
-    )
+        text, tokenizer = load_text(text_pretrained, dim)
+    backbone = _backbone(visual, name, image_size, patch_stride, dim)
+    backbone.mean, backbone.std = _pixels(name, pretrained)
+    return Towers(backbone, text, tokenizer, dim, backbone.mean, backbone.std)
+
+
+def _pixels(name, tag):
+    "(mean, deviation) of the pixels that a model's weights know: of its first ones for no tag."
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    known = open_clip.get_pretrained_cfg(name, tag if tag in tags else (tags or [""])[0])
+    own = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    return tuple(tuple(known.get(part) or own[part]) for part in ("mean", "std"))
 
 
 @contextlib.contextmanager
@@ -1068,14 +1163,13 @@ def model_config(name):
             "command, import MODULE before this in Python"
         )
     keep = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-    config = {key: value for key, value in config.items() if key in keep}
-    if "hf_model_name" in config["text_cfg"] or "timm_model_name" in config["vision_cfg"]:
-        raise PromptSGError(
-            f"model {name!r} has a tower that open_clip takes from another library; choose one of "
-            "CLIP's own "
-            "ViT and ResNet models, or timm:NAME for an image tower of timm's alone"
-        )
-    return config
+    return {key: value for key, value in config.items() if key in keep}
+
+
+def _is_clip_text(text_cfg):
+    """The text tower is a transformer that reads CLIP's own tokens and ends at the last; others,
+    such as SigLIP's, need a tokenizer from the hub, and are left out."""
+    return set(text_cfg) <= {"context_length", "vocab_size", "width", "heads", "layers"}
 
 
 def _from_hub(name, tag):
@@ -1126,13 +1220,19 @@ def _no_such_tag(name, tag):
     )
 
 
-def _backbone(visual, name, image_size, stride=None):
+def _backbone(visual, name, image_size, stride=None, dim=None):
+    "The `Backbone` around open_clip's image tower, or timm's. `PromptSGError` for another kind."
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    if trunk is not visual or is_other(name):
+        if stride:
+            raise PromptSGError(
+                f"patch_stride is for CLIP's towers, and {name} is none; leave it out"
+            )
+        return _kind_of_timm(trunk, name)(visual, image_size, dim)
     kind = ResNetBackbone if hasattr(visual, "attnpool") else ViTBackbone
-    if kind is ViTBackbone and (visual.attn_pool is not None or visual.pool_type != "tok"):
-        raise PromptSGError(
-            f"model {name!r} does not pool by its class token; choose one of CLIP's own ViT or "
-            "ResNet models"
-        )
+    pool = getattr(visual, "attn_pool_contrastive", None) is not None
+    if kind is ViTBackbone and (pool or visual.pool_type == "none"):
+        raise PromptSGError(_NO_TOKENS.format(name=name))
     return kind(visual, image_size, stride)
 
 
@@ -1163,9 +1263,11 @@ def bare_visual(name, options=None):
     "The network of a tower's name, without its weights. `PromptSGError` for an unknown name."
     if is_own("backbone", name):
         return called("backbone", name, part("backbone", name), (None,), options or {}).visual
-    return (
-        _timm_net(name) if is_other(name) else open_clip.CustomTextCLIP(**model_config(name)).visual
-    )
+    if is_other(name):
+        return _timm_net(name)
+    config = model_config(name)
+    sizes = (config["embed_dim"], config["vision_cfg"], config.get("quick_gelu", False))
+    return _build_vision_tower(*sizes)
 
 
 def _timm_name(name):
@@ -1188,14 +1290,26 @@ def _timm_net(name, tag=None):
             f"({type(error).__name__}); connect to the hub or give pretrained the path "
             "of a weight file"
         ) from None
-    maps = getattr(net, "feature_info", None) and getattr(net, "output_fmt", "NCHW") == "NCHW"
-    if not (isinstance(net, VisionTransformer) or (maps and not hasattr(net, "patch_embed"))):
-        raise PromptSGError(
-            f"{name} is neither a vision transformer with one stage nor a "
-            "convolutional network; register a backbone of your own for it "
-            "(promptsg.parts)"
-        )
+    _kind_of_timm(net, name)
     return net
+
+
+_NO_TOKENS = (
+    "{name} is neither a vision transformer with one stage nor a convolutional network, so its "
+    "blocks and patches are not known here; register a backbone of your own for it (promptsg.parts)"
+)
+
+
+def _kind_of_timm(net, name):
+    "The `Backbone` class for timm's network. `PromptSGError` for one that gives no tokens."
+    if isinstance(net, Eva) and not getattr(net, "rope_mixed", False):
+        return TimmEva
+    if isinstance(net, VisionTransformer) and hasattr(net.patch_embed, "patch_size"):
+        return TimmViT
+    maps = getattr(net, "feature_info", None) and getattr(net, "output_fmt", "NCHW") == "NCHW"
+    if not maps or hasattr(net, "patch_embed"):
+        raise PromptSGError(_NO_TOKENS.format(name=name))
+    return TimmMaps
 
 
 def _other_backbone(name, pretrained, image_size, seed, options):
@@ -1218,12 +1332,7 @@ def _other_backbone(name, pretrained, image_size, seed, options):
         _load(
             visual, _timm_names(visual, read_state_dict(path)), path, f"the tower {name}", image=""
         )
-    return backbone if own else _timm_backbone(visual, image_size)
-
-
-def _timm_backbone(visual, image_size):
-    kind = TimmViT if isinstance(visual, VisionTransformer) else TimmMaps
-    return kind(visual, image_size)
+    return backbone if own else _backbone(visual, name, image_size)
 
 
 def _timm_names(visual, tensors):

@@ -489,9 +489,9 @@ def _language(config, towers):
     "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
         raise PromptSGError(
-            f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a "
-            "text tower aligned "
-            "to it (promptsg align-text makes one), or language to false"
+            f"the tower {config.tower} with the weights {config.pretrained} has no text tower that "
+            "can be used here; set text_pretrained to a text tower aligned to it (promptsg "
+            "align-text makes one) or to a bank of its sentences, or language to false"
         )
     fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)

@@ -71,14 +71,15 @@ def test_adapters_come_from_the_seed_alone(quick):
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(model=VIT, pretrained="random", language=False)])
-def test_every_adapter_gets_a_gradient(quick, changes):
+@pytest.mark.parametrize("model", [None, VIT, "timm:eva02_tiny_patch14_224"])
+def test_every_adapter_gets_a_gradient(quick, model):
     "A layer whose weight is read, and which is not called, would leave its adapter out."
-    changes = dict(image_size=(64, 64)) | changes
-    model = moved(made(quick, **LORA | changes)).train()
+    changes = dict(model=model, pretrained="random", language=False) if model else {}
+    model = moved(made(quick, image_size=(112, 112), **LORA | changes)).train()
     model(noise(model), labels=torch.arange(3)).embedding.square().sum().backward()
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
-    assert len(adapters) == 2 * 4 * 2 and all(p.grad.any() for p in adapters)
+    assert len(adapters) >= 2 * 4 * 2
+    assert all(p.grad is not None and p.grad.any() for p in adapters)
 
 
 @pytest.mark.parametrize("cached", [False, True])
