@@ -746,8 +746,6 @@ _CONFLICTS = {
     "cache_frozen to false": lambda c: c.cache_frozen and c.precision == "int8",
     "unfreeze: lora puts adapters on the last unfreeze_blocks blocks; give at least 1, or leave "
     "unfreeze_blocks out for all": lambda c: c.unfreeze == "lora" and c.unfreeze_blocks == 0,
-    "lora_rank and lora_alpha describe adapters; set unfreeze: lora, or leave both "
-    "out": lambda c: c.unfreeze != "lora" and (c.lora_rank, c.lora_alpha) != (8, None),
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that "
     "train": lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "

@@ -556,7 +556,8 @@ _KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm", "peft")
 def foreign_code(model):
     'The name of a class in a model whose code is not this package\'s, or was changed; "" for none.'
     own = lambda code: code.__module__.split(".")[0] in _KNOWN_CODE
-    for module in model.modules():
+    losses = set(model.losses.modules())  # no embedding depends on them
+    for module in (one for one in model.modules() if one not in losses):
         kind = type(module)
         changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
         methods = [code for code in vars(kind).values() if inspect.isfunction(code)]
@@ -585,10 +586,12 @@ def embedding_kind(model, transform, prompt=None, frozen=False, precision="float
     tensors = {
         name: t
         for name, t in model.state_dict().items()
-        if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name
+        if not name.startswith(("whitening.", "centres", "losses.", "head.")) or ".neck." in name
     }
     parts = [
-        repr(part) for name, part in model.named_children() if name not in ("whitening", "head")
+        repr(part)
+        for name, part in model.named_children()
+        if name not in ("whitening", "losses", "head")
     ]
     config = spoken_config(model).model_dump(mode="json", exclude=_NOT_EMBEDDED)
     device = next(model.parameters()).device.type
