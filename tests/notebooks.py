@@ -36,6 +36,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
 # what differs from run to run: durations, speeds, addresses and temporary folders
 _VARIES = re.compile(
     r"\d[\d.,]*(?:e[-+]?\d+)? ?(?:ms|s|min|minutes|seconds|h|MB|GB|KiB|MiB|it/s|images/s)\b"
+    r"|\d[\d.,]* (?:times (?:as fast|faster)|images a second)\b"
     r"|0x[0-9a-f]{6,}|/tmp/[\w./-]*|/var/folders/[\w./-]*"
 )
 
