@@ -468,10 +468,14 @@ class PromptSG(nn.Module, ModelHubMixin):
 def _language(config, towers):
     "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
+        without = (
+            "a bank of sentences (promptsg bank)"
+            if config.fusion == "pool"
+            else "language to false for a version without text"
+        )
         raise PromptSGError(
             f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a "
-            "text tower aligned "
-            "to it (promptsg align-text makes one), or language to false"
+            f"text tower aligned to it (promptsg align-text makes one), or {without}"
         )
     fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
@@ -542,6 +546,10 @@ def zero_shot_config(config):
     return config.replace(
         language=False,
         text_pretrained=None,
+        fusion="patches",
+        words=(),
+        patch_grid=(1, 1),
+        pool_beside=True,
         classifier="linear",
         whiten=False,
         whiten_mirrored=False,
