@@ -769,6 +769,3 @@ def shown_gallery(splits):
     """The gallery of the first split from which ranked lists are shown: with its distractors, if
     any."""
     return (splits.galleries_all if "role" in splits.queries[0] else splits.galleries)[0]
-
-# %% ../nbs/11_evaluation.ipynb #hiding
-# also from here

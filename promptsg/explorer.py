@@ -26,6 +26,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from .checkpoints import load_run
 from .config import Config, PromptSGError
 from promptsg.data import (
     HandDataset,
@@ -39,6 +40,7 @@ from promptsg.data import (
     run_splits,
 )
 from .decisions import Decision, what_to_say
+from .embedding import mirror_images
 from promptsg.evaluation import (
     Embeddings,
     Result,
@@ -50,7 +52,6 @@ from promptsg.evaluation import (
 from .heads import mirror_sum
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
-from .training import load_run, mirror_images
 
 # %% ../nbs/15_explorer.ipynb #cell004
 def _title(folder):
