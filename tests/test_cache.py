@@ -11,11 +11,14 @@ import torch
 from open_clip.transformer import VisionTransformer
 
 from promptsg import caches, packs
+from promptsg.caches import FrozenFeatures, aspects_named
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform
+from promptsg.embedding import Embedder, measure
 from promptsg.model import PromptSG, untrained
 from promptsg.packs import Packs
-from promptsg.training import Embedder, FrozenFeatures, Trainer, aspects_named, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import without_training
 
 
