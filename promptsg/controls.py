@@ -265,9 +265,9 @@ def measure_controls(
 
     `names`: of `controls_of(model)`, all of them for None. `embedder`: an `Embedder` of the model;
     None makes one. `config` goes into the records, the model's own for None; the record says which
-    `control` it is. `PromptSGError` for a control that makes no sense for the model, for a bank with too few
-    sentences, as `evaluate` raises it, and where no person has two
-    different images."""
+    `control` it is. `PromptSGError` for a control that makes no sense for the model, for a bank
+    with too few sentences, as `evaluate` raises it, and where no person has two different
+    images."""
     names = _checked_names(model, names)
     device = make_accelerator(model.config).device
     whole = pd.concat([train_people(splits), ranked_images(splits, protocols)])
