@@ -764,13 +764,15 @@ def decide(
 
 def _decided(found):
     "What `decide` prints."
+    from promptsg.metrics import mean_std
+
     said, tested, opened = found.decision, found.tested, found.open_set
     show = lambda table: _in_percent(table).to_string(index=False, na_rep="")
     rates = [f"FNIR at FPIR {percent} %" for percent in (1, 10)]
     mean = lambda name: (
         "too few people"
         if opened[name].isna().all()
-        else f"{100 * opened[name].mean():.1f} ± {100 * opened[name].std():.1f} %"
+        else "{:.1f} ± {:.1f} %".format(*mean_std(100 * opened[name].dropna()))
     )
     return "\n".join(
         [

@@ -22,6 +22,7 @@ from .embedding import measure, splits_of
 from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
 from .images import progress_bar
+from .metrics import mean_std
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
 from .training import Trainer, loss_terms, parameter_groups
@@ -245,7 +246,7 @@ def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True)
         }
         best = max(tried, key=lambda name: tried[name].mean())
         gain = tried[best] - (before if before is not None else math.nan)
-        error = gain.std(ddof=1) / folds**0.5
+        error = mean_std(gain)[1] / folds**0.5
         kept = before is None or bool(gain.mean() > error)
         steps.append(
             dict(

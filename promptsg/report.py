@@ -68,6 +68,7 @@ from promptsg.files import (
 )
 from .images import progress_bar
 from .looking import LOOKING, looking_table
+from .metrics import mean_std
 from .model import untrained, zero_shot_config
 from promptsg.plots import (
     kept_epoch,
@@ -1102,7 +1103,7 @@ def results_table(results, gains, groups):
 def _group_cells(label, group, name, own, gains):
     "The cells of one version in one group."
     spread = {
-        f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+        f"{label}: {word}": _plus_minus(*mean_std(100 * own[measure]))
         for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))
     }
     return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}

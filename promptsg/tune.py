@@ -26,7 +26,7 @@ from .evaluation import Embeddings, evaluate, find_protocol, ranked_images
 from .fusion import WordPooling
 from .heads import Whitening, mirror_sum
 from .images import progress_bar
-from .metrics import evaluate_ranking
+from .metrics import evaluate_ranking, mean_std
 from .model import PromptSG, tokens_of
 from .prompt import fill_aspect
 from .training import Trainer
@@ -235,7 +235,7 @@ def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
                 words=", ".join([*chosen, best]),
                 mAP=tried[best].mean(),
                 gain=gain.mean(),
-                error=gain.std(ddof=1) / folds**0.5,
+                error=mean_std(gain)[1] / folds**0.5,
                 kept=bool(gain.mean() > 0),
             )
         )
@@ -271,7 +271,7 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
             **dict(zip(asked, two.mean(1))),
             "mAP": two.mean(),
             "behind": gap.mean(),
-            "error": gap.std(ddof=1) / folds**0.5,
+            "error": mean_std(gap)[1] / folds**0.5,
         }
         for one, two, gap in zip(configs, found, behind)
     ]
