@@ -27,6 +27,7 @@ from PIL import Image
 from .config import PromptSGError
 from .files import writing
 from .images import load_image
+from .metrics import mean_std
 
 # %% ../nbs/14_plots.ipynb #cell004
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK = sns.color_palette("colorblind").as_hex()[:7]
@@ -253,11 +254,7 @@ def plot_cmc(
         (None, ax) if ax is not None else (lambda f, a: (f, a[0, 0]))(*new_figure(figsize=size))
     )
     for (name, values), look in zip(curves.items(), _told_apart(styles_of(curves))):
-        ranks, mean, spread = (
-            np.arange(1, values.shape[1] + 1),
-            values.mean(0),
-            values.std(0, ddof=min(1, len(values) - 1)),
-        )
+        ranks, (mean, spread) = np.arange(1, values.shape[1] + 1), mean_std(values)
         ax.fill_between(
             ranks,
             mean - spread,

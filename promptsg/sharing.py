@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import check_numbers
+from .checkpoints import load_run
 from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
 from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
 from .parts import code_in
 from .splits import read_stored
-from .training import load_run
 
 # %% ../nbs/20_sharing.ipynb #cell004
 _WHOLE_RUN = "the card is written from it, so give a whole run folder made by promptsg train"
@@ -308,11 +308,11 @@ def model_card(run):
 _USE = """```python
 from promptsg.data import read_folders
 from promptsg.model import PromptSG
-from promptsg.training import Feed
+from promptsg.embedding import Embedder
 
 model = PromptSG.from_pretrained("this folder, or its name on the hub")
 frame = read_folders("a folder with one folder per identity")
-embeddings = Feed(model, model.config).embed(frame).of(frame)     # one row an image, length 1
+embeddings = Embedder(model, model.config).embed(frame).of(frame)     # one row an image, length 1
 ```"""
 
 # %% ../nbs/20_sharing.ipynb #cell011

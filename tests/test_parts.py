@@ -13,9 +13,10 @@ from torch import nn
 from promptsg import parts
 from promptsg.backbone import Backbone, load_towers
 from promptsg.config import Config, PromptSGError
+from promptsg.controls import gradient_table
 from promptsg.fusion import Fused
 from promptsg.model import PromptSG
-from promptsg.training import Trainer, gradient_table, load_run, loss_terms, measure
+from promptsg.training import Trainer, load_run, loss_terms, measure
 
 FILM = """
 import torch

@@ -179,10 +179,10 @@ def texts(figure):
 def test_ranked_lists_of_a_model_with_words_say_it(run, splits):
     from promptsg.cli import ranked_lists
     from promptsg.evaluation import ranked_images
-    from promptsg.training import Feed, load_run
+    from promptsg.training import Embedder, load_run
 
     model = load_run(run)
-    embeddings = Feed(model, model.config, progress=False).embed(ranked_images(splits))
+    embeddings = Embedder(model, model.config, progress=False).embed(ranked_images(splits))
     said = texts(ranked_lists(embeddings, splits, queries=2, top=3, model=model))
     assert len(said) == 6 and all(" in " in one and "\n" in one for one in said)
     assert texts(ranked_lists(embeddings, splits, queries=2, top=3)) == []
