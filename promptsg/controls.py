@@ -19,7 +19,7 @@ from .backbone import Bank, ImageFeatures
 from .config import PromptSGError, shown
 from .evaluation import Embeddings, ranked_images
 from .model import untrained
-from .prompt import PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect, spoken_aspects
+from .prompt import PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect, prompt_aspects
 from .training import Feed, make_accelerator, mirror_images, weights_hash
 from .tune import measure_rows, train_people
 
@@ -73,7 +73,7 @@ def far_sentences(prompt, said):
     `prompt`: a `PromptEncoder` or `BankPrompt`. `PromptSGError` where a bank has too few."""
     banked = isinstance(prompt, BankPrompt)
     own = {
-        fill_aspect(one, aspect) for one in said for aspect in spoken_aspects(one, prompt.aspect)
+        fill_aspect(one, aspect) for one in said for aspect in prompt_aspects(one, prompt.aspect)
     }
     others = [one for one in (prompt.sentences if banked else PLAIN_SENTENCES) if one not in own]
     if len(others) < len(said):

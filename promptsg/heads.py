@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HeadOutput', 'check_labels', 'LinearHead', 'BNNeck', 'add_angular_margin', 'ArcFace', 'BNNeckLinear', 'BNNeckArcFace',
            'BNNeckPair', 'shrunk_covariance', 'Whitening', 'unit_rows', 'to_length_one', 'mirror_sum', 'shares',
-           'standings', 'likeness']
+           'z_scores', 'likeness']
 
 # %% ../nbs/07_heads.ipynb #cell002
 import math
@@ -333,7 +333,7 @@ def shares(
     return sum(both) / 2
 
 
-def standings(shares: Tensor) -> Tensor:
+def z_scores(shares: Tensor) -> Tensor:
     """(Q, G, P) shares -> (Q, G, P) how far each is above the part's mean over the query's gallery,
     in standard deviations, Eq. (6); 0 where the gallery's images do not differ."""
     apart = shares - shares.mean(1, keepdim=True)
@@ -342,7 +342,7 @@ def standings(shares: Tensor) -> Tensor:
 
 
 def likeness(standing: Tensor, words: Sequence[str]) -> str:
-    """ "alike in ring, unlike in skin", of a pair's standings (T,) in T words: the highest and the
+    """ "alike in ring, unlike in skin", of a pair's z_scores (T,) in T words: the highest and the
     lowest. Empty where there are fewer than two words, or no difference between them."""
     if len(words) < 2 or standing.max() - standing.min() < 1e-6:
         return ""

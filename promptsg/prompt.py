@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN_SENTENCES', 'PromptTokens', 'fill_aspect', 'tokenize_prompt', 'TextFeatures', 'Prefix', 'join_prefixes',
-           'directions', 'spoken_aspects', 'check_word_count', 'PromptEncoder', 'BankPrompt']
+           'directions', 'prompt_aspects', 'check_word_count', 'PromptEncoder', 'BankPrompt']
 
 # %% ../nbs/04_prompt.ipynb #cell002
 import difflib
@@ -227,7 +227,7 @@ def directions(sentences, others):
     return F.normalize(found, dim=1)
 
 
-def spoken_aspects(template, own):
+def prompt_aspects(template, own):
     """The aspects in words that a template is read with: each of `ASPECTS`, then `own`, the run's;
     that alone for a template that names none."""
     return (*ASPECTS.values(), own) if "{aspect}" in template else (own,)
@@ -319,10 +319,10 @@ class PromptEncoder(nn.Module):
         self._kept = {}
 
     def _for_aspects(self, template):
-        "`PromptTokens` for each of `spoken_aspects`; one where the template names no aspect."
+        "`PromptTokens` for each of `prompt_aspects`; one where the template names no aspect."
         return tuple(
             tokenize_prompt(template, self.tokenizer, aspect)
-            for aspect in spoken_aspects(template, self.aspect)
+            for aspect in prompt_aspects(template, self.aspect)
         )
 
     def train(self, mode=True):
@@ -536,8 +536,8 @@ class BankPrompt(nn.Module):
         return [self._row(one) for one in sentences]
 
     def _rows_of(self, sentence):
-        "The rows of a sentence for each of `spoken_aspects`."
-        return [self._row(sentence, aspect) for aspect in spoken_aspects(sentence, self.aspect)]
+        "The rows of a sentence for each of `prompt_aspects`."
+        return [self._row(sentence, aspect) for aspect in prompt_aspects(sentence, self.aspect)]
 
     def _row(self, sentence, aspect=None):
         "The sentence's row in the bank; the run's aspect for None."
