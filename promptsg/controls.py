@@ -24,8 +24,8 @@ from .distributed import make_accelerator
 from .embedding import Embedder, mirror_images, weights_hash
 from .evaluation import Embeddings, ranked_images
 from .model import PromptSG, untrained
-from .prompt import PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect, spoken_aspects
-from .training import Trainer, loss_terms
+from .prompt import PLAIN_SENTENCES, BankPrompt, PromptEncoder, fill_aspect, prompt_aspects
+from .training import Trainer, loss_terms, make_accelerator, mirror_images, weights_hash
 from .tune import measure_rows, train_people
 
 # %% ../nbs/22_controls.ipynb #seen
@@ -78,7 +78,7 @@ def far_sentences(prompt, said):
     `prompt`: a `PromptEncoder` or `BankPrompt`. `PromptSGError` where a bank has too few."""
     banked = isinstance(prompt, BankPrompt)
     own = {
-        fill_aspect(one, aspect) for one in said for aspect in spoken_aspects(one, prompt.aspect)
+        fill_aspect(one, aspect) for one in said for aspect in prompt_aspects(one, prompt.aspect)
     }
     others = [one for one in (prompt.sentences if banked else PLAIN_SENTENCES) if one not in own]
     if len(others) < len(said):

@@ -34,7 +34,7 @@ from .config import ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number, s
 from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import Fused
-from .heads import HeadOutput, Whitening, likeness, shares, standings
+from .heads import HeadOutput, Whitening, likeness, shares, z_scores
 from .inversion import TextualInversionMLP
 from .parts import PartError, code_in, is_own, make, tell_other_code, width_of
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
@@ -351,7 +351,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         words = len(self.config.words)
         if not self.parts or words < 2:
             return None
-        found = standings(self.shares(query[None], gallery))[0, :, -words:]
+        found = z_scores(self.shares(query[None], gallery))[0, :, -words:]
         return [likeness(one, self.parts[-words:]) for one in found]
 
     def attention_maps(self, images, prompt=None, aspects=None):
