@@ -288,6 +288,11 @@ class Config(BaseModel):
     cameras: tuple[str, ...] = ()
     # None: the whole image tower trains
     unfreeze_blocks: int | None = _within(None, 0, 1000, "no tower has more blocks")
+    # what of those blocks trains: their weights, or low-rank adapters beside them
+    unfreeze: Literal["weights", "lora"] = "weights"
+    lora_rank: int = _within(8, 1, 1024, "an adapter is smaller than the weights it is added to")
+    # the adapters are scaled by lora_alpha / lora_rank; None: by 1
+    lora_alpha: float | None = _within(None, 0, 10_000, "it scales the adapters", above=True)
     # keep the frozen blocks' outputs on disk, in half precision (no augmentation)
     cache_frozen: bool = False
     # --- language and fusion
@@ -749,6 +754,8 @@ _CONFLICTS = {
     "out": lambda c: c.inversion_dropout and c.inversion_kind != "handid",
     "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
     "cache_frozen to false": lambda c: c.cache_frozen and c.precision == "int8",
+    "unfreeze: lora puts adapters on the last unfreeze_blocks blocks; give at least 1, or leave "
+    "unfreeze_blocks out for all": lambda c: c.unfreeze == "lora" and c.unfreeze_blocks == 0,
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that "
     "train": lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "

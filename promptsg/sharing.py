@@ -456,7 +456,7 @@ def export_onnx(model, file, prompt=None):
     if prompt not in ("composed", "simplified"):
         raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
     with writing(file) as part:
-        _write_onnx(_Embedding(model, prompt), model.backbone.image_size, part)
+        _write_onnx(_Embedding(model.merged(), prompt), model.backbone.image_size, part)
         try:
             difference = _largest_difference(model, part, prompt)
         except Exception as error:  # onnxruntime's own kinds
