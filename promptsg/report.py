@@ -70,19 +70,11 @@ from .images import progress_bar
 from .looking import LOOKING, looking_table
 from .metrics import mean_std
 from .model import untrained, zero_shot_config
-from promptsg.plots import (
-    kept_epoch,
-    plot_cmc,
-    plot_curves,
-    plot_differences,
-    plot_loss_terms,
-    plot_published,
-    plot_versions,
-    save_figure,
-)
+from .plots import plot_cmc, plot_differences, plot_published, plot_versions, save_figure
 from .readers import subject_of
 from .synth import demo_hands
-from .training import Trainer
+from .training import Trainer, load_run, measure, splits_of
+from .training_plots import kept_epoch, plot_curves, plot_loss_terms
 from .versions import CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of
 
 # %% ../nbs/18_report.ipynb #cell004
