@@ -410,7 +410,7 @@ def _evaluate_ranked(rank, name, embeddings, splits, protocol, **about):
 class AfterStep(NamedTuple):
     "A step that has a name."
 
-    words: str  # what it does
+    description: str  # what it does
     # (query (Q, D), gallery (G, D), people (G,), cohort (C, D) or None) -> (scores, people)
     rank: Callable
     cohort: bool = False  # it needs one
@@ -554,6 +554,6 @@ def step_notes(names, splits, protocol="clipfh"):
     single = not any(gallery.identity.duplicated().any() for gallery in galleries)
     equal = "; nothing here, as the gallery has one image of each identity"
     return [
-        f"{name}: {STEPS[name].words}" + (equal if single and name in ("max", "mean") else "")
+        f"{name}: {STEPS[name].description}" + (equal if single and name in ("max", "mean") else "")
         for name in names
     ]

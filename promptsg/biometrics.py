@@ -781,8 +781,8 @@ def reliability(log_ratios, genuine, bins=10):
             said = 1 / (1 + np.exp(-log_ratios[part]))
             rows.append(
                 {
-                    "said": (share * said).sum(),
-                    "is": share[genuine[part]].sum(),
+                    "predicted": (share * said).sum(),
+                    "observed": share[genuine[part]].sum(),
                     "comparisons": len(part),
                 }
             )

@@ -16,19 +16,19 @@ from promptsg.data import make_splits, read_data
 from promptsg.decisions import (
     Decision,
     attribute_labels,
+    describe_false_matches,
+    describe_match,
+    describe_search,
     error_rates,
     fit_decision,
-    how_often_wrong,
-    in_a_sentence,
     train_side_scores,
-    what_to_say,
     who_is_it,
 )
 from promptsg.explorer import Explorer
 from promptsg.model import PromptSG
 from promptsg.synth import write_hands
 from promptsg.training import Feed, Trainer, load_run
-from promptsg.tune import deal_people, train_people
+from promptsg.tune import person_folds, train_people
 from promptsg.versions import version
 
 TOWER = "hand-vit-tiny"
@@ -63,7 +63,7 @@ def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
     model, splits, _ = free
     scores, genuine, people = train_side_scores(model, splits, feed(model))
     everybody = train_people(splits)
-    dealt, pairs = deal_people(everybody), []
+    dealt, pairs = person_folds(everybody), []
     for _, rows in everybody.groupby([dealt, everybody.aspect.to_numpy()]):
         one, other = np.triu_indices(len(rows), 1)
         pairs += [*(rows.identity.to_numpy()[one] == rows.identity.to_numpy()[other])]
@@ -144,15 +144,18 @@ def test_who_is_it_is_bayes_rule(seed, prior):
 
 
 def test_sentences():
-    assert in_a_sentence(np.log(240), 0.1) == "the same person, likelihood ratio 240 (nobody: 0.10)"
     assert (
-        in_a_sentence(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
+        describe_match(np.log(240), 0.1) == "the same person, likelihood ratio 240 (nobody: 0.10)"
     )
     assert (
-        in_a_sentence(1e9, 0.0) == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
+        describe_match(np.log(3.14), 0.4) == "the same person, likelihood ratio 3.1 (nobody: 0.40)"
     )
-    assert in_a_sentence(np.log(240), 0.9) == "nobody in this gallery (probability 0.90)"
-    assert in_a_sentence(np.log(240), 0.1, "0007").startswith("0007: the same person, ")
+    assert (
+        describe_match(1e9, 0.0)
+        == "the same person, likelihood ratio over 1,000,000 (nobody: 0.00)"
+    )
+    assert describe_match(np.log(240), 0.9) == "nobody in this gallery (probability 0.90)"
+    assert describe_match(np.log(240), 0.1, "0007").startswith("0007: the same person, ")
     for logs, prior in (([[0.0]], 0.0), ([[0.0]], 1.0), ([0.0], 0.5), ([[np.nan]], 0.5)):
         with pytest.raises(PromptSGError, match="between 0 and 1"):
             who_is_it(logs, prior)
@@ -164,9 +167,9 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
     assert "fitted on 20 train-side people" in out and "rule of 3" in out and "Cllr" in out
     tables = {
         name: pd.read_csv(run / "decision" / f"{name}.csv")
-        for name in ("verification", "said", "open_set")
+        for name in ("verification", "by_ratio", "open_set")
     }
-    assert tables["said"].ratio.tolist() == [1, 10, 100, 1000] and len(tables["open_set"]) == 10
+    assert tables["by_ratio"].ratio.tolist() == [1, 10, 100, 1000] and len(tables["open_set"]) == 10
     assert (run / "decision" / "groups-gender.csv").is_file()
     query = frame.path[frame.side == "test"].iloc[0]
     found = promptsg(
@@ -188,7 +191,7 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
         found_by.embed(frame[frame.path == query]).of(frame[frame.path == query])
         @ found_by.embed(gallery).of(gallery).T
     )
-    assert explorer.decided() == what_to_say(
+    assert explorer.decided() == describe_search(
         Decision.load(run, explorer.run.model), similarity[0], gallery.identity, run
     )
     explorer.set_prompt("a dog")
@@ -220,9 +223,9 @@ def test_all_error_rates_in_one_call_are_those_of_their_own_functions(free):
         0
     ] == pytest.approx(verification(alone, draws=2).value[0])
     assert set(found.groups) == set(attribute_labels(splits.test)) >= {"gender", "skin colour"}
-    assert found.evidence["Cllr"] >= found.evidence["least"] and len(found.reliability) > 1
+    assert found.evidence["Cllr"] >= found.evidence["minimum"] and len(found.reliability) > 1
     none = error_rates(model, splits, None, feed(model), draws=2)
-    assert none.said.empty and none.evidence == {} and none.reliability is None
+    assert none.by_ratio.empty and none.evidence == {} and none.reliability is None
     assert none.threshold == none.verification.threshold[0]
 
 
@@ -251,28 +254,30 @@ def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path)
     model, splits, _ = free
     decision = fit_decision(model, splits, feed=feed(model))
     at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
-    said = what_to_say(decision, at, ["b", "a", "a"], tmp_path)
+    said = describe_search(decision, at, ["b", "a", "a"], tmp_path)
     assert (
         len(said) == 2
         and said[0].startswith("b: the same person, likelihood ratio 500")
         and "among 2 identities" in said[1]
     )
-    assert what_to_say(decision, at[2:], ["a"], tmp_path)[0].startswith("nobody in this gallery")
+    assert describe_search(decision, at[2:], ["a"], tmp_path)[0].startswith(
+        "nobody in this gallery"
+    )
     (tmp_path / "decision").mkdir()
-    (tmp_path / "decision" / "said.csv").write_text(
+    (tmp_path / "decision" / "by_ratio.csv").write_text(
         "ratio,FMR,FMR_low,FMR_high\n1,0.1,0.05,0.2\n100,0.01,0.0,0.03\n1000,0,0,0.01\n"
     )
-    assert what_to_say(decision, at, ["b", "a", "a"], tmp_path)[2].endswith(
+    assert describe_search(decision, at, ["b", "a", "a"], tmp_path)[2].endswith(
         "a likelihood ratio of 100 or more was said of two people in 1 % [0, 3] of the comparisons "
         "of test people, so of a "
         "stranger in up to 2 % of searches among 2"
     )
-    assert "of 1 or more was said of two people in 10 %" in how_often_wrong(
+    assert "of 1 or more was said of two people in 10 %" in describe_false_matches(
         tmp_path, np.log(1.5), 3
     )
-    assert how_often_wrong(tmp_path, -1, 3) == ""
-    (tmp_path / "decision" / "said.csv").write_text("ratio\n1\n")
-    assert how_often_wrong(tmp_path, 1.0, 3) == ""
+    assert describe_false_matches(tmp_path, -1, 3) == ""
+    (tmp_path / "decision" / "by_ratio.csv").write_text("ratio\n1\n")
+    assert describe_false_matches(tmp_path, 1.0, 3) == ""
 
 
 def test_a_decision_is_of_embeddings_made_with_its_settings(free, tmp_path):

@@ -545,10 +545,10 @@ def test_train_people_are_ranked_as_the_official_protocol_ranks(frame):
         (rows @ rows.T).float(), people, "person", 16, folds=2, protocol="official"
     )
     from promptsg.heads import Whitening
-    from promptsg.tune import deal_people
+    from promptsg.tune import person_folds
 
     for fold, value in enumerate(found):
-        held = deal_people(people, 2) == fold
+        held = person_folds(people, 2) == fold
         whitening = Whitening(16)
         whitening.fit(
             rows[~held].float(), torch.from_numpy(pd.factorize(people.identity[~held])[0])

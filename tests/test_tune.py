@@ -175,7 +175,7 @@ def test_a_row_is_the_cross_validation_by_hand(many):
     from promptsg.heads import Whitening
     from promptsg.metrics import evaluate_ranking
     from promptsg.training import mirror_images
-    from promptsg.tune import deal_people
+    from promptsg.tune import person_folds
 
     config = tiny("best", train_aspects=("dorsal_l",), val_type="images")
     table = try_fields(
@@ -190,7 +190,7 @@ def test_a_row_is_the_cross_validation_by_hand(many):
     )
     who, own, scores = people.identity.to_numpy(), (people.aspect == "dorsal_r").to_numpy(), []
     for fold in range(2):
-        others = deal_people(people, 2, 0) != fold
+        others = person_folds(people, 2, 0) != fold
         labels = pd.factorize(people.identity[others])[0]
         whitening = Whitening(rows.shape[1])
         whitening.fit(

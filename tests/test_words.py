@@ -25,8 +25,8 @@ from promptsg.sharing import export_onnx, export_run, model_card
 from promptsg.training import Feed, Trainer, frozen_hash, load_run, measure, read_checkpoint
 from promptsg.tune import (
     choose_words,
-    deal_people,
     measure_parts,
+    person_folds,
     train_people,
     whitened_similarity,
     word_parts,
@@ -685,7 +685,7 @@ from promptsg.data import make_splits, read_11k
 from promptsg.training import Trainer
 from promptsg.tune import (
     choose_words,
-    deal_people,
+    person_folds,
     measure_parts,
     train_people,
     whitened_similarity,
@@ -752,7 +752,7 @@ def people(count, images=4):
 
 def test_people_are_dealt_whole():
     frame = people(13)
-    dealt = deal_people(frame, 5)
+    dealt = person_folds(frame, 5)
     assert pd.Series(dealt).groupby(frame.pid).nunique().eq(1).all() and sorted(set(dealt)) == [
         0,
         1,
@@ -762,10 +762,10 @@ def test_people_are_dealt_whole():
     ]
     assert (
         pd.Series(dealt).value_counts().between(8, 12).all()
-        and (deal_people(frame, 5) == dealt).all()
+        and (person_folds(frame, 5) == dealt).all()
     )
     with pytest.raises(PromptSGError, match="3 train-side people are too few for 2 folds"):
-        deal_people(people(3), 2)
+        person_folds(people(3), 2)
 
 
 def test_the_word_that_knows_people_is_chosen_and_noise_is_not():
