@@ -169,8 +169,8 @@ def _evidence(errors, reason):
         f"model was not "
         f"fitted to ({found.genuine:,} genuine, {found.impostors:,} impostor comparisons; "
         f"{found.calibration.kind}), and measured on the test people. "
-        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['minimum']:.3f}; a model "
-        "that says nothing 1."
+        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['minimum']:.3f}; "
+        "a model that says nothing 1."
     )
     return Section(title, text, pd.DataFrame(rows))
 
