@@ -661,7 +661,7 @@ def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a
     decision the likelihood ratio, and what the run says of the first place, else "")."""
-    from promptsg.decisions import describe_search
+    from promptsg.decisions import describe_search, ratio_text
     from promptsg.training import Feed
 
     feed = Feed(model, model.config)
@@ -674,7 +674,7 @@ def _nearest(model, one, many, top, decision=None, run=None):
     sentence = ""
     if decision is not None:
         ratios = decision.calibration(similarity)
-        found["likelihood_ratio"] = _two_digits(ratios[order])
+        found["likelihood_ratio"] = [ratio_text(one) for one in ratios[order]]
         sentence = "\n".join(describe_search(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
@@ -682,15 +682,6 @@ def _nearest(model, one, many, top, decision=None, run=None):
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
     return found.assign(alike=[said[row] for row in order], **columns), sentence
-
-
-def _two_digits(log_ratios):
-    "Likelihood ratios as texts of two digits."
-    import numpy as np
-
-    return [
-        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
-    ]
 
 
 def _key(record):

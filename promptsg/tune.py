@@ -74,7 +74,7 @@ def person_folds(frame, folds=5, seed=0):
     people = np.unique(frame.pid)
     if len(people) < 2 * folds:
         raise PromptSGError(
-            f"{len(people)} people are too few for {folds} folds of at least two people each; "
+            f"{len(people)} train-side people are too few for {folds} folds of two or more; "
             "give more people or fewer folds"
         )
     order = np.random.default_rng([seed, folds]).permutation(len(people))
