@@ -683,7 +683,7 @@ def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a
     decision the likelihood ratio, and what the run says of the first place, else "")."""
-    from promptsg.decisions import what_to_say
+    from promptsg.decisions import describe_search, ratio_text
     from promptsg.embedding import Embedder
 
     embedder = Embedder(model, model.config)
@@ -696,23 +696,14 @@ def _nearest(model, one, many, top, decision=None, run=None):
     sentence = ""
     if decision is not None:
         ratios = decision.calibration(similarity)
-        found["likelihood_ratio"] = _two_digits(ratios[order])
-        sentence = "\n".join(what_to_say(decision, similarity, many.identity, run))
+        found["likelihood_ratio"] = [ratio_text(one) for one in ratios[order]]
+        sentence = "\n".join(describe_search(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
         return found, sentence
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
     return found.assign(alike=[said[row] for row in order], **columns), sentence
-
-
-def _two_digits(log_ratios):
-    "Likelihood ratios as texts of two digits."
-    import numpy as np
-
-    return [
-        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
-    ]
 
 
 def _key(record):
@@ -766,7 +757,7 @@ def decide(
     found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
     tables = {
         "verification": found.verification,
-        "said": found.said,
+        "by_ratio": found.by_ratio,
         "open_set": found.open_set,
         **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()},
     }
@@ -801,8 +792,8 @@ def _decided(found):
             f"{tested.impostors:,} impostors; 95 % intervals over people",
             show(found.verification),
             '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-            show(found.said),
-            "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing "
+            show(found.by_ratio),
+            "Cllr {Cllr:.3f} bits; the best map of these scores {minimum:.3f}; saying nothing "
             "1".format(**found.evidence),
             f"\n{opened.enrolled[0]} of the people enrolled, one image each "
             f"({len(opened)} splits and draws): "
@@ -1875,12 +1866,12 @@ def align_text_command(
     from promptsg.embedding import Embedder
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
-    from promptsg.pretrain import deal_sentences
+    from promptsg.pretrain import split_sentences
 
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
-        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
+        split_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Embedder(model, chosen).embed(people).of(people)

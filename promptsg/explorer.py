@@ -28,7 +28,7 @@ from PIL import Image
 from .checkpoints import load_run
 from .config import Config, PromptSGError
 from .data import eval_transform, find_same, load_image, read_data, run_splits
-from .decisions import Decision, what_to_say
+from .decisions import Decision, describe_search
 from .embedding import Embedder, mirror_images
 from promptsg.evaluation import (
     Embeddings,
@@ -420,7 +420,7 @@ class Explorer:
         )
         embeddings = run.seen(*self.said)[0]
         similarity = (embeddings.of(query) @ embeddings.of(gallery).T)[0]
-        return what_to_say(run.decision, similarity, gallery.identity, run.folder)
+        return describe_search(run.decision, similarity, gallery.identity, run.folder)
 
     def attention(self):
         """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from ipywidgets import HTML, Button
 from PIL import Image
 
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
-from promptsg.embedding import Embedder
+from promptsg.embedding import Embedder, measure
 from promptsg.explorer import (
     VIEWS,
     Explorer,
@@ -26,7 +27,7 @@ from promptsg.explorer import (
 )
 from promptsg.looking import area_under_roc, on_patches, relevance
 from promptsg.synth import drawn_mask
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
 BAD = {

@@ -177,9 +177,10 @@ def texts(figure):
 
 
 def test_ranked_lists_of_a_model_with_words_say_it(run, splits):
+    from promptsg.checkpoints import load_run
     from promptsg.cli import ranked_lists
+    from promptsg.embedding import Embedder
     from promptsg.evaluation import ranked_images
-    from promptsg.training import Embedder, load_run
 
     model = load_run(run)
     embeddings = Embedder(model, model.config, progress=False).embed(ranked_images(splits))
