@@ -661,7 +661,7 @@ def short_labels(identities):
     """Labels for below pictures: who it is, and the aspect where several are shown; "own picture"
     for ?."""
     parts = [str(one).partition(":") for one in identities]
-    several = len({aspect for who, _, aspect in parts if who != "?"}) > 1
+    several = len({aspect for _, _, aspect in parts if aspect}) > 1
     short = lambda aspect: aspect.replace("dorsal", "dors").replace("palmar", "palm")
     labels = [
         who + (f" {short(aspect).replace('_', ' ')}" if several and aspect else "")
