@@ -108,7 +108,8 @@ class Backbone(nn.Module):
 
     def end(self, x, mixed):
         """(embedding (B, D), patches (B, M, D), dense tokens (B, M, D)) from the last block's
-        output, the patches row by row. Patches and dense tokens are None where `tokens` omits them."""
+        output, the patches row by row. Patches and dense tokens are None where `tokens` omits
+        them."""
         raise NotImplementedError
 
     def end_parts(self):

@@ -40,9 +40,9 @@ def train_side_scores(model, splits, embedder=None, folds=5, seed=0):
     (N,), genuine (N,) bool, number of people).
 
     A trained model: the people held out for validation. A model without training: all train-side
-    people, by cross-validation of the whitening. `splits`: the model's own. `embedder`: a
-    `promptsg.embedding.Embedder` of the model; None makes one. Raises `PromptSGError` if all people were
-    used for training (`val_type: images` or `none`), for too few people, and as
+    people, by cross-validation of the whitening. `splits`: the model's own. `embedder`: an
+    `Embedder` of the model; None makes one. Raises `PromptSGError` if all people were used for
+    training (`val_type: images` or `none`), for too few people, and as
     `promptsg.biometrics.compare_all`."""
     embedder = embedder or Embedder(model, model.config)
     if not model.config.epochs:
