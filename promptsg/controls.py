@@ -266,10 +266,10 @@ def measure_controls(
 ):
     """{name: {protocol: `Result`}} of a model's controls, in one pass over the images.
 
-    `names`: from `controls_of(model)`; None: all. `embedder`: an `Embedder` of the model; None: a
-    new one. `config`: for the records; None: the model's own. The record has the name as its `control`.
-    `PromptSGError` for a control that the model does not have, for a bank with too few sentences,
-    as `evaluate`, and if no person has two different images."""
+    `names`: from `controls_of(model)`; None: all. `embedder`: an `Embedder` of the model; None:
+    a new one. `config`: for the records; None: the model's own. The record has the name as its
+    `control`. `PromptSGError` for a control that the model does not have, for a bank with too
+    few sentences, as `evaluate`, and if no person has two different images."""
     names = _checked_names(model, names)
     device = make_accelerator(model.config).device
     whole = pd.concat([train_people(splits), ranked_images(splits, protocols)])
