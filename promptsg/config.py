@@ -586,6 +586,16 @@ class Config(BaseModel):
             ) from None
 
     @classmethod
+    def from_run(cls, run):
+        """The `Config` of a run folder, its config.yml. `PromptSGError` where there is none."""
+        if not os.path.isfile(os.path.join(run, "config.yml")):
+            inside = os.path.join(run, "run")
+            found = os.path.isfile(os.path.join(inside, "config.yml"))
+            advice = f"did you mean {inside}?" if found else "give a folder made by promptsg train"
+            raise PromptSGError(f"{run} is not a run folder (it has no config.yml); {advice}")
+        return cls.from_yaml(os.path.join(run, "config.yml"))
+
+    @classmethod
     def from_yaml(cls, path):
         """A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the
         file."""
@@ -752,6 +762,8 @@ _CONFLICTS = {
     "eval_prompt: simplified": lambda c: (
         c.language and c.fusion == "pool" and (c.use_composed_prompt or c.eval_prompt == "composed")
     ),
+    "fusion: pool weights patches by a text, and language: false has none; set language: true, or "
+    "for the class token alone fusion: patches": lambda c: not c.language and c.fusion == "pool",
     "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to "
     "0": lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
     "whiten_mirrored is about the images of the whitening; set whiten: true, or leave it "

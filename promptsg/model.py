@@ -36,7 +36,7 @@ from .config import ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number, s
 from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import Fused
-from .heads import HeadOutput, Whitening, likeness, shares, standings
+from .heads import HeadOutput, Whitening, likeness, shares, z_scores
 from .inversion import TextualInversionMLP
 from .parts import PartError, code_in, is_own, loss_modules, make, tell_other_code, width_of
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
@@ -362,7 +362,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         words = len(self.config.words)
         if not self.parts or words < 2:
             return None
-        found = standings(self.shares(query[None], gallery))[0, :, -words:]
+        found = z_scores(self.shares(query[None], gallery))[0, :, -words:]
         return [likeness(one, self.parts[-words:]) for one in found]
 
     def attention_maps(self, images, prompt=None, aspects=None):
@@ -490,10 +490,12 @@ class PromptSG(nn.Module, ModelHubMixin):
 def _language(config, towers):
     "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
+        # fusion: pool would have nothing to weight the patches by
+        without = "" if config.fusion == "pool" else ", or language to false"
         raise PromptSGError(
             f"the tower {config.tower} with the weights {config.pretrained} has no text tower that "
             "can be used here; set text_pretrained to a text tower aligned to it (promptsg "
-            "align-text makes one) or to a bank of its sentences, or language to false"
+            f"align-text makes one) or to a bank of its sentences (promptsg bank){without}"
         )
     fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
@@ -565,6 +567,10 @@ def zero_shot_config(config):
         language=False,
         unfreeze="weights",
         text_pretrained=None,
+        fusion="patches",
+        words=(),
+        patch_grid=(1, 1),
+        pool_beside=True,
         classifier="linear",
         whiten=False,
         whiten_mirrored=False,

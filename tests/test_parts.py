@@ -12,19 +12,15 @@ from torch import nn
 
 from promptsg import parts
 from promptsg.backbone import Backbone, load_towers
+from promptsg.caches import embedding_kind, foreign_code
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
+from promptsg.controls import gradient_table
 from promptsg.data import eval_transform
+from promptsg.embedding import measure
 from promptsg.fusion import Fused
 from promptsg.model import PromptSG
-from promptsg.training import (
-    Trainer,
-    embedding_kind,
-    foreign_code,
-    gradient_table,
-    load_run,
-    loss_terms,
-    measure,
-)
+from promptsg.training import Trainer, loss_terms
 
 FILM = """
 import torch
@@ -617,7 +613,7 @@ def test_a_damaged_record_of_code_is_no_crash(film, stored):
 
 
 def test_no_embedding_of_own_code_comes_from_a_cache(film, quick):
-    from promptsg.training import foreign_code
+    from promptsg.caches import foreign_code
 
     assert foreign_code(PromptSG(own(quick), 4)) in ("Film", "Narrow")
 

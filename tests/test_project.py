@@ -63,16 +63,6 @@ def test_package_is_what_the_notebooks_export(copy):
     )
 
 
-def test_notebooks_are_clean(copy):
-    run("-c", "from nbdev.clean import nbdev_clean; nbdev_clean()", cwd=copy)
-    changed = [
-        str(path)
-        for path in NOTEBOOKS
-        if json.loads((copy / path).read_text()) != json.loads((ROOT / path).read_text())
-    ]
-    assert changed == [], "run nbdev_clean"
-
-
 def test_readme_is_made_from_the_index():
     assert (ROOT / "README.md").read_text(encoding="utf-8") == render(ROOT / "nbs/index.ipynb"), (
         "run `make readme`"
