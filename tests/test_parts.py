@@ -503,7 +503,7 @@ def with_centres(config, **changes):
 def test_a_loss_s_own_parameters_train_in_one_group(centre, quick, splits, tmp_path):
     config = with_centres(quick, part_options={"my_centres": {"start": 0.5}})
     trainer = Trainer(config, splits, tmp_path / "run", progress=False)
-    trainer._set_up()
+    trainer.set_up()
     centres = trainer.model.losses["my_centres"].centres
     assert centres.shape == (len(trainer.classes), trainer.model.backbone.dim)
     holds = lambda group: any(p is centres for p in group["params"])
