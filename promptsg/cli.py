@@ -560,7 +560,8 @@ def compare(
         name: {
             "first": f"{combine(first)['mean'][name]:.1f}",
             "second": f"{combine(second)['mean'][name]:.1f}",
-            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]{' *' * star}",
+            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]",
+            "": "*" if star else "",
         }
         for (name, gap), star in zip(gaps.items(), starred)
     }
