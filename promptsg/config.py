@@ -271,7 +271,7 @@ class Config(BaseModel):
     # draws weights, batches and augmentation: another seed is another training
     seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
     # --- towers
-    # vitb16, rn50, ... or an open_clip name
+    # vitb16, rn50, ..., an open_clip name, timm:NAME, or a registered one
     model: str = "hand-vit-tiny"
     clip_model: str | None = None  # another way to write `model`
     # "embedded", "openai", "random" (drawn from `seed`) or a weight file
