@@ -108,7 +108,7 @@ class OpenRun:
         self.pixels, self.relevance = lru_cache(64)(self._pixels), lru_cache(64)(self._relevance)
 
     def _towers(self, frame):
-        "What the image tower gives for a frame, and for its mirror images with `mirror`, else None."
+        "What the tower gives for a frame's images, and with `mirror` for their mirror images."
         turned = None
         if self.config.mirror:
             turned = self.embedder.mirrored().tower(mirror_images(frame))
