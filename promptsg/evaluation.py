@@ -433,12 +433,7 @@ def evaluate(
     protocol = find_protocol(protocol)
     protocol = replace(protocol, ap=ap or protocol.ap)
     galleries = getattr(splits, protocol.gallery)
-    if protocol.name == "official" and "role" not in splits.queries[0]:
-        raise PromptSGError(
-            "protocol official ranks a data set's own queries and gallery, and this data "
-            "names none; use clipfh or mba, or give a CSV with the columns path, "
-            "identity, camera and role"
-        )
+    _check_roles(protocol, splits)
     if embeddings.trained_on is not None:
         embeddings.trained_on.check(splits, galleries)  # nobody whom the model knows is ranked
     used = pd.concat([splits.test, *galleries]).drop_duplicates("path")
@@ -450,6 +445,31 @@ def evaluate(
     record = {
         "protocol": asdict(protocol),
         "same_galleries_as": _same_galleries(splits, protocol),
+        "camera_filter": cameras,
+        "left_out": {**splits.excluded, **(left_out or {})},
+        "data_hash": data_hash(used),
+        "weights": weights,
+        "precision": precision,
+        **_about_splits(splits, measured, galleries),
+        **_about_config(config),
+        **_surroundings(device),
+    }
+    return _result(splits, measured, record)
+
+
+def _check_roles(protocol, splits):
+    "`PromptSGError` for `official` on data without roles."
+    if protocol.name == "official" and "role" not in splits.queries[0]:
+        raise PromptSGError(
+            "protocol official ranks a data set's own queries and gallery, and this data "
+            "names none; use clipfh or mba, or give a CSV with the columns path, "
+            "identity, camera and role"
+        )
+
+
+def _about_splits(splits, measured, galleries):
+    "Entries of the record: which splits were measured."
+    return {
         "aspect": splits.aspect,
         "source": splits.source,
         "cross": splits.cross,
@@ -457,16 +477,20 @@ def evaluate(
         "queries": len(splits.queries[0]),
         "gallery": len(galleries[0]),
         **_counts(measured),
-        "camera_filter": cameras,
-        "left_out": {**splits.excluded, **(left_out or {})},
-        "data_hash": data_hash(used),
+    }
+
+
+def _about_config(config):
+    "Entries of the record: the config and the code of its parts."
+    return {
         "config": config and config.model_dump(mode="json"),
         "config_hash": config and config.hash,
         "parts": code_in(config) if config else {},
-        "weights": weights,
-        "precision": precision,
-        **_surroundings(device),
     }
+
+
+def _result(splits, measured, record):
+    "A `Result` of what was measured on each split."
     rows = [
         {"split": i, **{name: one[name] for name in MEASURES}} for i, one in enumerate(measured)
     ]
@@ -626,16 +650,15 @@ def _seeds(before, after):
 
 
 def effective_number(counts):
-    """Kish's n of units with `counts` (U,) queries, Eq. (3): how many of equal weight would say as
-    much. Kish, *Survey Sampling* (1965)."""
+    """Kish's n of units with `counts` (U,) queries, Eq. (11.4): so many units of equal weight would
+    give the same variance. Kish, *Survey Sampling* (1965)."""
     counts = np.asarray(counts, float)
     return float(counts.sum() ** 2 / np.square(counts).sum())
 
 
 def difference_of(before, after, counts):
     """The `Difference` of two sides' sums (S, U), shares 0..1, over units with `counts` (U,)
-    queries: Eqs. (1) to (3). S may differ. One unit alone says nothing: its interval is all there
-    is."""
+    queries: Eqs. (11.2) to (11.4). S may differ. The interval of one unit alone is -100..100."""
     before, after, counts = (np.asarray(x, float) for x in (before, after, counts))
     gain, total = 100 * (after.mean(0) - before.mean(0)), counts.sum()
     found, trainings = gain.sum() / total, max(len(before), len(after))
@@ -658,7 +681,7 @@ def difference_from(difference, error, units, before, after):
 
 def _interval(found, parts):
     """(value, low, high, p) of a value with independent parts (variance, degrees of freedom) of
-    doubt, Eq. (3). p is the level at which the interval just reaches 0."""
+    doubt, Eq. (11.4). p is the level at which the interval just reaches 0."""
     parts = [part for part in parts if part[0] > 1e-18]
     if not parts:  # the same difference everywhere, but for rounding
         return found, found, found, float(abs(found) < 1e-9)
@@ -678,7 +701,7 @@ def _check_asked(measure, by):
 
 
 def paired_difference(a, b, measure="mAP", by="identity"):
-    """How much better b is than a, Eqs. (1) to (3): a `Difference` in percentage points.
+    """How much better b is than a, Eqs. (11.2) to (11.4): a `Difference` in percentage points.
 
     `a`, `b`: a `Result` or a list of them, one a training. `measure`: mAP, rank1, rank5 or rank10.
     `by`: the units of chance, "identity" or "query". Raises `PromptSGError` for another measure or
@@ -706,7 +729,7 @@ def holm(p):
 
 def interval_of(results, measure="mAP", by="identity"):
     """A measure's mean over splits and trainings with its 95 % interval over people and trainings,
-    in percent: the `Difference` to nothing, by Eqs. (1) to (3).
+    in percent: the `Difference` to nothing, by Eqs. (11.2) to (11.4).
 
     `results`: a `Result` or a list of them, one a training. `PromptSGError` as
     `paired_difference`."""
