@@ -293,14 +293,15 @@ _NOT_EMBEDDED = UNMEASURED | {
     "inversion_dropout",
     "losses",
 }
-_KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm")
+_KNOWN_CODE = ("promptsg", "torch", "torchvision", "open_clip", "timm", "peft")
 
 
 def foreign_code(model):
     """The name of a class in a model whose code is from another package, or was changed; "" for
     none."""
     own = lambda code: code.__module__.split(".")[0] in _KNOWN_CODE
-    for module in model.modules():
+    losses = set(model.losses.modules())  # no embedding depends on them
+    for module in (one for one in model.modules() if one not in losses):
         kind = type(module)
         changed = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
         methods = [code for code in vars(kind).values() if inspect.isfunction(code)]
@@ -310,12 +311,14 @@ def foreign_code(model):
 
 
 @lru_cache
-def _code_hash():
-    "Hash of the modules that embed an image tensor, and of the versions of their libraries."
+def _code_hash(adapted):
+    """Hash of the modules that embed an image tensor, and of the versions of their libraries, of
+    peft too where the tower is `adapted`."""
     names = ("backbone", "fusion", "heads", "int8", "inversion", "model", "prompt")
     package = Path(inspect.getfile(PromptSG)).parent
     files = [(package / f"{name}.py").read_bytes() for name in names]
-    versions = " ".join(map(importlib.metadata.version, ("torch", "open_clip_torch", "timm")))
+    packages = ("torch", "open_clip_torch", "timm", *(["peft"] if adapted else []))
+    versions = " ".join(map(importlib.metadata.version, packages))
     return hashlib.sha256(b"".join(files) + versions.encode()).hexdigest()
 
 
@@ -340,10 +343,12 @@ def embedding_kind(model, transform, prompt=None, frozen=False, precision="float
     tensors = {
         name: t
         for name, t in model.state_dict().items()
-        if not name.startswith(("whitening.", "centres", "head.")) or ".neck." in name
+        if not name.startswith(("whitening.", "centres", "losses.", "head.")) or ".neck." in name
     }
     parts = [
-        repr(part) for name, part in model.named_children() if name not in ("whitening", "head")
+        repr(part)
+        for name, part in model.named_children()
+        if name not in ("whitening", "losses", "head")
     ]
     kind = (
         tensor_hash(tensors),
@@ -354,7 +359,7 @@ def embedding_kind(model, transform, prompt=None, frozen=False, precision="float
         prompt or model.config.eval_prompt,
         str(transform),
         DECODING,
-        _code_hash(),
+        _code_hash(model.backbone.adapted),
         _rounding(model, precision, frozen),
     )
     return repr(kind)

@@ -124,9 +124,18 @@ def parse_sets(pairs):
 def read_config(text, sets=None):
     """The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with
     `--set` changes."""
-    from promptsg.versions import version
+    from promptsg.versions import BUDGETS, version, versions_of
 
     name, at, backbone = str(text).partition("@")
+    if (
+        name in {*versions_of("vitb16"), *versions_of("vitb16-person")}
+        and not at
+        and not os.path.exists(text)
+    ):
+        raise PromptSGError(
+            f"{name} is a version; name a backbone too, {name}@hand-vit-tiny or {name}@vitb16 "
+            f"(all: {', '.join(BUDGETS)})"
+        )
     config = version(name, backbone) if at and not os.path.exists(text) else Config.from_yaml(text)
     return config.replace(**parse_sets(sets))
 
@@ -139,12 +148,7 @@ def chosen_config(run, config, sets, **changes):
     that is none."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
-    if run and not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
-    return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(
+    return (Config.from_run(run) if run else read_config(config)).replace(
         **changes, **parse_sets(sets)
     )
 
@@ -182,9 +186,16 @@ def ready_model(run, config, sets, spoken=False, **changes):
     else:
         model = PromptSG(chosen, 1).eval() if spoken else untrained(chosen)
         if not spoken:
+            drawn = chosen.pretrained == "embedded"
             typer.echo(
-                f"nothing is trained: the image tower of {chosen.tower} alone, without "
-                f"{chosen.variant}'s text, fusion and whitening",
+                f"not trained: the class token of {chosen.tower} alone; train a run to use all of "
+                f"{chosen.variant}"
+                + (
+                    "\n" + f"{chosen.tower} has seen drawn hands only; "
+                    "for photographs use a backbone with CLIP, as vitb16"
+                    if drawn
+                    else ""
+                ),
                 err=True,
             )
     return model.to(make_accelerator(model.config).device)
@@ -598,7 +609,12 @@ def record_of(model, frame):
 def search(
     query: Annotated[Path, typer.Option("--query", help="An image file.")],
     gallery: Annotated[
-        Path, typer.Option("--gallery", "--data", help="Data folder or CSV to search.")
+        Path,
+        typer.Option(
+            "--gallery",
+            "--data",
+            help="What to search: a data folder, a CSV, or a flat folder of images.",
+        ),
     ],
     run: AnyRun = None,
     config: Untrained = None,
@@ -618,16 +634,18 @@ def search(
     """Find the gallery images nearest to a query, by a run or, without any training, by an
     untrained tower; a table and a picture."""
     from promptsg.files import check_writable, content_hash
-    from promptsg.readers import find_same, read_picture
+    from promptsg.readers import UNKNOWN, find_same, read_picture
 
     chosen = chosen_config(run, config, sets, **_ONCE)
     check_writable(out or Path("search"))
-    one, many = read_picture(query), read_frame(gallery, chosen, level)
+    one, many = read_picture(query), read_frame(gallery, chosen, level, only=True)
     same = find_same(query, many)
-    one["identity"] = many.identity[same].iloc[0] if same.any() else "?"
     for image in many.image[same]:
         typer.echo(f"left out: {image}, which is the query's own picture", err=True)
     others = many[~same].reset_index(drop=True)
+    # the copy in the gallery tells who it is; right and wrong need another image of that identity
+    known = [identity for identity in many.identity[same] if (others.identity == identity).any()]
+    one["identity"] = known[0] if known else UNKNOWN
     if not len(others):
         raise PromptSGError(
             f"the gallery {gallery} holds nothing but the query's own picture; give a gallery with "
@@ -648,7 +666,7 @@ def search(
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
     if sentence:
         typer.echo(sentence)
-    typer.echo(f"table, picture and record are in {folder}")
+    typer.echo(f"picture: {folder / 'nearest.png'}; table and record are beside it")
 
 
 _SHARE = "share of "  # begins the name of a column with a part's share of the similarity
@@ -665,7 +683,7 @@ def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a
     decision the likelihood ratio, and what the run says of the first place, else "")."""
-    from promptsg.decisions import what_to_say
+    from promptsg.decisions import describe_search, ratio_text
     from promptsg.embedding import Embedder
 
     embedder = Embedder(model, model.config)
@@ -678,23 +696,14 @@ def _nearest(model, one, many, top, decision=None, run=None):
     sentence = ""
     if decision is not None:
         ratios = decision.calibration(similarity)
-        found["likelihood_ratio"] = _two_digits(ratios[order])
-        sentence = "\n".join(what_to_say(decision, similarity, many.identity, run))
+        found["likelihood_ratio"] = [ratio_text(one) for one in ratios[order]]
+        sentence = "\n".join(describe_search(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
         return found, sentence
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
     return found.assign(alike=[said[row] for row in order], **columns), sentence
-
-
-def _two_digits(log_ratios):
-    "Likelihood ratios as texts of two digits."
-    import numpy as np
-
-    return [
-        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
-    ]
 
 
 def _key(record):
@@ -748,7 +757,7 @@ def decide(
     found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
     tables = {
         "verification": found.verification,
-        "said": found.said,
+        "by_ratio": found.by_ratio,
         "open_set": found.open_set,
         **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()},
     }
@@ -783,8 +792,8 @@ def _decided(found):
             f"{tested.impostors:,} impostors; 95 % intervals over people",
             show(found.verification),
             '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-            show(found.said),
-            "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing "
+            show(found.by_ratio),
+            "Cllr {Cllr:.3f} bits; the best map of these scores {minimum:.3f}; saying nothing "
             "1".format(**found.evidence),
             f"\n{opened.enrolled[0]} of the people enrolled, one image each "
             f"({len(opened)} splits and draws): "
@@ -920,14 +929,19 @@ def export(
 # %% ../nbs/16_cli.ipynb #cell011
 def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities
-    over the pictures if `named`; an unknown one is '?'. A column `alike` is written below them."""
+    over the pictures if `named`, or the file's name where the identity is unknown. A column `alike`
+    is written below them."""
     from PIL import ImageOps
 
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
+    from promptsg.readers import UNKNOWN
 
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
-    who = lambda row: row.identity.rsplit(":", 1)[0]  # the person: a whole identity would be cut
+    # the person, for a whole identity would be cut
+    who = lambda row: (
+        Path(row.image).name if row.identity == UNKNOWN else row.identity.rsplit(":", 1)[0]
+    )
     return plot_ranked_lists(
         [
             dict(
@@ -937,7 +951,7 @@ def ranked_figure(rows, named=False, **options):
                 alike=found.alike.tolist() if "alike" in found else None,
                 names=[who(query), *map(who, found.itertuples())] if named else None,
                 right=None
-                if query.identity == "?"
+                if query.identity == UNKNOWN
                 else (found.identity == query.identity).tolist(),
             )
             for query, found, similarity in rows
@@ -1852,12 +1866,12 @@ def align_text_command(
     from promptsg.embedding import Embedder
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
-    from promptsg.pretrain import deal_sentences
+    from promptsg.pretrain import split_sentences
 
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
-        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
+        split_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Embedder(model, chosen).embed(people).of(people)

@@ -10,7 +10,6 @@ import copy
 import html
 import importlib.util
 import logging
-import os
 import re
 import warnings
 from pathlib import Path
@@ -65,16 +64,12 @@ def read_record(run):
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     run = Path(run)
-    if not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
+    config = Config.from_run(run)
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
     results = [one for one in results if one.record.get("control") is None]  # with no step after it
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
     return dict(
-        config=Config.from_yaml(run / "config.yml"),
+        config=config,
         state=state,
         splits=read_stored(run / "splits.json"),
         splits_hash=content_hash(run / "splits.json"),
@@ -461,7 +456,7 @@ def export_onnx(model, file, prompt=None):
     if prompt not in ("composed", "simplified"):
         raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
     with writing(file) as part:
-        _write_onnx(_Embedding(model, prompt), model.backbone.image_size, part)
+        _write_onnx(_Embedding(model.merged(), prompt), model.backbone.image_size, part)
         try:
             difference = _largest_difference(model, part, prompt)
         except Exception as error:  # onnxruntime's own kinds

@@ -162,7 +162,7 @@ def _evidence(errors, reason):
             "said of two people (FMR, %)": _with_interval(row, "FMR", 2),
             "not said of one person (FNMR, %)": _with_interval(row, "FNMR"),
         }
-        for row in errors.said.to_dict("records")
+        for row in errors.by_ratio.to_dict("records")
     ]
     cost = errors.evidence
     text = (
@@ -170,8 +170,8 @@ def _evidence(errors, reason):
         f"model was not "
         f"fitted to ({found.genuine:,} genuine, {found.impostors:,} impostor comparisons; "
         f"{found.calibration.kind}), and measured on the test people. "
-        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['least']:.3f}; a model "
-        "that says nothing 1."
+        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['minimum']:.3f}; "
+        "a model that says nothing 1."
     )
     return Section(title, text, pd.DataFrame(rows))
 
@@ -312,7 +312,7 @@ def result_sheet(results, errors, train_people, command="", reason="", made=None
     sections.append(Section("Terms", " ".join(_TERMS.split())))
     tables = {
         "verification": errors.verification,
-        "said": errors.said,
+        "by_ratio": errors.by_ratio,
         "open_set": errors.open_set,
         **{f"groups-{one.replace(' ', '_')}": table for one, table in errors.groups.items()},
         **{f"evaluation-{one}": 100 * found.summary for one, found in results.items()},
