@@ -153,7 +153,7 @@ def rank(
         ]
 
     thresholds = only(hits)
-    # a match at -infinity; the rest is looked at while it is counted
+    # a match at -infinity; the other scores are checked while they are compared
     _check_finite(thresholds[:, 0].clamp(max=0).amin())
     before, shown = _gallery_counts(similarity, thresholds)
     found_before, found = among(thresholds)
@@ -367,7 +367,7 @@ def _per_query(
 
 
 def _check_matched(matched, labels):
-    "Raises `PromptSGError`, which says why, when no query has a match."
+    "`PromptSGError` with the reason when no query has a match."
     if matched.any():
         return
     (query, gallery), cams = labels

@@ -226,7 +226,7 @@ class LossRecord:
 # %% ../nbs/12_training.ipynb #objective
 class Objective(nn.Module):
     """`forward(labels (B,), images or frozen, progress, aspects, cameras) -> {name: scalar}`: the
-    losses of all processes' batches together, in float32 whatever the autocast.
+    losses of all processes' batches together, in float32 also under autocast.
 
     `progress` is the share of the training that is over, 0..1."""
 
