@@ -76,8 +76,8 @@ def embed_frame(
     `embed`: images (B, 3, H, W) on `device` -> (B, D); put a module into eval mode first. A path
     that the frame lists twice is decoded and embedded once. `dataset(frame, transform)` and `key`
     name another input than images; with several keys, `embed` gets all of them. `made(rows)` is
-    called with the output of `embed` for each batch, float32. Raises `PromptSGError` for an empty frame, an
-    unreadable image, or an embedding with NaN or infinity."""
+    called with the output of `embed` for each batch, float32. Raises `PromptSGError` for an empty
+    frame, an unreadable image, or an embedding with NaN or infinity."""
     if not len(frame):
         raise PromptSGError("there is no image to embed; check the split or the folder")
     keys, (places, _) = (key,) if isinstance(key, str) else key, pd.factorize(frame.path)
@@ -526,15 +526,14 @@ def minp_note(results):
 
 def conditions(results):
     """Lines on what is particular in `{name: Result}`: protocols that differ by the rule alone,
-    queries that were left out, the camera filter, another data set than the training's. No line where
-    nothing is particular."""
+    queries that were left out, the camera filter, another data set than the training's."""
     for name, result in results.items():
         record = result.record
-        if record["same_galleries_as"]:
+        same, rule = record["same_galleries_as"], record["protocol"]["ap"]
+        if same:
             yield (
-                f"{name}: the galleries are those of {record['same_galleries_as']}, as the data has "
-                f"one aspect; only the rule of average precision ({record['protocol']['ap']}) is "
-                "another"
+                f"{name}: the galleries are those of {same}, as the data has one aspect; only the "
+                f"rule of average precision ({rule}) is another"
             )
         if record["queries_without_match"]:
             count = counted(record["queries_without_match"], "query", "queries")
