@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Imports', 'Protocol', 'After', 'parse_sets',
            'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several',
-           'train', 'evaluate_command', 'results_folder', 'plain_name', 'embed', 'record_of', 'search', 'decide',
-           'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
-           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
-           'tune_command', 'align_text_command', 'bench', 'main']
+           'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare', 'embed', 'record_of', 'search',
+           'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
+           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
+           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -496,7 +496,7 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
             frame,
             config.aspect,
             config.num_splits,
-            config.seed,
+            config.split_seed,
             model.trained_on,
             config.train_aspects if whiten == "data" else None,
         )
@@ -530,6 +530,50 @@ def results_folder(run, config, splits, data):
 def plain_name(text):
     "A text as a part of a file name: letters, digits, dots and dashes, at most 40."
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
+
+# %% ../nbs/16_cli.ipynb #compare
+@app.command(cls=Several)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Option("--runs", help="Evaluated runs of the first method; several values."),
+    ],
+    others: Annotated[
+        list[Path],
+        typer.Option("--with", help="Evaluated runs of the second method; several values."),
+    ],
+    protocol: Protocol = "clipfh",
+):
+    """Compare two methods, with one evaluated run for each seed: the second minus the first, with a
+    95 % interval over people and trainings."""
+    import pandas as pd
+
+    from promptsg.evaluation import Result, combine, holm, paired_difference
+
+    first, second = (
+        [Result.load(run / f"evaluation-{protocol}") for run in side] for side in (runs, others)
+    )
+    measures = ("rank1", "rank5", "mAP")
+    gaps = {name: paired_difference(first, second, name) for name in measures}
+    starred = holm([gap.p for gap in gaps.values()]) < 0.05
+    rows = {
+        name: {
+            "first": f"{combine(first)['mean'][name]:.1f}",
+            "second": f"{combine(second)['mean'][name]:.1f}",
+            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]",
+            "": "*" if star else "",
+        }
+        for (name, gap), star in zip(gaps.items(), starred)
+    }
+    typer.echo(pd.DataFrame(rows).T.to_string())
+    gap = gaps["mAP"]
+    trainings = f"{len(first)} and {len(second)} trainings"
+    typer.echo(
+        f"{protocol}, percent; {gap.units} people (effective sample size {gap.effective:.0f}), "
+        f"{trainings}; 95 % interval over people"
+        + (" and trainings" if gap.trainings > 1 else "; one training a side compares two models")
+        + "; *: p < 0.05 after Holm's correction for the rows"
+    )
 
 # %% ../nbs/16_cli.ipynb #cell009
 # images that are seen once need no cache of theirs

@@ -161,6 +161,7 @@ _OPTIONS = {
     "variant": "--versions",
     "model": "--backbone",
     "clip_model": "--backbone",
+    "seed": "--seeds",
 }
 
 
@@ -184,7 +185,7 @@ def shared_config(run, frame, changes=None):
 
 
 def run_config(shared, run):
-    "The config that is trained: the run's seed in place of the splits' seed."
+    "The config that is trained: the shared one with the run's seed."
     return shared if run.seed is None else shared.replace(seed=run.seed)
 
 # %% ../nbs/18_report.ipynb #cell008
@@ -233,7 +234,8 @@ def make_jobs(
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
-        key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
+        names = ("aspect", "num_splits", "split_seed", "val_type", "train_aspects")
+        key = tuple(getattr(shared, name) for name in names)
         if key not in made:
             splits = splits_of(shared, frame)
             cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
