@@ -283,7 +283,6 @@ class Trainer:
 
     def fit(self, resume=False):
         self.out = Path(self.out)
-        self.folder = RunFolder(self.out, self.config, self.splits)
         # torchrun sets RANK; the processes have not joined yet
         first = os.environ.get("RANK", "0") == "0"
         with held(self.out) if first else nullcontext():
@@ -568,6 +567,10 @@ class Trainer:
     # --- the run folder
 
     _saved_epoch = 0  # the last epoch in last/
+
+    @property
+    def folder(self):
+        return RunFolder(self.out, self.config, self.splits)
 
     def _begin(self):
         self.folder.check_new()
