@@ -734,7 +734,7 @@ def test_whitened_similarity_is_that_of_the_whitening(rows, fitted, dim, images)
     whitening.fit(x[:fitted], labels)
     plain = unit(whitening(x))
     assert same(whitened_similarity(x @ x.T, torch.arange(fitted), labels, dim), plain @ plain.T)
-    with pytest.raises(PromptSGError, match="no person has two different ones"):
+    with pytest.raises(PromptSGError, match="a person with two different images"):
         whitened_similarity(torch.ones(4, 4), torch.arange(4), torch.tensor([0, 0, 1, 1]), 3)
 
 
