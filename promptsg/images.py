@@ -284,7 +284,7 @@ def _glance(path):
 
 
 def check_images(paths, progress=True):
-    "Raises one `ImageError` with the number of unreadable images and three names, if there are any."
+    "Raises one `ImageError` with the number of unreadable images, if any, and three names."
     read_all(_glance, dict.fromkeys(paths), "checking images", progress)
 
 
