@@ -443,7 +443,7 @@ NAN = torch.full((6, 6), torch.nan)
 COHORT = torch.rand(8, 5), torch.rand(6, 5)
 MISTAKES = {
     "shapes differ": (lambda: mirror_sum(ROWS, OTHER), "a row for each image"),
-    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "points nowhere"),
+    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "has no direction"),
     "NaN": (lambda: mirror_sum(ROWS, NAN), "mirror images hold NaN"),
     "zero": (lambda: query_expansion(torch.zeros(1, 6), OTHER, 1), "row 0 of the queries is zero"),
     "one dimension": (lambda: k_reciprocal(ROWS[0], OTHER), r"\(N, D\)"),
@@ -451,7 +451,7 @@ MISTAKES = {
     "infinity": (lambda: k_reciprocal(ROWS, OTHER / 0), "gallery's features hold NaN"),
     "widths": (
         lambda: k_reciprocal(ROWS, OTHER[:, :3]),
-        "6 numbers a row and the gallery's features 3",
+        "6 dimensions and the gallery's features 3",
     ),
     "k1 beyond": (lambda: k_reciprocal(ROWS, OTHER, 14), "k1 is 14 .* from 1 to 13"),
     "k1 below": (lambda: k_reciprocal(ROWS, OTHER, 0), "k1 is 0"),
@@ -465,7 +465,7 @@ MISTAKES = {
     "k beyond others": (lambda: database_augmentation(OTHER, 8), "k is 8 .* from 0 to 7"),
     "alpha": (lambda: query_expansion(ROWS, OTHER, 2, -1), "alpha is -1"),
     "alpha, no neighbour": (lambda: query_expansion(ROWS, OTHER, 0, float("inf")), "alpha is inf"),
-    "expansion widths": (lambda: query_expansion(ROWS, OTHER[:, :3], 1), "6 numbers a row"),
+    "expansion widths": (lambda: query_expansion(ROWS, OTHER[:, :3], 1), "6 dimensions"),
     "how": (lambda: by_person(SCORES, range(8), "median"), "'max' or 'mean'"),
     "ids": (lambda: by_person(SCORES, range(6)), "8 gallery images"),
     "missing id": (lambda: by_person(SCORES, ["a", None, *"bcdefg"]), "1 of them missing"),
@@ -473,7 +473,7 @@ MISTAKES = {
     "template ids": (lambda: mean_templates(ROWS, range(8)), "6 images"),
     "templates cancel": (
         lambda: mean_templates(torch.cat([ROWS, -ROWS]), [0] * 12),
-        "points nowhere",
+        "has no direction",
     ),
     "norm": (lambda: normalise(SCORES.T, *COHORT, "x"), "'z', 't', 's' or 'as'"),
     "no top": (lambda: normalise(SCORES.T, *COHORT, "as"), "needs the number"),
