@@ -26,24 +26,25 @@ from promptsg.biometrics import (
     reliability,
     verification,
 )
+from .caches import embedding_settings
 from .config import PromptSGError, shown
+from .embedding import Embedder, WhiteningImages, weights_hash
 from .files import read_csv, read_json, write_json
 from .heads import Whitening
-from .training import Feed, WhiteningImages, embedding_settings, weights_hash
 from .tune import deal_people, train_people
 
 # %% ../nbs/23_decisions.ipynb #strangers
-def train_side_scores(model, splits, feed=None, folds=5, seed=0):
+def train_side_scores(model, splits, embedder=None, folds=5, seed=0):
     """(scores (N,), genuine (N,), people) of comparisons on the train side of people whom the model
     does not know: those held out for validation or, where nothing was trained, all, each whitened
     by the others.
 
-    `splits`: those the model was trained on. `feed`: a `promptsg.training.Feed` of the model, made
+    `splits`: those the model was trained on. `embedder`: an `Embedder` of the model, made
     for None. Raises `PromptSGError` where everybody was trained on (`val_type: images` or `none`),
     for too few people, and as `promptsg.biometrics.compare_all` does."""
-    feed = feed or Feed(model, model.config)
+    embedder = embedder or Embedder(model, model.config)
     if not model.config.epochs:
-        return _by_folds(model, train_people(splits), feed, folds, seed)
+        return _by_folds(model, train_people(splits), embedder, folds, seed)
     if model.config.val_type != "identities":
         raise PromptSGError(
             f"everybody on the train side was trained on (val_type is {model.config.val_type}), so "
@@ -52,7 +53,7 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
         )
     held = train_people(splits)
     held = held[~held.identity.isin(splits.train.identity)]
-    scores, genuine = _within_aspects(feed.embed(held).of(held), held)
+    scores, genuine = _within_aspects(embedder.embed(held).of(held), held)
     return scores, genuine, held.pid.nunique()
 
 
@@ -65,9 +66,9 @@ def _within_aspects(rows, frame):
     return tuple(np.concatenate(part) for part in zip(*parts))
 
 
-def _by_folds(model, people, feed, folds, seed):
+def _by_folds(model, people, embedder, folds, seed):
     "`train_side_scores` of a model of which nothing was trained."
-    images, dealt, parts = WhiteningImages(feed, people), deal_people(people, folds, seed), []
+    images, dealt, parts = WhiteningImages(embedder, people), deal_people(people, folds, seed), []
     for fold in range(folds):
         held, whitening = people[dealt == fold], None
         if model.whitening is not None:
@@ -134,10 +135,10 @@ class Decision:
         return found
 
 
-def fit_decision(model, splits, kind="logistic", feed=None):
+def fit_decision(model, splits, kind="logistic", embedder=None):
     """A `Decision` from the train side of a model's splits. `kind`: logistic or isotonic;
     `PromptSGError` as `train_side_scores`."""
-    scores, genuine, people = train_side_scores(model, splits, feed)
+    scores, genuine, people = train_side_scores(model, splits, embedder)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(
         fitted,
@@ -218,15 +219,15 @@ def attribute_labels(frame):
     return {name: values for name, values in labels.items() if values.nunique() > 1}
 
 
-def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1000, ratio=1):
+def error_rates(model, splits, decision=None, embedder=None, per_query=None, draws=1000, ratio=1):
     """The `ErrorRates` of a model on the test people of its splits.
 
     `decision`: what it may say, from the train side, or None. `per_query`: of a `Result`, for
     Rank-1 and mAP of the groups. `ratio`: the likelihood ratio whose threshold the groups are
     judged at. `PromptSGError` where no two images show one person, or there is one person alone."""
-    feed, test = feed or Feed(model, model.config), splits.test
+    embedder, test = embedder or Embedder(model, model.config), splits.test
     ranked = pd.concat([test, *splits.galleries]).drop_duplicates("path", ignore_index=True)
-    embeddings = feed.embed(ranked)
+    embeddings = embedder.embed(ranked)
     tested = compare_all(embeddings.of(test), test.identity)
     verified = verification(tested, draws=draws)
     said = pd.DataFrame() if decision is None else decision_table(decision, tested, draws=draws)
@@ -259,21 +260,21 @@ DECIDED = (
 )
 
 
-def decided_row(model, splits, feed=None, draws=200):
+def decided_row(model, splits, embedder=None, draws=200):
     """The error rates of a model in one row, a dict of `DECIDED`: EER, `fnmr` at FMR 1 %, d', Cllr
     and the least there is, and of "likelihood ratio at least 100" how often it is said of two
     people (`wrong`) and not of one (`missed`); rates 0..1, each with its interval. Missing: not
     claimed, or nobody to calibrate on, as `note` says. `PromptSGError` as `error_rates`."""
-    feed = feed or Feed(model, model.config)
+    embedder = embedder or Embedder(model, model.config)
     test = splits.test
-    tested = compare_all(feed.embed(test).of(test), test.identity)
+    tested = compare_all(embedder.embed(test).of(test), test.identity)
     verified = verification(tested, (0.01,), draws).set_index("measure")
     row = dict.fromkeys(DECIDED, np.nan) | dict(people=tested.people, d_prime=verified.value["d'"])
     for name, measure in (("eer", "EER"), ("fnmr", "FNMR at FMR 1 %")):
         one = verified.loc[measure]
         row |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
     try:
-        decision = fit_decision(model, splits, feed=feed)
+        decision = fit_decision(model, splits, embedder=embedder)
     except PromptSGError as error:
         return row | dict(note=str(error).split(";")[0])
     said, (scores, genuine) = (

@@ -24,21 +24,12 @@ from accelerate import Accelerator
 from ipywidgets import HTML, BoundedIntText, Box, Button, Dropdown, FileUpload, Layout, Text, VBox
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from .checkpoints import load_run
 from .config import Config, PromptSGError
-from promptsg.data import (
-    HandDataset,
-    aspect_numbers,
-    batches,
-    eval_transform,
-    find_same,
-    load_image,
-    progress_bar,
-    read_data,
-    run_splits,
-)
+from .data import eval_transform, find_same, load_image, read_data, run_splits
 from .decisions import Decision, what_to_say
+from .embedding import Embedder, mirror_images
 from promptsg.evaluation import (
     Embeddings,
     Result,
@@ -50,7 +41,6 @@ from promptsg.evaluation import (
 from .heads import mirror_sum
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
 from .plots import VERSION_LOOKS, plot_attention_grid, plot_cmc, plot_ranked_lists
-from .training import load_run, mirror_images
 
 # %% ../nbs/15_explorer.ipynb #cell004
 def _title(folder):
@@ -102,7 +92,10 @@ class OpenRun:
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)
         self.model = load_run(folder).to(Accelerator().device)
-        self.config, self.progress = self.model.config, progress
+        self.config = self.model.config
+        # the pictures are read once, so no cache is written
+        uncached = self.config.replace(cache_frozen=False, cache_pixels=False)
+        self.embedder = Embedder(self.model, uncached, progress=progress)
         self.folder, self.splits = Path(folder), run_splits(folder, frame)
         with suppress(PromptSGError):  # none, or of other weights: then nothing is said
             self.decision = Decision.load(folder, self.model)
@@ -115,27 +108,11 @@ class OpenRun:
         self.pixels, self.relevance = lru_cache(64)(self._pixels), lru_cache(64)(self._relevance)
 
     def _towers(self, frame):
-        "`_tower` of a frame's images, and with `mirror` of their mirror images (else None)."
-        turned = self._tower(mirror_images(frame), mirrored=True) if self.config.mirror else None
-        return self._tower(frame), turned
-
-    @torch.inference_mode()
-    def _tower(self, frame, mirrored=False):
-        """What is read of a frame's images: {embedding (N, D), patches, dense (N, M, D), aspects
-        (N,)}."""
-        size, device = self.model.backbone.image_size, next(self.model.parameters()).device
-        transform = eval_transform(size, self.model.mean, self.model.std, mirrored)
-        loader = DataLoader(HandDataset(frame, transform), batch_size=32)
-        bar = progress_bar(
-            batches(loader), self.progress, desc="image tower", total=len(loader), leave=False
-        )
-        found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
-        if not self.config.looks:
-            found = [replace(one, embedding=self.model.read(one.embedding, one)) for one in found]
-        kinds = ("embedding", "patches", "dense")
-        read = [name for name in kinds if getattr(found[0], name) is not None]
-        tower = {name: torch.cat([getattr(one, name) for one in found]) for name in read}
-        return tower | {"aspects": torch.tensor(aspect_numbers(frame), device=device)}
+        "What the image tower gives for a frame, and for its mirror images with `mirror`, else None."
+        turned = None
+        if self.config.mirror:
+            turned = self.embedder.mirrored().tower(mirror_images(frame))
+        return self.embedder.tower(frame), turned
 
     def add(self, path):
         """Have a picture of one's own among the images; returns the path under which it is there.

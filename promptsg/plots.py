@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from .config import PromptSGError
 from .files import writing
+from .metrics import mean_std
 
 # %% ../nbs/14_plots.ipynb #cell004
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK = sns.color_palette("colorblind").as_hex()[:7]
@@ -235,8 +236,7 @@ def _told_apart(looks) -> list:
 
 def _draw_cmc(ax, name, values, look) -> None:
     "The mean (percent) over splits of curves (splits, ranks), and a band of one deviation."
-    ranks, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
-    spread = values.std(0, ddof=min(1, len(values) - 1))
+    ranks, (mean, spread) = np.arange(1, values.shape[1] + 1), mean_std(values)
     low, high = mean - spread, np.minimum(mean + spread, 100)
     ax.fill_between(ranks, low, high, color=look["color"], alpha=0.15, linewidth=0)
     ax.plot(ranks, mean, **look, label=f"{name}: rank-1 {mean[0]:.1f} %")

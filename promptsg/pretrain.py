@@ -39,7 +39,7 @@ from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .files import check_writable_file
 from .images import progress_bar
-from .prompt import fill_aspect, spoken_aspects, tokenize_prompt
+from .prompt import fill_aspect, prompt_aspects, tokenize_prompt
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
@@ -606,7 +606,7 @@ def bank_of_tower(sentences, config, out):
     """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
 
     `{aspect}` is filled in them: with the config's own or, for `prompt_aspect: image`, with each of
-    `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for
+    `promptsg.prompt.prompt_aspects`. `PromptSGError` where its weights hold no text tower, and for
     a sentence that it cannot read."""
     towers = load_towers(
         config.tower,
@@ -621,7 +621,7 @@ def bank_of_tower(sentences, config, out):
         raise PromptSGError(
             f"{file} holds no text tower; name one that does, such as --config paper@hand-vit-tiny"
         )
-    aspects = spoken_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
+    aspects = prompt_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
     said = dict.fromkeys(
         fill_aspect(sentence, aspect)
         for sentence in sentences

@@ -27,7 +27,7 @@ from promptsg.decisions import (
 from promptsg.explorer import Explorer
 from promptsg.model import PromptSG
 from promptsg.synth import write_hands
-from promptsg.training import Feed, Trainer, load_run
+from promptsg.training import Embedder, Trainer, load_run
 from promptsg.tune import deal_people, train_people
 from promptsg.versions import version
 
@@ -55,13 +55,13 @@ def free(place):
     )
 
 
-def feed(model):
-    return Feed(model, model.config, progress=False)
+def embedder(model):
+    return Embedder(model, model.config, progress=False)
 
 
 def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
     model, splits, _ = free
-    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    scores, genuine, people = train_side_scores(model, splits, embedder(model))
     everybody = train_people(splits)
     dealt, pairs = deal_people(everybody), []
     for _, rows in everybody.groupby([dealt, everybody.aspect.to_numpy()]):
@@ -75,7 +75,7 @@ def test_where_nothing_is_trained_everybody_is_a_stranger_once(free):
     assert genuine.sum() > 50 and (~genuine).sum() > 100
     # the whole whitening has seen them all, and finds them more alike than it finds strangers
     own = splits.train[splits.train.aspect == "dorsal_r"]
-    known, same = compare_all(feed(model).embed(own).of(own), own.identity).scores()
+    known, same = compare_all(embedder(model).embed(own).of(own), own.identity).scores()
     assert known[same].mean() > scores[genuine].mean()
 
 
@@ -86,7 +86,7 @@ def test_a_trained_run_is_calibrated_on_the_people_held_out(place):
     )
     splits = make_splits(frame, "dorsal_r", 2)
     model = load_run(Trainer(config, splits, folder / "trained", progress=False).fit())
-    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    scores, genuine, people = train_side_scores(model, splits, embedder(model))
     held = splits.val_query.pid.nunique()
     sizes = np.array(
         [(splits.val_query.identity == one).sum() + 1 for one in splits.val_query.identity.unique()]
@@ -96,12 +96,12 @@ def test_a_trained_run_is_calibrated_on_the_people_held_out(place):
     everybody = model.config.replace(val_type="images")
     model.config = everybody
     with pytest.raises(PromptSGError, match="val_type: identities"):
-        train_side_scores(model, splits, feed(model))
+        train_side_scores(model, splits, embedder(model))
 
 
 def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
     model, splits, _ = free
-    found = fit_decision(model, splits, "isotonic", feed(model))
+    found = fit_decision(model, splits, "isotonic", embedder(model))
     found.save(tmp_path)
     assert Decision.load(tmp_path, model) == found and found.people == 20
     other = PromptSG(model.config, 3).eval()
@@ -121,9 +121,9 @@ def test_a_decision_is_kept_and_belongs_to_its_weights(free, tmp_path):
 
 def test_its_ratios_cost_little_more_than_the_best_map_on_people_never_seen(free):
     model, splits, _ = free
-    found = fit_decision(model, splits, feed=feed(model))
+    found = fit_decision(model, splits, embedder=embedder(model))
     scores, genuine = compare_all(
-        feed(model).embed(splits.test).of(splits.test), splits.test.identity
+        embedder(model).embed(splits.test).of(splits.test), splits.test.identity
     ).scores()
     assert (
         min_cllr(scores, genuine)
@@ -183,7 +183,7 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
     assert "likelihood_ratio" in found.stdout and "nobody" in found.stdout
     explorer = Explorer(run, frame, progress=False)
     explorer.set_query(query)
-    gallery, found_by = explorer.run.gallery_for(query), feed(explorer.run.model)
+    gallery, found_by = explorer.run.gallery_for(query), embedder(explorer.run.model)
     similarity = (
         found_by.embed(frame[frame.path == query]).of(frame[frame.path == query])
         @ found_by.embed(gallery).of(gallery).T
@@ -212,16 +212,16 @@ def test_the_commands_calibrate_a_run_and_then_a_search_says_it(free, place):
 
 def test_all_error_rates_in_one_call_are_those_of_their_own_functions(free):
     model, splits, _ = free
-    decision = fit_decision(model, splits, feed=feed(model))
-    found = error_rates(model, splits, decision, feed(model), draws=20)
-    alone = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity)
+    decision = fit_decision(model, splits, embedder=embedder(model))
+    found = error_rates(model, splits, decision, embedder(model), draws=20)
+    alone = compare_all(embedder(model).embed(splits.test).of(splits.test), splits.test.identity)
     assert found.threshold == decision.calibration.threshold(1) and found.tested.people == 12
     assert np.array_equal(found.tested.genuine, alone.genuine) and found.verification.value[
         0
     ] == pytest.approx(verification(alone, draws=2).value[0])
     assert set(found.groups) == set(attribute_labels(splits.test)) >= {"gender", "skin colour"}
     assert found.evidence["Cllr"] >= found.evidence["least"] and len(found.reliability) > 1
-    none = error_rates(model, splits, None, feed(model), draws=2)
+    none = error_rates(model, splits, None, embedder(model), draws=2)
     assert none.said.empty and none.evidence == {} and none.reliability is None
     assert none.threshold == none.verification.threshold[0]
 
@@ -249,7 +249,7 @@ def test_attributes_are_those_that_differ():
 
 def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path):
     model, splits, _ = free
-    decision = fit_decision(model, splits, feed=feed(model))
+    decision = fit_decision(model, splits, embedder=embedder(model))
     at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
     said = what_to_say(decision, at, ["b", "a", "a"], tmp_path)
     assert (
@@ -277,7 +277,7 @@ def test_what_a_run_says_of_a_search_and_how_often_that_is_wrong(free, tmp_path)
 
 def test_a_decision_is_of_embeddings_made_with_its_settings(free, tmp_path):
     model, splits, run = free
-    fit_decision(model, splits, feed=feed(model)).save(tmp_path)
+    fit_decision(model, splits, embedder=embedder(model)).save(tmp_path)
     # nothing that a score depends on
     assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20
     for changes, words in (

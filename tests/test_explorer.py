@@ -13,6 +13,7 @@ from PIL import Image
 
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
+from promptsg.embedding import Embedder
 from promptsg.explorer import (
     VIEWS,
     Explorer,
@@ -155,7 +156,7 @@ def test_every_image_under_new_words_is_as_the_plain_forward_has_it(
 
 def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(explorer, monkeypatch):
     before, maps = explorer.ranked(), explorer.attention()
-    monkeypatch.setattr(OpenRun, "_tower", lambda *_: pytest.fail("the image tower ran again"))
+    monkeypatch.setattr(Embedder, "tower", lambda *_: pytest.fail("the image tower ran again"))
     explorer.set_prompt("A {} hand in a red sleeve.")
     after = explorer.ranked().set_index("image").similarity.reindex(before.image).to_numpy()
     assert (

@@ -26,7 +26,7 @@ from promptsg.model import PromptSG
 from promptsg.persons import PUBLISHED, cost_of_training, published_rows, reproduce, row_config
 from promptsg.readers import OFFICIAL, for_data, read_data
 from promptsg.splits import Splits, cross_splits, make_splits, official_splits
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Embedder, Trainer, load_run, measure
 from promptsg.versions import PERSONS, version, versions_of
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
@@ -455,8 +455,8 @@ def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path)
     assert model.config.cameras == ("1", "2", "3") and model.backbone.grid == (10, 5)
     result = measure(model, splits, ("official",), progress=False)[0]["official"]
     assert 0 < result.per_split.mAP[0] <= 1
-    embeddings = Feed(model, model.config, progress=False).embed(splits.test)
-    again = Feed(model, model.config.replace(cache_embeddings=False), progress=False).embed(
+    embeddings = Embedder(model, model.config, progress=False).embed(splits.test)
+    again = Embedder(model, model.config.replace(cache_embeddings=False), progress=False).embed(
         splits.test
     )
     assert torch.allclose(embeddings.of(splits.test), again.of(splits.test), atol=1e-5)

@@ -532,7 +532,7 @@ def test_the_loss_scale_is_kept(run, splits, small, tmp_path):
     )
     loaded, copy = [], shutil.copytree(run, tmp_path / "run")
     trainer = Trainer(small, splits, copy, progress=False)
-    trainer._set_up()
+    trainer.set_up()
     trainer.accelerator.scaler = scaler
     trainer._resume()
     trainer._save_last(0)

@@ -314,10 +314,10 @@ def test_without_a_network_the_hub_is_one_sentence(quick, tmp_path, monkeypatch)
 @pytest.fixture(scope="module")
 def run(quick, splits, tmp_path_factory):
     from promptsg.evaluation import evaluate, ranked_images
-    from promptsg.training import Feed, Trainer, load_run
+    from promptsg.training import Embedder, Trainer, load_run
 
     out = Trainer(quick, splits, tmp_path_factory.mktemp("sharing") / "run", progress=False).fit()
-    embeddings = Feed(load_run(out), quick, progress=False).embed(
+    embeddings = Embedder(load_run(out), quick, progress=False).embed(
         ranked_images(splits, ("clipfh", "mba"))
     )
     for protocol in ("clipfh", "mba"):

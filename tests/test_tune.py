@@ -12,7 +12,7 @@ from promptsg.config import PromptSGError
 from promptsg.evaluation import ranked_images
 from promptsg.fusion import WordPooling, cell_weights
 from promptsg.model import PromptSG
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Embedder, Trainer, load_run, measure
 from promptsg.tune import (
     embed_configs,
     measure_configs,
@@ -183,10 +183,10 @@ def test_a_row_is_the_cross_validation_by_hand(many):
     )
     people = train_people(many)
     plain = PromptSG(config.replace(whiten=False, whiten_mirrored=False), 1).eval()
-    feed = Feed(plain, plain.config, progress=False)
+    embedder = Embedder(plain, plain.config, progress=False)
     rows, turned = (
-        feed.embed(people).of(people),
-        feed.mirrored().embed(mirror_images(people)).of(people),
+        embedder.embed(people).of(people),
+        embedder.mirrored().embed(mirror_images(people)).of(people),
     )
     who, own, scores = people.identity.to_numpy(), (people.aspect == "dorsal_r").to_numpy(), []
     for fold in range(2):
@@ -214,9 +214,9 @@ def test_a_row_is_the_cross_validation_by_hand(many):
 def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
     trained, whitened, fit, images = [], [], Trainer.fit, training.WhiteningImages
 
-    def seen_by(feed, frame):
+    def seen_by(embedder, frame):
         whitened.append(set(frame.pid))
-        return images(feed, frame)
+        return images(embedder, frame)
 
     monkeypatch.setattr(training, "WhiteningImages", seen_by)
 
