@@ -293,7 +293,7 @@ def test_trainings_are_added_to_a_table_over_people(done):
 def test_a_pair_that_is_none_is_one_sentence(done, tmp_path):
     with pytest.raises(PromptSGError, match="'v1' is not a pair of versions"):
         parse_pairs(["v1"])
-    with pytest.raises(PromptSGError, match="a comparison with v8 is asked for"):
+    with pytest.raises(PromptSGError, match="no version v8 for a comparison"):
         small(tmp_path, None, pairs=[("v1", "v8")])
     assert not any(tmp_path.iterdir())
 
