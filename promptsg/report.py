@@ -1555,13 +1555,12 @@ def make_report(
     measurement of maps, 0 for none. `after`: names of `promptsg.after.STEPS`. `decisions`: measure
     error rates. Finished parts in `out` are not done again. A failed run is in `Report.failures`.
     `PromptSGError` for bad input, for a folder that cannot be written, is held by another process,
-    or has runs of another config or other data, and if every run failed."""
+    or has runs of another config or data, and if every run failed."""
     out, changes = Path(out), changes or {}
-    runs = plan_runs(backbones, versions, seeds, aspects, controls)
     asked = _check_report(out, backbones, changes, looking, after, protocols, published)
-    _check_pairs(pairs, runs)
+    _check_pairs(pairs, runs := plan_runs(backbones, versions, seeds, aspects, controls))
     settings = dict(backbone=backbones, versions=versions, seeds=seeds, aspect=aspects)
-    settings |= dict(protocol=protocols, pair=list(map(":".join, pairs)), after=after)
+    settings |= dict(protocol=protocols, pair=[":".join(pair) for pair in pairs], after=after)
     command = _command(data, changes, controls, looking, decisions, **settings)
     with held(out):
         folder = data or demo_hands(out / "hands", people, progress)
