@@ -107,8 +107,9 @@ class Backbone(nn.Module):
         return self.state(x)
 
     def end(self, x, mixed):
-        """(embedding (B, D), patches (B, M, D), dense tokens (B, M, D)) from the last block's output,
-        the patches row by row. Patches and dense tokens are None where `tokens` omits them."""
+        """(embedding (B, D), patches (B, M, D), dense tokens (B, M, D)) from the last block's
+        output, the patches row by row. Patches and dense tokens are None where `tokens` omits
+        them."""
         raise NotImplementedError
 
     def end_parts(self):
@@ -158,7 +159,7 @@ class Backbone(nn.Module):
         return lambda block, x: (self._through(block, x), None)
 
     def _run(self, block, x, way):
-        "The output of `way`, with gradient checkpointing if it is set and the block is in the graph."
+        "The output of `way`, by gradient checkpointing if it is set and the block trains."
         trains = x.requires_grad or any(p.requires_grad for p in block.parameters())
         if not (self.checkpoint_blocks and torch.is_grad_enabled() and trains):
             return way(block, x)
@@ -229,8 +230,8 @@ class Backbone(nn.Module):
         return tower
 
     def train(self, mode=True):
-        """As `nn.Module.train`, but frozen batch norms keep their running statistics: a frozen block
-        has the same output in every epoch."""
+        """As `nn.Module.train`, but frozen batch norms keep their running statistics: a frozen
+        block has the same output in every epoch."""
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters(recurse=False))

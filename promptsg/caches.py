@@ -230,6 +230,7 @@ _NOT_EMBEDDED = UNMEASURED | {
     "train_aspects",
     "num_splits",
     "val_type",
+    "split_seed",
     "seed",
     "model",
     "clip_model",

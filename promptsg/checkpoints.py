@@ -237,7 +237,7 @@ SPLIT_FIELDS = (
     "train_aspects",
     "num_splits",
     "val_type",
-    "seed",
+    "split_seed",
     "dataset",
     "identity_level",
 )

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Imports', 'Protocol', 'After', 'parse_sets',
            'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several',
-           'train', 'evaluate_command', 'results_folder', 'plain_name', 'embed', 'record_of', 'search', 'decide',
-           'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
-           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
-           'tune_command', 'align_text_command', 'bench', 'main']
+           'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare', 'embed', 'record_of', 'search',
+           'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
+           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
+           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -496,7 +496,7 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
             frame,
             config.aspect,
             config.num_splits,
-            config.seed,
+            config.split_seed,
             model.trained_on,
             config.train_aspects if whiten == "data" else None,
         )
@@ -530,6 +530,50 @@ def results_folder(run, config, splits, data):
 def plain_name(text):
     "A text as a part of a file name: letters, digits, dots and dashes, at most 40."
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
+
+# %% ../nbs/16_cli.ipynb #compare
+@app.command(cls=Several)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Option("--runs", help="Evaluated runs of the first method; several values."),
+    ],
+    others: Annotated[
+        list[Path],
+        typer.Option("--with", help="Evaluated runs of the second method; several values."),
+    ],
+    protocol: Protocol = "clipfh",
+):
+    """Compare two methods, with one evaluated run for each seed: the second minus the first, with a
+    95 % interval over people and trainings."""
+    import pandas as pd
+
+    from promptsg.evaluation import Result, combine, holm, paired_difference
+
+    first, second = (
+        [Result.load(run / f"evaluation-{protocol}") for run in side] for side in (runs, others)
+    )
+    measures = ("rank1", "rank5", "mAP")
+    gaps = {name: paired_difference(first, second, name) for name in measures}
+    starred = holm([gap.p for gap in gaps.values()]) < 0.05
+    rows = {
+        name: {
+            "first": f"{combine(first)['mean'][name]:.1f}",
+            "second": f"{combine(second)['mean'][name]:.1f}",
+            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]",
+            "": "*" if star else "",
+        }
+        for (name, gap), star in zip(gaps.items(), starred)
+    }
+    typer.echo(pd.DataFrame(rows).T.to_string())
+    gap = gaps["mAP"]
+    trainings = f"{len(first)} and {len(second)} trainings"
+    typer.echo(
+        f"{protocol}, percent; {gap.units} people (effective sample size {gap.effective:.0f}), "
+        f"{trainings}; 95 % interval over people"
+        + (" and trainings" if gap.trainings > 1 else "; one training a side compares two models")
+        + "; *: p < 0.05 after Holm's correction for the rows"
+    )
 
 # %% ../nbs/16_cli.ipynb #cell009
 # images that are seen once need no cache of theirs
@@ -683,7 +727,7 @@ def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a
     decision the likelihood ratio, and what the run says of the first place, else "")."""
-    from promptsg.decisions import what_to_say
+    from promptsg.decisions import describe_search, ratio_text
     from promptsg.embedding import Embedder
 
     embedder = Embedder(model, model.config)
@@ -696,23 +740,14 @@ def _nearest(model, one, many, top, decision=None, run=None):
     sentence = ""
     if decision is not None:
         ratios = decision.calibration(similarity)
-        found["likelihood_ratio"] = _two_digits(ratios[order])
-        sentence = "\n".join(what_to_say(decision, similarity, many.identity, run))
+        found["likelihood_ratio"] = [ratio_text(one) for one in ratios[order]]
+        sentence = "\n".join(describe_search(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
         return found, sentence
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
     return found.assign(alike=[said[row] for row in order], **columns), sentence
-
-
-def _two_digits(log_ratios):
-    "Likelihood ratios as texts of two digits."
-    import numpy as np
-
-    return [
-        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
-    ]
 
 
 def _key(record):
@@ -766,7 +801,7 @@ def decide(
     found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
     tables = {
         "verification": found.verification,
-        "said": found.said,
+        "by_ratio": found.by_ratio,
         "open_set": found.open_set,
         **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()},
     }
@@ -801,8 +836,8 @@ def _decided(found):
             f"{tested.impostors:,} impostors; 95 % intervals over people",
             show(found.verification),
             '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-            show(found.said),
-            "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing "
+            show(found.by_ratio),
+            "Cllr {Cllr:.3f} bits; the best map of these scores {minimum:.3f}; saying nothing "
             "1".format(**found.evidence),
             f"\n{opened.enrolled[0]} of the people enrolled, one image each "
             f"({len(opened)} splits and draws): "
@@ -1878,12 +1913,12 @@ def align_text_command(
     from promptsg.embedding import Embedder
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
-    from promptsg.pretrain import deal_sentences
+    from promptsg.pretrain import split_sentences
 
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
-        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
+        split_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
     features = Embedder(model, chosen).embed(people).of(people)

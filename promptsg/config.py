@@ -266,6 +266,9 @@ class Config(BaseModel):
     num_splits: int = _within(10, 1, 1000, "each split is ranked and stored")
     # where early stopping looks, never at test people; none: everybody is trained on
     val_type: Literal["identities", "images", "none"] = "identities"
+    # draws validation people and galleries; all trainings that are compared need the same
+    split_seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
+    # draws weights, batches and augmentation: another seed is another training
     seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
     # --- towers
     # vitb16, rn50, ... or an open_clip name

@@ -260,7 +260,12 @@ def left_out(splits, reported=()):
 def splits_of(config, frame, reported=()):
     "The config's splits of a frame; prints what was left out, except for reasons in `reported`."
     splits = make_splits(
-        frame, config.aspect, config.num_splits, config.seed, config.val_type, config.train_aspects
+        frame,
+        config.aspect,
+        config.num_splits,
+        config.split_seed,
+        config.val_type,
+        config.train_aspects,
     )
     return left_out(splits, reported)
 

@@ -120,7 +120,7 @@ def plot_reliability(
     figure, ((ax,),) = new_figure(figsize=(3.6, 3.4))
     ax.plot([0, 100], [0, 100], color=GREY, linestyle=":", linewidth=1)
     for (name, table), look in zip(tables.items(), styles_of(tables)):
-        ax.plot(100 * table["said"], 100 * table["is"], **look, label=name)
+        ax.plot(100 * table["predicted"], 100 * table["observed"], **look, label=name)
     ax.set(
         xlabel="predicted: the same person (%)",
         ylabel="observed: the same person (%)",

@@ -587,7 +587,8 @@ def _check_same(results):
                 )
         if queries(first) != queries(other):
             raise PromptSGError(
-                "the results have other splits of the same images; evaluate both with one Splits"
+                "the results have other splits of the same images; train with the same "
+                "split_seed, or evaluate both with one Splits"
             )
 
 

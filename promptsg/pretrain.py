@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'QUESTIONS', 'TEXT_TOWER', 'true_pairs', 'contrastive_loss', 'draw_set', 'to_batch',
-           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'deal_sentences', 'row_attributes',
+           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'split_sentences', 'row_attributes',
            'align_text', 'read_sentences', 'bank_of_vectors', 'bank_of_tower']
 
 # %% ../nbs/17_pretrain.ipynb #cell002
@@ -410,7 +410,7 @@ def _score(given, true):
     )
 
 # %% ../nbs/17_pretrain.ipynb #taught
-def deal_sentences(count, seed=0):
+def split_sentences(count, seed=0):
     """(learnt, held out): row numbers of a bank of `count` sentences, every fifth held out.
 
     `PromptSGError` unless two can be held out, as the right one is to be told from another."""
@@ -436,7 +436,7 @@ class _Taught:
             )
         for text in bank.sentences:
             tokenize_prompt(text, tokenizer)  # refuses what is too long
-        self.learnt, self.held = deal_sentences(len(bank.sentences), seed)
+        self.learnt, self.held = split_sentences(len(bank.sentences), seed)
         self.tokens = tokenizer([*bank.sentences])
         vectors = F.normalize(bank.vectors.float(), dim=1)
         self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)  # (N, D)

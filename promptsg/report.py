@@ -39,7 +39,7 @@ from .checkpoints import load_run
 from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .controls import BASELINES, CONTROLS, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
-from .decisions import DECIDED, decided_row
+from .decisions import ERROR_RATE_COLUMNS, error_rate_row
 from .embedding import Embedder, measure, splits_of
 from promptsg.evaluation import (
     MEASURES,
@@ -161,6 +161,7 @@ _OPTIONS = {
     "variant": "--versions",
     "model": "--backbone",
     "clip_model": "--backbone",
+    "seed": "--seeds",
 }
 
 
@@ -182,7 +183,7 @@ def shared_config(run, frame, changes=None):
 
 
 def run_config(shared, run):
-    "The config of the training: the run's seed in place of the splits' seed."
+    "The config of the training: the shared one with the run's seed."
     return shared if run.seed is None else shared.replace(seed=run.seed)
 
 # %% ../nbs/18_report.ipynb #cell008
@@ -230,7 +231,8 @@ def make_jobs(
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
-        key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
+        names = ("aspect", "num_splits", "split_seed", "val_type", "train_aspects")
+        key = tuple(getattr(shared, name) for name in names)
         if key not in made:
             splits = splits_of(shared, frame)
             cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
@@ -334,7 +336,7 @@ def _stored(file, about):
         found = read_json(file)
         if {name: found["about"][name] for name in about} == about:
             row = {name: np.nan if value is None else value for name, value in found["row"].items()}
-            if set(row) == set(DECIDED):
+            if set(row) == set(ERROR_RATE_COLUMNS):
                 return row
     return None
 
@@ -342,9 +344,9 @@ def _stored(file, about):
 def _decide(job, model):
     "Measure the job's error rates into decisions.json; an error becomes the note."
     try:
-        row = decided_row(model, job.splits, Embedder(model, model.config, progress=False))
+        row = error_rate_row(model, job.splits, Embedder(model, model.config, progress=False))
     except PromptSGError as error:
-        row = dict.fromkeys(DECIDED) | dict(note=str(error).split(";")[0])
+        row = dict.fromkeys(ERROR_RATE_COLUMNS) | dict(note=str(error).split(";")[0])
     plain = {
         name: None if pd.isna(value) else getattr(value, "item", lambda value=value: value)()
         for name, value in row.items()
@@ -539,7 +541,7 @@ class Report:
     controls: dict = field(default_factory=dict)  # (Run, protocol) -> {control: Result}
     looking: dict = field(default_factory=dict)  # Run -> `looking_table`
     after: dict = field(default_factory=dict)  # (Run, protocol) -> {step: Result}
-    decisions: dict = field(default_factory=dict)  # Run -> `promptsg.decisions.decided_row`
+    decisions: dict = field(default_factory=dict)  # Run -> `promptsg.decisions.error_rate_row`
 
     @cached_property
     def results(self):
@@ -703,7 +705,7 @@ def _read_looking(evaluations, out):
 
 
 def _read_decisions(evaluations, out):
-    "{Run: `promptsg.decisions.decided_row`} of the runs' configs."
+    "{Run: `promptsg.decisions.error_rate_row`} of the runs' configs."
     found = {}
     for run, result in {run: result for (run, _), result in evaluations.items()}.items():
         about = {"config_hash": result.record["config_hash"]}
@@ -895,9 +897,9 @@ def after_table(report, group):
 
 # %% ../nbs/18_report.ipynb #decisions
 def decisions_table(report):
-    "Backbone, aspect, version, seed and `promptsg.decisions.DECIDED` of every run: decisions.csv."
+    "Each run: backbone, aspect, version, seed, `decisions.ERROR_RATE_COLUMNS`: decisions.csv."
     rows = [dict(run._asdict(), **row) for run, row in report.decisions.items()]
-    return pd.DataFrame(rows, columns=[*Run._fields, *DECIDED])
+    return pd.DataFrame(rows, columns=[*Run._fields, *ERROR_RATE_COLUMNS])
 
 
 def decisions_page(report, backbone, aspect):
@@ -941,7 +943,7 @@ def _decision_cells(run, row):
         rate("eer"),
         rate("fnmr"),
         f"{row['d_prime']:.2f}" if known("d_prime") else "",
-        f"{row['cllr']:.2f} ({row['least_cllr']:.2f})" if calibrated else "",
+        f"{row['cllr']:.2f} ({row['min_cllr']:.2f})" if calibrated else "",
         rate("wrong") if calibrated else "",
         f"{100 * row['missed']:.1f}" if calibrated else "",
         note,
@@ -1147,7 +1149,7 @@ def _control_section(report, group, found):
         "### Controls\n",
         markdown_table(table),
         "",
-        *(f"- {markdown_cell(name)}: {CONTROLS[name].words}" for name in names),
+        *(f"- {markdown_cell(name)}: {CONTROLS[name].description}" for name in names),
         "",
     ]
 
@@ -1252,7 +1254,7 @@ def _after_section(report, group):
         "### Steps after the embedding\n",
         markdown_table(table),
         "",
-        *(f"- {name}: {STEPS[name].words}" for name in names),
+        *(f"- {name}: {STEPS[name].description}" for name in names),
         "",
     ]
 

@@ -153,7 +153,7 @@ def _evidence(errors, reason):
             "two people match (FMR, %)": _with_interval(row, "FMR", 2),
             "one person does not (FNMR, %)": _with_interval(row, "FNMR"),
         }
-        for row in errors.said.to_dict("records")
+        for row in errors.by_ratio.to_dict("records")
     ]
     cost = errors.evidence
     text = (
@@ -161,7 +161,7 @@ def _evidence(errors, reason):
         f"who were not in the training: {found.genuine:,} genuine and {found.impostors:,} impostor "
         "comparisons. The errors were measured on the test people. "
         f"Cllr is {cost['Cllr']:.3f} bits. The best calibration of these scores would have "
-        f"{cost['least']:.3f}, and a model without information has 1."
+        f"{cost['minimum']:.3f}, and a model without information has 1."
     )
     return Section(title, text, pd.DataFrame(rows))
 
@@ -309,7 +309,7 @@ def result_sheet(results, errors, train_people, command="", reason="", made=None
     sections.append(Section("Terms", " ".join(_TERMS.split())))
     tables = {
         "verification": errors.verification,
-        "said": errors.said,
+        "by_ratio": errors.by_ratio,
         "open_set": errors.open_set,
         **{f"groups-{one.replace(' ', '_')}": table for one, table in errors.groups.items()},
         **{f"evaluation-{one}": 100 * found.summary for one, found in results.items()},

@@ -66,8 +66,8 @@ def test_a_mirror_sum_has_length_one_and_treats_both_alike(seed):
 
 
 def feed_of(quick, **changes):
+    from promptsg.embedding import Embedder
     from promptsg.model import PromptSG
-    from promptsg.training import Embedder
 
     config = quick.replace(**changes)
     torch.manual_seed(0)
@@ -545,7 +545,8 @@ def step_by_step(model, frame, numbers=None):
 
 
 def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
-    from promptsg.training import Embedder, load_run, measure
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder, measure
 
     run, splits = mirrored_run
     model = load_run(run)
@@ -574,7 +575,8 @@ def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
 
 
 def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame, tmp_path):
-    from promptsg.training import Embedder, WhiteningImages, load_run
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder, WhiteningImages
 
     run, splits = whitened_run(quick, frame, tmp_path / "run")
     off, on = load_run(run), load_run(run, mirror=True)
@@ -591,7 +593,8 @@ def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame,
 
 
 def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
-    from promptsg.training import Embedder, load_run
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder
 
     run, splits = mirrored_run
     model, some = load_run(run), splits.test[:4]
@@ -642,7 +645,8 @@ def test_rows_that_are_not_whitened_are_not_added(quick, splits):
 
 @pytest.mark.parametrize("whiten", (True, False))
 def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
-    from promptsg.training import load_run, measure
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import measure
     from promptsg.tune import measure_configs
     from promptsg.versions import version
 
@@ -756,10 +760,11 @@ def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
 
 # --- another data set's whitening
 def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, tmp_path):
+    from promptsg.checkpoints import load_run
     from promptsg.data import cross_splits, read_11k
+    from promptsg.embedding import WHITENED, Embedder, measure, measure_whitenings
     from promptsg.heads import Whitening
     from promptsg.synth import write_hands
-    from promptsg.training import WHITENED, Embedder, load_run, measure, measure_whitenings
 
     write_hands(
         tmp_path / "other", n_train=5, n_test=4, images_per_aspect=3, seed=11, progress=False

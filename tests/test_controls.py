@@ -10,22 +10,24 @@ import torch.nn.functional as F
 
 from promptsg import controls
 from promptsg.backbone import save_bank
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.controls import (
     BASELINES,
     CONTROLS,
     controls_of,
-    far_sentences,
+    least_similar_sentences,
     measure_controls,
     slug,
 )
 from promptsg.data import read_11k
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import Result, paired_difference, ranked_images
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG, untrained
 from promptsg.prompt import PLAIN_SENTENCES
 from promptsg.splits import make_splits
-from promptsg.training import Embedder, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.tune import measure_parts, train_people, word_parts
 from promptsg.versions import version
 
@@ -158,7 +160,7 @@ def test_the_same_text_gives_the_same_result(two, monkeypatch):
             module for module in model.inversion.modules() if isinstance(module, torch.nn.Linear)
         ][-1]
         last.weight.zero_()
-    monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: [sentence])
+    monkeypatch.setattr(controls, "least_similar_sentences", lambda prompt, said: [sentence])
     found, result = measured(model, two, TEXT), own(model, two)
     assert equal(found["another sentence"], result) and equal(found["s* of another image"], result)
     assert not equal(found["no text"], result)
@@ -281,7 +283,7 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
 # --- words that pool
 def test_pooled_controls_are_those_of_the_parts(free, two):
     frame = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).drop_duplicates("path")
-    (far,) = far_sentences(free.prompt, [free.config.simplified_prompt])
+    (far,) = least_similar_sentences(free.prompt, [free.config.simplified_prompt])
     parts = word_parts(free, frame, [far], controls=True, progress=False)
     base = ["class token", "patches"]
     made_of = {
@@ -298,7 +300,7 @@ def test_pooled_controls_are_those_of_the_parts(free, two):
 
 
 def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
-    monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: said)
+    monkeypatch.setattr(controls, "least_similar_sentences", lambda prompt, said: said)
     model = free
     if model.config.prompt_aspect == "image":  # one sentence for all, as the control has
         model = built(
@@ -333,9 +335,9 @@ def test_several_words_all_go(two):
 def test_the_far_sentence_has_the_least_similar_direction(paper):
     said = [paper.config.simplified_prompt]
     cosines = (paper.prompt.directions_of(said) @ paper.prompt.directions_of(PLAIN_SENTENCES).T)[0]
-    assert far_sentences(paper.prompt, said) == [PLAIN_SENTENCES[int(cosines.argmin())]]
-    several = far_sentences(paper.prompt, [*said, *said, "a ring"])
-    assert len(set(several)) == 3 and several[0] == far_sentences(paper.prompt, said)[0]
+    assert least_similar_sentences(paper.prompt, said) == [PLAIN_SENTENCES[int(cosines.argmin())]]
+    several = least_similar_sentences(paper.prompt, [*said, *said, "a ring"])
+    assert len(set(several)) == 3 and several[0] == least_similar_sentences(paper.prompt, said)[0]
 
 
 def bank(tmp_path, vectors):
@@ -359,7 +361,7 @@ def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
     model = bank(
         tmp_path, {"a hand": [1.0, 0, 0], "a palm": [1.0, 0.1, 0], "a car": [-1.0, 0.2, 0.1]}
     )
-    assert far_sentences(model.prompt, ["a hand"]) == ["a car"]
+    assert least_similar_sentences(model.prompt, ["a hand"]) == ["a car"]
     found = measured(model, two)
     assert list(found) == controls_of(model) and all(
         isinstance(one, Result) for one in found.values()
@@ -369,9 +371,9 @@ def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
 def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
     model = bank(tmp_path, {"a hand": [1.0, 0, 0], "a ring": [0, 1.0, 0]})
     with pytest.raises(PromptSGError, match="the bank has 0 sentences beside .* needs 2"):
-        far_sentences(model.prompt, ["a hand", "a ring"])
+        least_similar_sentences(model.prompt, ["a hand", "a ring"])
     with pytest.raises(PromptSGError, match="the bank has no sentence"):
-        far_sentences(model.prompt, ["a nail"])
+        least_similar_sentences(model.prompt, ["a nail"])
 
 
 def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
@@ -387,7 +389,7 @@ def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
         },
     )
     model.prompt.aspect = "dorsal right"
-    assert far_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
+    assert least_similar_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
 
 
 # --- records

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from promptsg.config import PromptSGError
+from promptsg.embedding import Embedder
 from promptsg.evaluation import batch_dependence
 from promptsg.int8 import int8_model
 from promptsg.model import PromptSG, untrained
 from promptsg.readers import read_data
 from promptsg.synth import write_hands
-from promptsg.training import Embedder
 from promptsg.versions import VERSIONS, version
 
 ROUNDING = 2e-5  # sums of float32 in another order

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from promptsg.backbone import LinearAttention, load_towers
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
 from promptsg.model import PromptSG, untrained
-from promptsg.training import Trainer, load_run, parameter_groups
+from promptsg.training import Trainer, parameter_groups
 
 LORA = dict(unfreeze="lora", unfreeze_blocks=2, lora_rank=4)
 VIT = "timm:test_vit"
@@ -168,8 +169,8 @@ def test_the_attention_is_the_tower_s(quick):
 
 
 def test_embeddings_of_a_tower_with_adapters_are_kept(quick):
+    from promptsg.caches import embedding_kind, foreign_code
     from promptsg.data import eval_transform
-    from promptsg.training import embedding_kind, foreign_code
 
     model = made(quick, **LORA)
     assert foreign_code(model) == ""

@@ -613,7 +613,7 @@ def test_a_damaged_record_of_code_is_no_crash(film, stored):
 
 
 def test_no_embedding_of_own_code_comes_from_a_cache(film, quick):
-    from promptsg.training import foreign_code
+    from promptsg.caches import foreign_code
 
     assert foreign_code(PromptSG(own(quick), 4)) in ("Film", "Narrow")
 

@@ -253,7 +253,7 @@ FIGURES = {
         }
     ),
     "reliability": lambda: plot_reliability(
-        {"logistic": pd.DataFrame({"said": [0.1, 0.9], "is": [0.2, 0.8]})}
+        {"logistic": pd.DataFrame({"predicted": [0.1, 0.9], "observed": [0.2, 0.8]})}
     ),
     "groups": lambda: plot_groups({"gender": GROUPS_TABLE, "age": GROUPS_TABLE}),
     "scores": lambda: plot_scores(*two_normals(2)),

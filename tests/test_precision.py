@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from promptsg import int8
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
+from promptsg.embedding import Embedder, measure
 from promptsg.int8 import Int8Block, Int8Linear, channel_ranges, drawn_images, int8_model
 from promptsg.model import PromptSG
-from promptsg.training import Embedder, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import without_training
 
 

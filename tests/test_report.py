@@ -640,7 +640,9 @@ def test_a_note_of_any_bytes_is_read(copied):
     (run_folder(copied) / "failed.txt").write_bytes(b"caf\xe9 | `x`\r\nmore")
     (run_folder(copied, seed=1) / "failed.txt").write_bytes(b"")
     first, second = load_report(copied).failures.values()
-    assert first.startswith("caf") and first.endswith("| `x`") and second == "failed without a message"
+    assert (
+        first.startswith("caf") and first.endswith("| `x`") and second == "failed without a message"
+    )
 
 
 def test_nothing_breaks_out_of_the_page(done):

@@ -8,12 +8,14 @@ import pytest
 from matplotlib.figure import Figure
 from test_cli import promptsg
 
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import error_rates, fit_decision
+from promptsg.embedding import measure
 from promptsg.sheet import Section, Sheet, _Pages, result_sheet, sheet_html, sheet_pdf, write_sheet
 from promptsg.synth import write_hands
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import version
 
 
@@ -89,7 +91,7 @@ def test_the_sheet_says_what_was_measured(measured):
         and "4.5 %" in sheet.sections[-2].text
         and sheet.sections[-1].title == "Terms"
     )
-    assert {"verification", "said", "open_set", "groups-gender", "evaluation-mba"} <= set(
+    assert {"verification", "by_ratio", "open_set", "groups-gender", "evaluation-mba"} <= set(
         sheet.tables
     )
     assert set(sheet.sections[4].table.attribute) == set(errors.groups)
@@ -105,7 +107,7 @@ def test_without_a_decision_the_sheet_says_why(measured, place):
         sheet.sections[2].text == "There are no likelihood ratios: everybody was trained on."
         and sheet.sections[2].table is None
     )
-    assert "not for use" in sheet.sections[4].text and "said" not in sheet.tables
+    assert "not for use" in sheet.sections[4].text and "by_ratio" not in sheet.tables
 
 
 def test_html_and_pdf_hold_the_same_words_and_close(measured, tmp_path):

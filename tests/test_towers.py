@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from promptsg.backbone import bare_visual, load_towers, save_bank, save_tensors
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
+from promptsg.embedding import measure
 from promptsg.model import PromptSG
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 
 TEXT = dict(context_length=77, vocab_size=49408, width=32, heads=2, layers=1)
 SIGLIP_TEXT = TEXT | dict(hf_tokenizer_name="timm/ViT-B-16-SigLIP", no_causal_mask=True)

@@ -14,20 +14,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from promptsg import training
+from promptsg.checkpoints import load_run, read_checkpoint
 from promptsg.config import Config, PromptSGError
 from promptsg.controls import gradient_table
+from promptsg.embedding import Embedder
 from promptsg.heads import Whitening
 from promptsg.images import load_image
 from promptsg.model import PromptSG
-from promptsg.training import (
-    Embedder,
-    Trainer,
-    learning_rate,
-    load_run,
-    loss_terms,
-    parameter_groups,
-    read_checkpoint,
-)
+from promptsg.training import Trainer, learning_rate, loss_terms, parameter_groups
 from promptsg.versions import version
 
 
@@ -452,7 +446,10 @@ import sys, torch
 from pathlib import Path
 from promptsg.config import Config
 from promptsg.data import make_splits, read_11k
-from promptsg.training import Embedder, SharedBatchNorm, Trainer, load_run, processes
+from promptsg.checkpoints import load_run
+from promptsg.distributed import SharedBatchNorm, processes
+from promptsg.embedding import Embedder
+from promptsg.training import Trainer
 hands, out, configs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 splits = make_splits(read_11k(hands), "dorsal_r", n_splits=3)
 for file in configs:
