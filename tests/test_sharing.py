@@ -378,7 +378,7 @@ def copied(run, tmp_path, **changes):
     "pretrained, licence, words",
     [
         ("openai", "mit", "MIT"),
-        ("my.safetensors", "other", "`my.safetensors`; the run does not record"),
+        ("my.safetensors", "other", "`my.safetensors`; their licence is not in the run"),
     ],
 )
 def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, licence, words):
@@ -396,15 +396,15 @@ def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, li
     "changes, words",
     [
         ({}, "chosen on images of the train side"),
-        (dict(select="last"), "last epoch was kept; none was chosen"),
+        (dict(select="last"), "The last epoch was used"),
     ],
 )
-def test_the_card_says_how_the_epoch_came_to_be_it(run, tmp_path, changes, words):
-    from promptsg.sharing import _choice, model_card
+def test_the_card_states_how_the_epoch_was_selected(run, tmp_path, changes, words):
+    from promptsg.sharing import _selection, model_card
 
     card = model_card(copied(run, tmp_path, **changes))
     assert words in card and ("was chosen on" in card) == (not changes)
-    assert "none to choose from" in _choice("best", 1)
+    assert "there was no selection" in _selection("best", 1)
 
 
 def test_the_card_names_the_data_that_was_read(run, tmp_path):
