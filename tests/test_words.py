@@ -812,7 +812,7 @@ def test_parts_are_those_of_the_models_embedding(splits):
     assert same(more["no word"], unit(dense.mean(1))) and not same(
         more["random"], more["ring"], 0.1
     )
-    with pytest.raises(PromptSGError, match="only a version that pools"):
+    with pytest.raises(PromptSGError, match="only for a version with text pooling"):
         word_parts(PromptSG(Config(), 2), rows, ["hand"])
 
 
