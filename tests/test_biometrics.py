@@ -430,13 +430,19 @@ def test_rates_at_a_threshold_have_rule_of_3_intervals():
         rates_at(compare_all(x, who, keep=50), -0.5)
 
 
-def test_group_rates_equal_the_rates_of_each_group():
+def grouped():
+    "Features of 30 people in three groups: (x, who, kind, frame, embeddings)."
     x, who = invent(30, noise=1.3)
     kind = np.where(who < 16, "a", np.where(who < 27, "b", "c"))
     frame = pd.DataFrame(
         {"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str), "kind": kind}
     )
     found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
+    return x, who, kind, frame, found
+
+
+def test_group_rates_equal_the_rates_of_each_group():
+    x, who, kind, frame, found = grouped()
     hits = pd.DataFrame(
         {
             "path": frame.path,
@@ -465,6 +471,10 @@ def test_group_rates_equal_the_rates_of_each_group():
         table.note["c"] == "3 people: too few to judge"
         and table.loc["c", ["FMR", "FNMR", "rank1", "mAP"]].isna().all()
     )
+
+
+def test_groups_with_few_images_and_bad_groups():
+    _, who, _, frame, found = grouped()
     once = frame.groupby("identity").head(1).assign(kind="d")  # twelve of them have one image alone
     mixed = pd.concat(
         [

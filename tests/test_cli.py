@@ -237,7 +237,7 @@ def test_doctor_exits_2_if_a_check_fails(tmp_path):
 
 
 def broken(kind, run, hands, config, tmp_path):
-    "Arguments that hit one kind of bad input, and a word that its sentence must hold."
+    "(arguments with one kind of bad input, a word that the error must contain)."
     import shutil
 
     copy = shutil.copytree(run, tmp_path / "run")
@@ -258,34 +258,12 @@ def broken(kind, run, hands, config, tmp_path):
         return ["evaluate", "--run", copy, "--data", data], "aspectOfHand"
     if kind == "misspelt key":
         (tmp_path / "c.yml").write_text("epohcs: 3")
-        return [
-            "train",
-            "--config",
-            tmp_path / "c.yml",
-            "--data",
-            data,
-            "--out",
-            tmp_path / "new",
-        ], "epochs"
+        words = ["train", "--config", tmp_path / "c.yml", "--data", data]
+        return [*words, "--out", tmp_path / "new"], "epochs"
+    words = ["evaluate", "--run", copy, "--data", data, "--set"]
     if kind == "missing weight file":
-        return [
-            "evaluate",
-            "--run",
-            copy,
-            "--data",
-            data,
-            "--set",
-            "pretrained=nowhere.safetensors",
-        ], "nowhere.safetensors"
-    return [
-        "evaluate",
-        "--run",
-        copy,
-        "--data",
-        data,
-        "--set",
-        "model=hand-rn-tiny",
-    ], "does not match"
+        return [*words, "pretrained=nowhere.safetensors"], "nowhere.safetensors"
+    return [*words, "model=hand-rn-tiny"], "does not match"
 
 
 @pytest.mark.parametrize(

@@ -431,21 +431,9 @@ def test_prompts_name_the_sets_subject(frame):
 
 
 def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path):
-    config = for_data(
-        row_config(
-            "baseline",
-            small=True,
-            changes=dict(
-                epochs=2,
-                batch_size=8,
-                steps_per_epoch=2,
-                camera_embedding=1.0,
-                instances_over="cameras",
-                patch_stride=12,
-            ),
-        ),
-        frame,
-    )
+    changes = dict(epochs=2, batch_size=8, steps_per_epoch=2, patch_stride=12)
+    changes |= dict(camera_embedding=1.0, instances_over="cameras")
+    config = for_data(row_config("baseline", small=True, changes=changes), frame)
     splits = official_splits(frame)
     run = Trainer(config, splits, tmp_path / "run", progress=False).fit()
     history = pd.read_csv(run / "metrics.csv")
