@@ -9,11 +9,11 @@ __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets
            'Published', 'Pair', 'Controls', 'Looking', 'Decisions', 'LookRun', 'LookConfig', 'Images', 'Kinds', 'Hide',
            'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'Folds', 'TuneOut', 'parse_sets', 'read_config',
            'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several', 'train',
-           'evaluate_command', 'results_folder', 'plain_name', 'embed', 'record_of', 'search', 'decide', 'sheet',
-           'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config', 'make_demo',
-           'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command', 'check_packages',
-           'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command', 'tune_command',
-           'align_text_command', 'bench', 'main']
+           'evaluate_command', 'results_folder', 'plain_name', 'compare', 'embed', 'record_of', 'search', 'decide',
+           'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
+           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
+           'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
+           'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -128,9 +128,18 @@ def parse_sets(pairs):
 def read_config(text, sets=None):
     """The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with
     `--set` changes."""
-    from promptsg.versions import version
+    from promptsg.versions import BUDGETS, version, versions_of
 
     name, at, backbone = str(text).partition("@")
+    if (
+        name in {*versions_of("vitb16"), *versions_of("vitb16-person")}
+        and not at
+        and not os.path.exists(text)
+    ):
+        raise PromptSGError(
+            f"{name} is a version; name a backbone too, {name}@hand-vit-tiny or {name}@vitb16 "
+            f"(all: {', '.join(BUDGETS)})"
+        )
     config = version(name, backbone) if at and not os.path.exists(text) else Config.from_yaml(text)
     return config.replace(**parse_sets(sets))
 
@@ -143,12 +152,7 @@ def chosen_config(run, config, sets, **changes):
     a run or an invalid config."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
-    if run and not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
-    return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(
+    return (Config.from_run(run) if run else read_config(config)).replace(
         **changes, **parse_sets(sets)
     )
 
@@ -176,17 +180,25 @@ def ready_model(run, config, sets, whole=False, **changes):
     With `config`: only the image tower; `whole`: also text and fusion, untrained. Joins the
     processes of torchrun or accelerate. `PromptSGError` as `chosen_config` and `load_run`."""
     chosen = chosen_config(run, config, sets, **changes)
+    from promptsg.checkpoints import load_run
+    from promptsg.distributed import make_accelerator
     from promptsg.model import PromptSG, untrained
-    from promptsg.training import load_run, make_accelerator
 
     if run:
         model = load_run(run, **{**changes, **parse_sets(sets)})
     else:
         model = PromptSG(chosen, 1).eval() if whole else untrained(chosen)
         if not whole:
+            embedded = chosen.pretrained == "embedded"
             typer.echo(
-                f"no training: only the image tower of {chosen.tower}, without text, fusion and "
-                f"whitening of {chosen.variant}",
+                f"not trained: only the class token of {chosen.tower}; train a run to use all of "
+                f"{chosen.variant}"
+                + (
+                    "\n" + f"{chosen.tower} was trained on synthetic hands only; "
+                    "for photographs use a backbone with CLIP, such as vitb16"
+                    if embedded
+                    else ""
+                ),
                 err=True,
             )
     return model.to(make_accelerator(model.config).device)
@@ -273,10 +285,12 @@ def train(
 
 def _train(config, frame, folder, resume):
     from promptsg.data import check_images
-    from promptsg.training import Trainer, make_accelerator, processes, splits_of
+    from promptsg.distributed import make_accelerator, processes
+    from promptsg.embedding import splits_of
+    from promptsg.training import Trainer
 
     make_accelerator(config)  # joins the processes; only the first one prints
-    splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(config, frame, reported=frame.attrs.get("excluded", ()))
     if processes()[0] == 0:
         # The test images, too: a damaged file should be found before the training, not after.
         check_images([*splits.known.path, *splits.test.path])
@@ -381,7 +395,7 @@ def evaluate_command(
     other = dict(dataset=dataset or "11k", identity_level=None)
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
-    from promptsg.training import processes
+    from promptsg.distributed import processes
 
     if protocol is None:
         protocol = "official" if "role" in frame else "clipfh"
@@ -403,7 +417,7 @@ def evaluate_command(
 def _measured(model, splits, protocol, config, frame, whiten="own", after=None):
     """(the plain `Result`, {name: `Result`} of steps after the embedding or of another whitening,
     {step: seconds})."""
-    from promptsg.training import WHITENED, measure, measure_whitenings
+    from promptsg.embedding import WHITENED, measure, measure_whitenings
 
     if whiten == "data":
         found = measure_whitenings(model, splits, (protocol,), config=config)
@@ -473,12 +487,12 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
     """(`Splits`, `Config` for the record) of a run, of another data set, or of an untrained
     tower."""
     from promptsg.data import cross_splits, for_data, run_splits
-    from promptsg.training import left_out, splits_of
+    from promptsg.embedding import left_out, splits_of
 
     config = model.config
     if not run:
         config = for_data(config, frame)
-        return splits_of(config, frame, said=frame.attrs.get("excluded", ())), config
+        return splits_of(config, frame, reported=frame.attrs.get("excluded", ())), config
     own = not cross
     splits = (
         run_splits(run, frame)
@@ -487,12 +501,12 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
             frame,
             config.aspect,
             config.num_splits,
-            config.seed,
+            config.split_seed,
             model.trained_on,
             config.train_aspects if whiten == "data" else None,
         )
     )
-    return left_out(splits, said=frame.attrs.get("excluded", ())), config
+    return left_out(splits, reported=frame.attrs.get("excluded", ())), config
 
 
 def results_folder(run, config, splits, data):
@@ -520,6 +534,50 @@ def results_folder(run, config, splits, data):
 def plain_name(text):
     "A text as a part of a file name: letters, digits, dots and dashes, at most 40 characters."
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
+
+# %% ../nbs/16_cli.ipynb #compare
+@app.command(cls=Several)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Option("--runs", help="Evaluated runs of the first method; several values."),
+    ],
+    others: Annotated[
+        list[Path],
+        typer.Option("--with", help="Evaluated runs of the second method; several values."),
+    ],
+    protocol: Protocol = "clipfh",
+):
+    """Compare two methods, with one evaluated run for each seed: the second minus the first, with a
+    95 % interval over people and trainings."""
+    import pandas as pd
+
+    from promptsg.evaluation import Result, combine, holm, paired_difference
+
+    first, second = (
+        [Result.load(run / f"evaluation-{protocol}") for run in side] for side in (runs, others)
+    )
+    measures = ("rank1", "rank5", "mAP")
+    gaps = {name: paired_difference(first, second, name) for name in measures}
+    starred = holm([gap.p for gap in gaps.values()]) < 0.05
+    rows = {
+        name: {
+            "first": f"{combine(first)['mean'][name]:.1f}",
+            "second": f"{combine(second)['mean'][name]:.1f}",
+            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]",
+            "": "*" if star else "",
+        }
+        for (name, gap), star in zip(gaps.items(), starred)
+    }
+    typer.echo(pd.DataFrame(rows).T.to_string())
+    gap = gaps["mAP"]
+    trainings = f"{len(first)} and {len(second)} trainings"
+    typer.echo(
+        f"{protocol}, percent; {gap.units} people (effective sample size {gap.effective:.0f}), "
+        f"{trainings}; 95 % interval over people"
+        + (" and trainings" if gap.trainings > 1 else "; one training a side compares two models")
+        + "; *: p < 0.05 after Holm's correction for the rows"
+    )
 
 # %% ../nbs/16_cli.ipynb #cell009
 # images that are used once need no cache
@@ -549,9 +607,10 @@ def embed(
     check_writable_file(out)
     frame = read_frame(data, chosen, level, only=True)
     model = ready_model(run, config, sets, **_ONCE)
-    from promptsg.training import Feed, processes
+    from promptsg.distributed import processes
+    from promptsg.embedding import Embedder
 
-    found = Feed(model, model.config).embed(frame).of(frame).numpy()
+    found = Embedder(model, model.config).embed(frame).of(frame).numpy()
     if processes()[0]:
         return
     _write_embeddings(out, found, frame, record_of(model, frame))
@@ -582,11 +641,11 @@ def record_of(model, frame):
     """The record of embeddings and searches: `{weights, precision, config, data_hash, source,
     left_out}`."""
     from promptsg.data import data_hash
-    from promptsg.training import Feed, weights_hash
+    from promptsg.embedding import Embedder, weights_hash
 
     return {
         "weights": weights_hash(model),
-        "precision": Feed(model, model.config, progress=False).precision,
+        "precision": Embedder(model, model.config, progress=False).precision,
         "config": model.config.model_dump(mode="json"),
         "data_hash": data_hash(frame),
         "source": frame.attrs.get("source", ""),
@@ -595,7 +654,12 @@ def record_of(model, frame):
 
 
 Query = Annotated[Path, typer.Option("--query", help="An image file.")]
-Gallery = Annotated[Path, typer.Option("--gallery", "--data", help="Data folder or CSV to search.")]
+Gallery = Annotated[
+    Path,
+    typer.Option(
+        "--gallery", "--data", help="Gallery: a data folder, a CSV, or a flat folder of images."
+    ),
+]
 Top = Annotated[int, typer.Option("--top", min=1, help="How many gallery images.")]
 SearchOut = Annotated[
     Path | None,
@@ -620,16 +684,18 @@ def search(
     """Find the gallery images that are most similar to a query, with a run or an untrained tower: a
     table and a picture."""
     from promptsg.files import check_writable, content_hash
-    from promptsg.readers import find_same, read_picture
+    from promptsg.readers import UNKNOWN, find_same, read_picture
 
     chosen = chosen_config(run, config, sets, **_ONCE)
     check_writable(out or Path("search"))
-    one, many = read_picture(query), read_frame(gallery, chosen, level)
+    one, many = read_picture(query), read_frame(gallery, chosen, level, only=True)
     same = find_same(query, many)
-    one["identity"] = many.identity[same].iloc[0] if same.any() else "?"
     for image in many.image[same]:
         typer.echo(f"left out: {image}, which is the query's own picture", err=True)
     others = many[~same].reset_index(drop=True)
+    # the query's identity is known from its copy, if the gallery has another image of it
+    known = [identity for identity in many.identity[same] if (others.identity == identity).any()]
+    one["identity"] = known[0] if known else UNKNOWN
     if not len(others):
         raise PromptSGError(
             f"the gallery {gallery} has only the query's own picture; give a gallery with "
@@ -650,7 +716,7 @@ def search(
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
     if sentence:
         typer.echo(sentence)
-    typer.echo(f"table, picture and record are in {folder}")
+    typer.echo(f"picture: {folder / 'nearest.png'}; table and record are in the same folder")
 
 
 _SHARE = "share of "  # begins the name of a column with a part's share of the similarity
@@ -668,10 +734,10 @@ def _nearest(model, one, many, top, decision=None, run=None):
     rank (from 1), image, identity, path, similarity; with text pooling `alike` and each part's
     share of the similarity; with a decision the likelihood ratio."""
     from promptsg.decisions import describe_search, ratio_text
-    from promptsg.training import Feed
+    from promptsg.embedding import Embedder
 
-    feed = Feed(model, model.config)
-    query, gallery = feed.embed(one).of(one), feed.embed(many).of(many)
+    embedder = Embedder(model, model.config)
+    query, gallery = embedder.embed(one).of(one), embedder.embed(many).of(many)
     similarity = (query @ gallery.T)[0]
     order = similarity.argsort(descending=True, stable=True)[:top].numpy()
     found = many.iloc[order][["image", "identity", "path"]].reset_index(drop=True)
@@ -748,11 +814,11 @@ def decide(
     model = ready_model(run, None, sets)
     from promptsg.data import run_splits
     from promptsg.decisions import error_rates, fit_decision
-    from promptsg.training import Feed
+    from promptsg.embedding import Embedder
 
     splits = run_splits(run, frame)
-    feed = Feed(model, model.config)
-    found = error_rates(model, splits, fit_decision(model, splits, kind, feed), feed)
+    embedder = Embedder(model, model.config)
+    found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
     tables = {
         "verification": found.verification,
         "by_ratio": found.by_ratio,
@@ -771,13 +837,15 @@ def decide(
 
 def _error_rate_text(found):
     "The output of `decide`."
+    from promptsg.metrics import mean_std
+
     fitted, tested, opened = found.decision, found.tested, found.open_set
     show = lambda table: _in_percent(table).to_string(index=False, na_rep="")
     rates = [f"FNIR at FPIR {percent} %" for percent in (1, 10)]
     mean = lambda name: (
         "too few people"
         if opened[name].isna().all()
-        else f"{100 * opened[name].mean():.1f} ± {100 * opened[name].std():.1f} %"
+        else "{:.1f} ± {:.1f} %".format(*mean_std(100 * opened[name].dropna()))
     )
     return "\n".join(
         [
@@ -865,14 +933,14 @@ def sheet(
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, None, sets)
     from promptsg.decisions import error_rates
+    from promptsg.embedding import Embedder, measure
     from promptsg.sheet import result_sheet, write_sheet
-    from promptsg.training import Feed, measure
 
     splits, fitted = _what_to_measure(run, model, frame, cross)
     decision, reason = _decision_or_reason(run, model, splits, kind, cross)
     results, _ = measure(model, splits, names, config=fitted)
     errors = error_rates(
-        model, splits, decision, Feed(model, model.config), results[names[0]].per_query
+        model, splits, decision, Embedder(model, model.config), results[names[0]].per_query
     )
     page = result_sheet(
         results,
@@ -928,14 +996,19 @@ def export(
 # %% ../nbs/16_cli.ipynb #cell011
 def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`. `named`: with
-    identities above the pictures, '?' if unknown. A column `alike` is written below them."""
+    identities above the pictures, or the file's name if the identity is unknown. A column `alike`
+    is written below them."""
     from PIL import ImageOps
 
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
+    from promptsg.readers import UNKNOWN
 
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
-    who = lambda row: row.identity.rsplit(":", 1)[0]  # the person; a whole identity is too long
+    # the person; a whole identity is too long
+    who = lambda row: (
+        Path(row.image).name if row.identity == UNKNOWN else row.identity.rsplit(":", 1)[0]
+    )
     return plot_ranked_lists(
         [
             dict(
@@ -945,7 +1018,7 @@ def ranked_figure(rows, named=False, **options):
                 alike=found.alike.tolist() if "alike" in found else None,
                 names=[who(query), *map(who, found.itertuples())] if named else None,
                 right=None
-                if query.identity == "?"
+                if query.identity == UNKNOWN
                 else (found.identity == query.identity).tolist(),
             )
             for query, found, similarity in rows
@@ -1080,10 +1153,12 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it
     trains `demo_config()`. A finished training in `out` is reused, an interrupted one is continued.
     `PromptSGError` if `out` has a run of another config."""
+    from promptsg.checkpoints import load_run
     from promptsg.data import check_writable, counted, for_data
+    from promptsg.embedding import measure, splits_of
     from promptsg.model import untrained
     from promptsg.synth import demo_hands
-    from promptsg.training import Trainer, load_run, measure, splits_of
+    from promptsg.training import Trainer
 
     out, config = Path(out), config or demo_config()
     check_writable(out)
@@ -1091,7 +1166,7 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
         data = demo_hands(out / "hands", people, progress)
     frame = read_frame(data, config)
     config = for_data(config, frame)
-    splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(config, frame, reported=frame.attrs.get("excluded", ()))
     size = lambda part, *words: (
         f"{counted(part.identity.nunique(), *words)} ({counted(len(part), 'image')})"
     )
@@ -1625,6 +1700,7 @@ def _print_maps(table, mask):
 def _hidden_curves(model, config, run, frame, kinds, images, fill):
     "Prints and returns the `hiding_curves` of a sample of queries."
     from promptsg.data import for_data, run_splits
+    from promptsg.embedding import Embedder, splits_of
     from promptsg.looking import (
         areas_under,
         curve_table,
@@ -1633,11 +1709,13 @@ def _hidden_curves(model, config, run, frame, kinds, images, fill):
         query_maps,
         some_queries,
     )
-    from promptsg.training import Feed, splits_of
 
     splits = run_splits(run, frame) if run else splits_of(for_data(config, frame), frame)
     queries, gallery = some_queries(splits.queries[0], images), splits.galleries[0]
-    maps, embeddings = query_maps(model, queries, kinds), Feed(model, model.config).embed(gallery)
+    maps, embeddings = (
+        query_maps(model, queries, kinds),
+        Embedder(model, model.config).embed(gallery),
+    )
     curves = hiding_curves(model, queries, gallery, embeddings, maps, fill=fill)
     typer.echo(
         f"\nmAP (percent) of {len(queries)} queries of the first split; hidden: {fill}; "
@@ -1754,10 +1832,10 @@ def tune_command(
     check_writable(out.parent if out else Path("."))
     frame = read_frame(data, chosen, level)
     from promptsg.data import for_data
-    from promptsg.training import splits_of
+    from promptsg.embedding import splits_of
 
     chosen = for_data(chosen, frame)
-    splits = splits_of(chosen, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(chosen, frame, reported=frame.attrs.get("excluded", ()))
     table, advice = (
         _tuned_words(chosen, splits, listed, most, folds)
         if words
@@ -1861,10 +1939,10 @@ def align_text_command(
     check_writable_file(out)
     frame = read_frame(data, chosen, level)
     from promptsg.backbone import read_bank
+    from promptsg.embedding import Embedder
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
     from promptsg.pretrain import split_sentences
-    from promptsg.training import Feed
 
     model = untrained(chosen)
     sentences = bank and read_bank(bank, model.head.out_dim)
@@ -1874,7 +1952,7 @@ def align_text_command(
         )  # raises an error for too few before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
-    features = Feed(model, chosen).embed(people).of(people)
+    features = Embedder(model, chosen).embed(people).of(people)
     align(features, people, out, seed=chosen.seed, bank=sentences)
     typer.echo(
         f"a text tower aligned on {counted(len(people), 'image')} of "

@@ -27,25 +27,26 @@ from promptsg.biometrics import (
     reliability,
     verification,
 )
+from .caches import embedding_settings
 from .config import PromptSGError, shown
+from .embedding import Embedder, WhiteningImages, weights_hash
 from .files import read_csv, read_json, write_json
 from .heads import Whitening
-from .training import Feed, WhiteningImages, embedding_settings, weights_hash
 from .tune import person_folds, train_people
 
 # %% ../nbs/23_decisions.ipynb #strangers
-def train_side_scores(model, splits, feed=None, folds=5, seed=0):
+def train_side_scores(model, splits, embedder=None, folds=5, seed=0):
     """Similarities of image pairs of train-side people that the model was not fitted to: (scores
     (N,), genuine (N,) bool, number of people).
 
     A trained model: the people held out for validation. A model without training: all train-side
-    people, by cross-validation of the whitening. `splits`: the model's own. `feed`: a
-    `promptsg.training.Feed` of the model; None makes one. Raises `PromptSGError` if all people were
-    used for training (`val_type: images` or `none`), for too few people, and as
+    people, by cross-validation of the whitening. `splits`: the model's own. `embedder`: an
+    `Embedder` of the model; None makes one. Raises `PromptSGError` if all people were used for
+    training (`val_type: images` or `none`), for too few people, and as
     `promptsg.biometrics.compare_all`."""
-    feed = feed or Feed(model, model.config)
+    embedder = embedder or Embedder(model, model.config)
     if not model.config.epochs:
-        return _by_folds(model, train_people(splits), feed, folds, seed)
+        return _by_folds(model, train_people(splits), embedder, folds, seed)
     if model.config.val_type != "identities":
         raise PromptSGError(
             "all people of the train side were used for training "
@@ -54,7 +55,7 @@ def train_side_scores(model, splits, feed=None, folds=5, seed=0):
         )
     held = train_people(splits)
     held = held[~held.identity.isin(splits.train.identity)]
-    scores, genuine = _within_aspects(feed.embed(held).of(held), held)
+    scores, genuine = _within_aspects(embedder.embed(held).of(held), held)
     return scores, genuine, held.pid.nunique()
 
 
@@ -67,9 +68,13 @@ def _within_aspects(rows, frame):
     return tuple(np.concatenate(part) for part in zip(*parts))
 
 
-def _by_folds(model, people, feed, folds, seed):
+def _by_folds(model, people, embedder, folds, seed):
     "`train_side_scores` of a model without training."
-    images, numbers, parts = WhiteningImages(feed, people), person_folds(people, folds, seed), []
+    images, numbers, parts = (
+        WhiteningImages(embedder, people),
+        person_folds(people, folds, seed),
+        [],
+    )
     for fold in range(folds):
         held, whitening = people[numbers == fold], None
         if model.whitening is not None:
@@ -136,10 +141,10 @@ class Decision:
         return found
 
 
-def fit_decision(model, splits, kind="logistic", feed=None):
+def fit_decision(model, splits, kind="logistic", embedder=None):
     """Fits a `Decision` on the train side of a model's splits. `kind`: logistic or isotonic.
     `PromptSGError` as `train_side_scores` and `Calibration.fit`."""
-    scores, genuine, people = train_side_scores(model, splits, feed)
+    scores, genuine, people = train_side_scores(model, splits, embedder)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(
         fitted,
@@ -223,23 +228,23 @@ def attribute_labels(frame):
     return {name: values for name, values in labels.items() if values.nunique() > 1}
 
 
-def _verified(feed, frame, test, draws, **at):
+def _verified(embedder, frame, test, draws, **at):
     "(`Embeddings` of a frame, `Comparisons` of the test images in it, their `verification`)."
-    embeddings = feed.embed(frame)
+    embeddings = embedder.embed(frame)
     tested = compare_all(embeddings.of(test), test.identity)
     return embeddings, tested, verification(tested, draws=draws, **at)
 
 
-def error_rates(model, splits, decision=None, feed=None, per_query=None, draws=1000, ratio=1):
+def error_rates(model, splits, decision=None, embedder=None, per_query=None, draws=1000, ratio=1):
     """The `ErrorRates` of a model on the test people of its splits.
 
     `decision`: a calibration fitted on the train side, or None. `per_query`: the table of a
     `Result`, for Rank-1 and mAP of the groups. `draws`: bootstrap draws. `ratio`: the likelihood
     ratio at which groups are compared. `PromptSGError` if no person has two images, or if there is
     only one person."""
-    feed, test = feed or Feed(model, model.config), splits.test
+    embedder, test = embedder or Embedder(model, model.config), splits.test
     ranked = pd.concat([test, *splits.galleries]).drop_duplicates("path", ignore_index=True)
-    embeddings, tested, verified = _verified(feed, ranked, test, draws)
+    embeddings, tested, verified = _verified(embedder, ranked, test, draws)
     by_ratio = pd.DataFrame() if decision is None else decision_table(decision, tested, draws=draws)
     threshold = decision.calibration.threshold(ratio) if decision else verified.threshold[0]
     opened = open_set_draws(embeddings, splits.queries, splits.galleries, _FPIR)
@@ -259,15 +264,15 @@ ERROR_RATE_COLUMNS = (
 )
 
 
-def error_rate_row(model, splits, feed=None, draws=200):
+def error_rate_row(model, splits, embedder=None, draws=200):
     """The main error rates of a model as a dict with the keys `ERROR_RATE_COLUMNS`.
 
     EER; `fnmr` at FMR 1 %; d'; Cllr and its minimum (bits); at likelihood ratio 100 the FMR
     (`wrong`) and FNMR (`missed`). Rates are 0..1, with 95 % intervals. NaN: not supported by the
     number of people, or not calibrated; then `note` has the reason. `PromptSGError` as
     `error_rates`."""
-    feed, test = feed or Feed(model, model.config), splits.test
-    _, tested, verified = _verified(feed, test, test, draws, at=(0.01,))
+    embedder, test = embedder or Embedder(model, model.config), splits.test
+    _, tested, verified = _verified(embedder, test, test, draws, at=(0.01,))
     verified = verified.set_index("measure")
     row = dict.fromkeys(ERROR_RATE_COLUMNS, np.nan)
     row |= dict(people=tested.people, d_prime=verified.value["d'"], note="")
@@ -275,7 +280,7 @@ def error_rate_row(model, splits, feed=None, draws=200):
         one = verified.loc[measure]
         row |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
     try:
-        decision = fit_decision(model, splits, feed=feed)
+        decision = fit_decision(model, splits, embedder=embedder)
     except PromptSGError as error:
         return row | dict(note=str(error).split(";")[0])
     return row | _calibrated_columns(decision, tested, draws)

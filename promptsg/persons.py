@@ -16,21 +16,15 @@ import pandas as pd
 import torch
 
 from .bench import operations, side_by_side
+from .checkpoints import load_run, read_run
 from .config import PromptSGError, shown
+from .embedding import measure, splits_of
 from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
 from .images import progress_bar
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
-from promptsg.training import (
-    Trainer,
-    load_run,
-    loss_terms,
-    measure,
-    parameter_groups,
-    read_run,
-    splits_of,
-)
+from .training import Trainer, loss_terms, parameter_groups
 from .tune import cross_validate, measure_parts, train_people, word_parts
 from .versions import version
 
@@ -137,7 +131,7 @@ def reproduce(
     found, splits = [], None
     for row in rows:
         config = for_data(configs[row.version], frame)
-        splits = splits or splits_of(config, frame, said=frame.attrs["excluded"])
+        splits = splits or splits_of(config, frame, reported=frame.attrs["excluded"])
         run = out / row.version
         Trainer(config, splits, run, progress).fit(resume=(run / "config.yml").exists())
         found.append(_measured(row, run, splits, progress))

@@ -35,10 +35,12 @@ from promptsg.after import (
     step_table,
 )
 from .backbone import WEIGHTS
+from .checkpoints import load_run
 from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .controls import BASELINES, CONTROLS, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
 from .decisions import ERROR_RATE_COLUMNS, error_rate_row
+from .embedding import Embedder, measure, splits_of
 from promptsg.evaluation import (
     MEASURES,
     PROTOCOLS,
@@ -66,20 +68,13 @@ from promptsg.files import (
 )
 from .images import progress_bar
 from .looking import LOOKING, looking_table
+from .metrics import mean_std
 from .model import untrained, zero_shot_config
-from promptsg.plots import (
-    kept_epoch,
-    plot_cmc,
-    plot_curves,
-    plot_differences,
-    plot_loss_terms,
-    plot_published,
-    plot_versions,
-    save_figure,
-)
+from .plots import plot_cmc, plot_differences, plot_published, plot_versions, save_figure
 from .readers import subject_of
 from .synth import demo_hands
-from .training import Feed, Trainer, load_run, measure, splits_of
+from .training import Trainer
+from .training_plots import kept_epoch, plot_curves, plot_loss_terms
 from .versions import CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of
 
 # %% ../nbs/18_report.ipynb #cell004
@@ -166,6 +161,7 @@ _OPTIONS = {
     "variant": "--versions",
     "model": "--backbone",
     "clip_model": "--backbone",
+    "seed": "--seeds",
 }
 
 
@@ -189,7 +185,7 @@ def shared_config(run, frame, changes=None):
 
 
 def run_config(shared, run):
-    "The config that is trained: the run's seed in place of the splits' seed."
+    "The config that is trained: the shared one with the run's seed."
     return shared if run.seed is None else shared.replace(seed=run.seed)
 
 # %% ../nbs/18_report.ipynb #cell008
@@ -238,7 +234,8 @@ def make_jobs(
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
-        key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
+        names = ("aspect", "num_splits", "split_seed", "val_type", "train_aspects")
+        key = tuple(getattr(shared, name) for name in names)
         if key not in made:
             splits = splits_of(shared, frame)
             cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
@@ -351,7 +348,7 @@ def _stored(file, about):
 def _decide(job, model):
     "Measure the job's error rates, into decisions.json; what cannot be compared is its note."
     try:
-        row = error_rate_row(model, job.splits, Feed(model, model.config, progress=False))
+        row = error_rate_row(model, job.splits, Embedder(model, model.config, progress=False))
     except PromptSGError as error:
         row = dict.fromkeys(ERROR_RATE_COLUMNS) | dict(note=str(error).split(";")[0])
     plain = {
@@ -391,7 +388,7 @@ def _looking_rows(stored):
 def _look(job, model):
     "Measure the job's maps on the first split: `looking_table`, into looking.json."
     queries, gallery = job.splits.queries[0], job.splits.galleries[0]
-    embeddings = Feed(model, model.config, progress=False).embed(gallery)
+    embeddings = Embedder(model, model.config, progress=False).embed(gallery)
     table = looking_table(model, queries, gallery, embeddings, job.looking, progress=False)
     rows = table.astype(object).where(table.notna(), None)  # JSON has no NaN
     rows = rows.replace(np.inf, "inf").to_dict("records")
@@ -1100,7 +1097,7 @@ def results_table(results, gains, groups):
 def _group_cells(label, group, name, own, gains):
     "The cells of one version in one group."
     spread = {
-        f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+        f"{label}: {word}": _plus_minus(*mean_std(100 * own[measure]))
         for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))
     }
     return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}

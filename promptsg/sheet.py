@@ -25,6 +25,7 @@ from .config import ASPECTS, PromptSGError
 from .error_plots import plot_det, plot_groups, plot_open_set, plot_reliability
 from .evaluation import conditions, interval_of
 from .files import csv_text, held, write_json, write_text, writing
+from .metrics import mean_std
 from .plots import plot_cmc, save_figure
 from .report import weights_in_words
 
@@ -183,7 +184,7 @@ def _open_set(errors, name):
         rows.append(
             {
                 "measure": rate,
-                "value (%)": f"{_percent(known.mean())} ± {_percent(known.std())}"
+                "value (%)": " ± ".join(map(_percent, mean_std(known)))
                 if len(known)
                 else "not claimed",
                 "note": ""

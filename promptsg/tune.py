@@ -19,15 +19,17 @@ import torch
 import torch.nn.functional as F
 
 from .backbone import load_towers
+from .checkpoints import SPLIT_FIELDS, load_run
 from .config import ASPECTS, PromptSGError
+from .embedding import Embedder, fit_whitening, mirror_images
 from .evaluation import Embeddings, evaluate, find_protocol, ranked_images
 from .fusion import WordPooling
 from .heads import Whitening, mirror_sum
 from .images import progress_bar
-from .metrics import evaluate_ranking
+from .metrics import evaluate_ranking, mean_std
 from .model import PromptSG, tokens_of
 from .prompt import fill_aspect
-from .training import SPLIT_FIELDS, Feed, Trainer, fit_whitening, load_run, mirror_images
+from .training import Trainer
 
 # %% ../nbs/21_tune.ipynb #gram
 def whitened_similarity(gram, fitted, labels, dim):
@@ -154,7 +156,14 @@ def _query_directions(model, words):
 
 
 def word_parts(
-    model, frame, words, temperature=None, controls=False, batch_size=32, progress=True, feed=None
+    model,
+    frame,
+    words,
+    temperature=None,
+    controls=False,
+    batch_size=32,
+    progress=True,
+    embedder=None,
 ):
     """{part: (N, D) rows of length 1} of a frame's images: `class token`; `patches` (N, G D), the
     means of G grid cells, concatenated; and one part per word.
@@ -168,7 +177,7 @@ def word_parts(
             "words can be chosen only for a version with text pooling (fusion: pool); give "
             "--config training_free@BACKBONE"
         )
-    words, feed = list(words), feed or Feed(model, model.config, progress=progress)
+    words, embedder = list(words), embedder or Embedder(model, model.config, progress=progress)
     with torch.no_grad():
         directions = _query_directions(model, words)  # (5, T, D)
     if controls:
@@ -186,7 +195,7 @@ def word_parts(
         tokens = features.patches if features.dense is None else features.dense
         return pool(directions[aspects], features.patches, features.embedding, tokens).embedding
 
-    found = feed.embed_by(embed, frame, batch_size)
+    found = embedder.embed_by(embed, frame, batch_size)
     # (N, 1 + G + T, D)
     rows = F.normalize(found.of(frame).unflatten(1, (-1, dim)), dim=2)
     sizes = [1, rows.shape[1] - 1 - len(words), *[1] * len(words)]
@@ -230,7 +239,7 @@ def choose_words(parts, frame, aspect, most=3, folds=5, seed=0, progress=True):
                 words=", ".join([*chosen, best]),
                 mAP=tried[best].mean(),
                 gain=gain.mean(),
-                error=gain.std(ddof=1) / folds**0.5,
+                error=mean_std(gain)[1] / folds**0.5,
                 kept=bool(gain.mean() > 0),
             )
         )
@@ -267,7 +276,7 @@ def try_fields(config, splits, values, folds=5, draws=8, seed=0, progress=True):
             **dict(zip(asked, two.mean(1))),
             "mAP": two.mean(),
             "behind": gap.mean(),
-            "error": gap.std(ddof=1) / folds**0.5,
+            "error": mean_std(gap)[1] / folds**0.5,
         }
         for one, two, gap in zip(configs, found, behind)
     ]
@@ -336,12 +345,12 @@ def _together(configs, frame, people, progress):
     plain = dict(whiten=False, whiten_mirrored=False, mirror=False)
     models = [PromptSG(one.replace(**plain), 1, towers).eval() for one in configs]
     towers.backbone.tokens = tuple({kind for one in configs for kind in tokens_of(one)})
-    feed = Feed(models[0], models[0].config, progress=progress)
-    own, mirrors = _side_by_side(models, feed, frame), [None] * len(models)
+    embedder = Embedder(models[0], models[0].config, progress=progress)
+    own, mirrors = _side_by_side(models, embedder, frame), [None] * len(models)
     if any(one.whiten_mirrored or one.mirror for one in configs):
         turned = frame if any(one.mirror for one in configs) else people
         places = {path: row for row, path in enumerate(turned.path)}
-        rows = _side_by_side(models, feed.mirrored(), mirror_images(turned))
+        rows = _side_by_side(models, embedder.mirrored(), mirror_images(turned))
         mirrors = [
             Embeddings(places, part) if one.whiten_mirrored or one.mirror else None
             for one, part in zip(configs, rows)
@@ -349,7 +358,7 @@ def _together(configs, frame, people, progress):
     return list(zip(own, mirrors))
 
 
-def _side_by_side(models, feed, people):
+def _side_by_side(models, embedder, people):
     "[(N, D) rows of length 1, ...] of models with the same tower, in one pass over the images."
     backbone = models[0].backbone
 
@@ -360,7 +369,7 @@ def _side_by_side(models, feed, people):
         return torch.cat([F.normalize(row.float(), dim=1) for row in rows], 1)
 
     widths = []
-    rows = feed.embed_by(embed, people).of(people)
+    rows = embedder.embed_by(embed, people).of(people)
     return [F.normalize(part, dim=1) for part in rows.split(widths, 1)]
 
 
@@ -409,7 +418,7 @@ def _trained(config, splits, people):
         with tempfile.TemporaryDirectory(prefix="promptsg-tune-") as folder:
             Trainer(config, part, Path(folder) / "run", progress=False).fit()
             model = load_run(Path(folder) / "run")
-            rows = Feed(model, config, progress=False).embed(people, keep=False).of(people)
+            rows = Embedder(model, config, progress=False).embed(people, keep=False).of(people)
         return rows @ rows.T
 
     return similarity

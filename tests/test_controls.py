@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from promptsg import controls
 from promptsg.backbone import save_bank
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.controls import (
     BASELINES,
@@ -20,12 +21,13 @@ from promptsg.controls import (
     slug,
 )
 from promptsg.data import read_11k
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import Result, paired_difference, ranked_images
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG, untrained
 from promptsg.prompt import PLAIN_SENTENCES
 from promptsg.splits import make_splits
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.tune import measure_parts, train_people, word_parts
 from promptsg.versions import version
 
@@ -137,10 +139,10 @@ def test_a_fusion_that_ignores_text_has_difference_0(two):
 def test_each_control_changes_a_model_that_uses_text(two, config):
     model, rows = built(version("paper", VIT).replace(**config)), two.test.head(6)
     names = [name for name in TEXT if name in controls_of(model)]
-    feed = Feed(model, model.config, progress=False)
-    looked = controls._rows(model, ["whitened", *names], rows, feed, 4)
+    embedder = Embedder(model, model.config, progress=False)
+    looked = controls._rows(model, ["whitened", *names], rows, embedder, 4)
     unit = {name: F.normalize(found, dim=1) for name, found in looked.items()}
-    assert torch.allclose(unit["whitened"], feed.embed(rows).of(rows), atol=1e-5)
+    assert torch.allclose(unit["whitened"], embedder.embed(rows).of(rows), atol=1e-5)
     for name in names:
         assert (unit[name] - unit["whitened"]).norm(dim=1).min() > 1e-4, name
 
@@ -166,10 +168,12 @@ def test_the_same_text_gives_the_same_result(two, monkeypatch):
 
 def test_no_text_is_the_fusion_on_zeros(two, paper):
     rows = two.test.head(4)
-    looked = controls._rows(paper, ["no text"], rows, Feed(paper, paper.config, progress=False), 2)
-    feed = Feed(paper, paper.config, progress=False).evaluation(rows)
+    looked = controls._rows(
+        paper, ["no text"], rows, Embedder(paper, paper.config, progress=False), 2
+    )
+    embedder = Embedder(paper, paper.config, progress=False).evaluation(rows)
     with torch.no_grad():
-        seen = paper.backbone(torch.stack([row["image"] for row in feed]))
+        seen = paper.backbone(torch.stack([row["image"] for row in embedder]))
         fused = paper.fusion(
             torch.zeros(4, 1, seen.embedding.shape[1]), seen.patches, seen.embedding
         )
@@ -188,7 +192,7 @@ def test_each_image_gets_another_images_pseudo_word(two, paper, monkeypatch, bat
 
     monkeypatch.setitem(CONTROLS, "s* of another image", controls.Control("", lambda model: look))
     controls._rows(
-        paper, ["s* of another image"], rows, Feed(paper, paper.config, progress=False), batch
+        paper, ["s* of another image"], rows, Embedder(paper, paper.config, progress=False), batch
     )
     embedding, other = (torch.cat(parts) for parts in zip(*given))
     # the first image came again at the end
@@ -255,7 +259,7 @@ def test_the_row_whitened_equals_a_whitened_version(two):
     model = built(version("image_only", VIT))
     white = PromptSG(model.config.replace(whiten=True), 8).eval()
     white.load_state_dict(model.state_dict(), strict=False)
-    found = Feed(model, model.config, progress=False).embed(two.train).of(two.train)
+    found = Embedder(model, model.config, progress=False).embed(two.train).of(two.train)
     white.whitening.fit(found, torch.from_numpy(pd.factorize(two.train.identity)[0]))
     assert equal(measured(model, two, ["whitened"])["whitened"], own(white, two))
     assert "whitened" not in controls_of(white)
@@ -267,7 +271,7 @@ def test_each_control_has_its_own_whitening(two):
     frame = pd.concat([two.train, ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     frame = frame.reset_index(drop=True)
     looked = controls._rows(
-        model, ["no text"], frame, Feed(model, model.config, progress=False), 32
+        model, ["no text"], frame, Embedder(model, model.config, progress=False), 32
     )
     rows, whitening = F.normalize(looked["no text"], dim=1), Whitening(model.head.out_dim)
     whitening.fit(rows[: len(two.train)], torch.from_numpy(pd.factorize(two.train.identity)[0]))
@@ -304,7 +308,7 @@ def test_another_word_with_the_same_sentence_changes_nothing(free, two, monkeypa
         )
         people = train_people(two)
         plain = built(model.config.replace(whiten=False))
-        rows = Feed(plain, plain.config, progress=False).embed(people).of(people)
+        rows = Embedder(plain, plain.config, progress=False).embed(people).of(people)
         model.whitening.fit(rows, torch.from_numpy(pd.factorize(people.identity)[0]))
     assert equal(measured(model, two, ["another word"])["another word"], own(model, two))
 
@@ -315,7 +319,7 @@ def test_all_words_are_replaced(two):
         model,
         ["no word", "without the tokens"],
         two.test.head(3),
-        Feed(model, model.config, progress=False),
+        Embedder(model, model.config, progress=False),
         2,
     )
     base, word, again = looked["no word"].unflatten(1, (4, -1)).split([2, 1, 1], 1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from test_cli import promptsg
 
 from promptsg.biometrics import cllr, compare_all, min_cllr, verification
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import (
@@ -24,10 +25,11 @@ from promptsg.decisions import (
     train_side_scores,
     who_is_it,
 )
+from promptsg.embedding import Embedder
 from promptsg.explorer import Explorer
 from promptsg.model import PromptSG
 from promptsg.synth import write_hands
-from promptsg.training import Feed, Trainer, load_run
+from promptsg.training import Trainer
 from promptsg.tune import person_folds, train_people
 from promptsg.versions import version
 
@@ -55,13 +57,13 @@ def free(place):
     )
 
 
-def feed(model):
-    return Feed(model, model.config, progress=False)
+def embedder(model):
+    return Embedder(model, model.config, progress=False)
 
 
 def test_without_training_every_train_person_is_held_out_once(free):
     model, splits, _ = free
-    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    scores, genuine, people = train_side_scores(model, splits, embedder(model))
     everybody = train_people(splits)
     dealt, pairs = person_folds(everybody), []
     for _, rows in everybody.groupby([dealt, everybody.aspect.to_numpy()]):
@@ -75,7 +77,7 @@ def test_without_training_every_train_person_is_held_out_once(free):
     assert genuine.sum() > 50 and (~genuine).sum() > 100
     # the whitening fitted to all of them gives genuine pairs of these people higher similarities
     own = splits.train[splits.train.aspect == "dorsal_r"]
-    known, same = compare_all(feed(model).embed(own).of(own), own.identity).scores()
+    known, same = compare_all(embedder(model).embed(own).of(own), own.identity).scores()
     assert known[same].mean() > scores[genuine].mean()
 
 
@@ -86,7 +88,7 @@ def test_a_trained_run_is_calibrated_on_its_validation_people(place):
     )
     splits = make_splits(frame, "dorsal_r", 2)
     model = load_run(Trainer(config, splits, folder / "trained", progress=False).fit())
-    scores, genuine, people = train_side_scores(model, splits, feed(model))
+    scores, genuine, people = train_side_scores(model, splits, embedder(model))
     held = splits.val_query.pid.nunique()
     sizes = np.array(
         [(splits.val_query.identity == one).sum() + 1 for one in splits.val_query.identity.unique()]
@@ -96,12 +98,12 @@ def test_a_trained_run_is_calibrated_on_its_validation_people(place):
     everybody = model.config.replace(val_type="images")
     model.config = everybody
     with pytest.raises(PromptSGError, match="val_type: identities"):
-        train_side_scores(model, splits, feed(model))
+        train_side_scores(model, splits, embedder(model))
 
 
 def test_a_saved_decision_is_read_back_and_rejected_for_other_weights(free, tmp_path):
     model, splits, _ = free
-    found = fit_decision(model, splits, "isotonic", feed(model))
+    found = fit_decision(model, splits, "isotonic", embedder(model))
     found.save(tmp_path)
     assert Decision.load(tmp_path, model) == found and found.people == 20
     other = PromptSG(model.config, 3).eval()
@@ -121,9 +123,9 @@ def test_a_saved_decision_is_read_back_and_rejected_for_other_weights(free, tmp_
 
 def test_the_cllr_on_test_people_is_near_its_minimum(free):
     model, splits, _ = free
-    found = fit_decision(model, splits, feed=feed(model))
+    found = fit_decision(model, splits, embedder=embedder(model))
     scores, genuine = compare_all(
-        feed(model).embed(splits.test).of(splits.test), splits.test.identity
+        embedder(model).embed(splits.test).of(splits.test), splits.test.identity
     ).scores()
     assert (
         min_cllr(scores, genuine)
@@ -180,7 +182,7 @@ def test_decide_saves_a_calibration_and_search_prints_likelihood_ratios(free, pl
     assert "likelihood_ratio" in pd.read_csv(folder / "found" / "nearest.csv")
     explorer = Explorer(run, frame, progress=False)
     explorer.set_query(query)
-    gallery, found_by = explorer.run.gallery_for(query), feed(explorer.run.model)
+    gallery, found_by = explorer.run.gallery_for(query), embedder(explorer.run.model)
     one = frame[frame.path == query]
     similarity = found_by.embed(one).of(one) @ found_by.embed(gallery).of(gallery).T
     assert explorer.decided() == describe_search(
@@ -202,16 +204,16 @@ def test_decide_rejects_an_unknown_kind_before_it_reads_the_data(free, tmp_path)
 
 def test_error_rates_equals_the_separate_functions(free):
     model, splits, _ = free
-    decision = fit_decision(model, splits, feed=feed(model))
-    found = error_rates(model, splits, decision, feed(model), draws=20)
-    alone = compare_all(feed(model).embed(splits.test).of(splits.test), splits.test.identity)
+    decision = fit_decision(model, splits, embedder=embedder(model))
+    found = error_rates(model, splits, decision, embedder(model), draws=20)
+    alone = compare_all(embedder(model).embed(splits.test).of(splits.test), splits.test.identity)
     assert found.threshold == decision.calibration.threshold(1) and found.tested.people == 12
     assert np.array_equal(found.tested.genuine, alone.genuine) and found.verification.value[
         0
     ] == pytest.approx(verification(alone, draws=2).value[0])
     assert set(found.groups) == set(attribute_labels(splits.test)) >= {"gender", "skin colour"}
     assert found.evidence["Cllr"] >= found.evidence["minimum"] and len(found.reliability) > 1
-    none = error_rates(model, splits, None, feed(model), draws=2)
+    none = error_rates(model, splits, None, embedder(model), draws=2)
     assert none.by_ratio.empty and none.evidence == {} and none.reliability is None
     assert none.threshold == none.verification.threshold[0]
 
@@ -239,7 +241,7 @@ def test_attributes_with_one_value_are_left_out():
 
 def test_describe_search_and_its_false_match_rate(free, tmp_path):
     model, splits, _ = free
-    decision = fit_decision(model, splits, feed=feed(model))
+    decision = fit_decision(model, splits, embedder=embedder(model))
     at = [decision.calibration.threshold(ratio) for ratio in (500, 2, 0.001)]
     said = describe_search(decision, at, ["b", "a", "a"], tmp_path)
     assert (
@@ -268,7 +270,7 @@ def test_describe_search_and_its_false_match_rate(free, tmp_path):
 
 def test_a_decision_is_rejected_for_other_embedding_settings(free, tmp_path):
     model, splits, run = free
-    fit_decision(model, splits, feed=feed(model)).save(tmp_path)
+    fit_decision(model, splits, embedder=embedder(model)).save(tmp_path)
     # a setting that does not change the embeddings
     assert Decision.load(tmp_path, load_run(run, num_workers=1)).people == 20
     for changes, words in (
