@@ -441,7 +441,7 @@ NAN = torch.full((6, 6), torch.nan)
 COHORT = torch.rand(8, 5), torch.rand(6, 5)
 MISTAKES = {
     "shapes differ": (lambda: mirror_sum(ROWS, OTHER), "a row for each image"),
-    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "points nowhere"),
+    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "has no direction"),
     "NaN": (lambda: mirror_sum(ROWS, NAN), "mirror images hold NaN"),
     "zero": (lambda: query_expansion(torch.zeros(1, 6), OTHER, 1), "row 0 of the queries is zero"),
     "one dimension": (lambda: k_reciprocal(ROWS[0], OTHER), r"\(N, D\)"),
@@ -471,7 +471,7 @@ MISTAKES = {
     "template ids": (lambda: mean_templates(ROWS, range(8)), "6 images"),
     "templates cancel": (
         lambda: mean_templates(torch.cat([ROWS, -ROWS]), [0] * 12),
-        "points nowhere",
+        "has no direction",
     ),
     "norm": (lambda: normalise(SCORES.T, *COHORT, "x"), "'z', 't', 's' or 'as'"),
     "no top": (lambda: normalise(SCORES.T, *COHORT, "as"), "give top"),

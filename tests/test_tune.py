@@ -251,7 +251,7 @@ def test_a_trained_version_is_trained_on_the_other_folds(many, monkeypatch):
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"seed": [0, 1]}, "seed changes the training people"),
+        ({"split_seed": [0, 1]}, "split_seed changes the training people"),
         ({"epochs": [0, 2]}, "set select: last"),
         ({"patch_gird": [1, 2]}, "nearest known one is 'patch_grid'"),
     ],
