@@ -14,6 +14,10 @@ os.environ.setdefault("PROMPTSG_CACHE", tempfile.mkdtemp(prefix="promptsg-cache-
 from promptsg.config import Config
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "xdist_group(name): run by one process of pytest-xdist")
+
+
 def pytest_collection_modifyitems(items):
     """Groups for `--dist loadgroup`, each run by one process: a file's tests, which share fixtures.
     Each notebook is a group of its own, except those that share the runs of a long training."""

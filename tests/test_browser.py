@@ -191,7 +191,7 @@ def test_a_bad_prompt_is_answered_and_the_picture_stays(explorer):
 def test_every_control_is_reached_by_the_tab_key(explorer):
     explorer.get_by_label("Version").focus()
     reached = []
-    for _ in range(14):
+    for _ in range(20):
         reached.append(
             explorer.evaluate(
                 "(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim()"
@@ -200,7 +200,10 @@ def test_every_control_is_reached_by_the_tab_key(explorer):
         explorer.keyboard.press("Tab")
     wanted = [
         "Version",
+        "Compare with",
         "Query",
+        "Order",
+        "Next query",
         "Random query",
         "Own picture",
         "or its path",
@@ -210,18 +213,60 @@ def test_every_control_is_reached_by_the_tab_key(explorer):
         "Map",
         "Overlay (%)",
         "Nearest shown",
+        "Save as",
+        "Replace the file",
+        "Save",
     ]
     assert [name for name in wanted if not any(name in text for text in reached)] == []
 
 
-def test_a_narrow_cell_has_room_for_everything(explorer):
-    explorer.set_viewport_size(dict(width=560, height=1400))
-    explorer.wait_for_timeout(1000)
+def test_failures_two_versions_and_a_map_for_each_word(explorer):
+    explorer.get_by_label("Order").select_option(label="worst first")
+    expect(explorer.get_by_label("Query")).to_contain_text("AP", timeout=MINUTE)
+    explorer.get_by_label("Compare with").select_option(index=1)
+    expect(picture(explorer, "nearest gallery images")).to_have_count(2, timeout=MINUTE)
+    explorer.get_by_label("Map").select_option(label="every word")
+    expect(picture(explorer, "Where each word")).to_have_count(3, timeout=MINUTE)
+    explorer.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=MINUTE)
+    shoot(explorer, "explorer-failures")
+
+
+def test_save_writes_a_file_and_says_where(explorer):
+    for answer in ("Saved to", "exists already"):
+        explorer.get_by_role("button", name="Save", exact=True).click()
+        expect(explorer.get_by_role("status").filter(has_text=answer)).to_be_visible(timeout=MINUTE)
+
+
+# what a person reads: the bounding boxes of text that sticks out, and pictures drawn too small
+CLIPPED = """panel => {
+    const right = panel.getBoundingClientRect().right + 1;
+    const inner = [...panel.querySelectorAll('*')].filter(e => e.getClientRects().length);
+    return {
+        wide: inner.filter(e => e.getBoundingClientRect().right > right || (
+            e.scrollWidth > e.clientWidth + 1 && !e.matches('input, select, option, button *'))
+            && getComputedStyle(e).display !== 'inline').map(e => e.tagName + ' ' + e.className),
+        labels: inner.filter(e => e.matches('label, button') && e.scrollWidth > e.clientWidth + 1
+            ).map(e => e.textContent),
+        scales: [...panel.querySelectorAll('img')].map(e => e.clientWidth / e.naturalWidth),
+        least: Math.min(...inner.filter(e => e.matches('label, b, div[role=status], select, input'))
+            .map(e => parseFloat(getComputedStyle(e).fontSize))),
+    }
+}"""
+
+
+@pytest.mark.parametrize("width", [600, 1000, 1366])
+def test_nothing_is_clipped_or_too_small_to_read(explorer, width):
+    explorer.set_viewport_size(dict(width=width, height=2400))
+    explorer.wait_for_timeout(1500)
     panel = (
         explorer.get_by_label("Version")
         .locator("xpath=ancestor::*[contains(@class, 'widget-vbox')]")
         .last
     )
-    wide, room = panel.evaluate("node => [node.scrollWidth, node.clientWidth]")
-    shoot(explorer, "explorer-narrow")
-    assert wide <= room + 1
+    found = panel.evaluate(CLIPPED)
+    shoot(explorer, f"explorer-{width}")
+    assert found["wide"] == [] and found["labels"] == []
+    # the smallest words in a picture are 6.5 points, 11 pixels at 120 dots an inch: 7 are left
+    assert found["least"] >= 12 and min(found["scales"]) > 0.64
+    if width == 600:
+        assert panel.evaluate("node => node.getBoundingClientRect().right <= innerWidth")

@@ -3,29 +3,40 @@
 import re
 from datetime import datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from ipywidgets import HTML, Button
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
+from promptsg.embedding import Embedder, measure
 from promptsg.explorer import (
+    ORDERS,
     VIEWS,
     Explorer,
     OpenRun,
     Panel,
+    _html,
     _Kept,
     draw_attention,
+    draw_ranked,
     explore,
     find_runs,
+    prompt_places,
+    save_view,
+    short_labels,
+    word_maps,
 )
 from promptsg.looking import area_under_roc, on_patches, relevance
 from promptsg.synth import drawn_mask
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
 BAD = {
@@ -155,7 +166,7 @@ def test_every_image_under_new_words_is_as_the_plain_forward_has_it(
 
 def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(explorer, monkeypatch):
     before, maps = explorer.ranked(), explorer.attention()
-    monkeypatch.setattr(OpenRun, "_tower", lambda *_: pytest.fail("the image tower ran again"))
+    monkeypatch.setattr(Embedder, "tower", lambda *_: pytest.fail("the image tower ran again"))
     explorer.set_prompt("A {} hand in a red sleeve.")
     after = explorer.ranked().set_index("image").similarity.reindex(before.image).to_numpy()
     assert (
@@ -295,11 +306,27 @@ def test_an_own_picture_has_no_right_answer(explorer, tmp_path):
     (tmp_path / "no.jpg").write_text("no image")
     with pytest.raises(PromptSGError, match="no.jpg"):
         explorer.set_query(tmp_path / "no.jpg")
-    assert explorer.state.query == str(tmp_path / "own.png")
+    assert Path(explorer.state.query).name == "own.png"
     explorer.set_run(CONTROL)
-    assert (
-        explorer.state.query == str(tmp_path / "own.png") and explorer.ranked().right.isna().all()
-    )
+    assert Path(explorer.state.query).name == "own.png" and explorer.ranked().right.isna().all()
+    assert np.isnan(explorer.average_precision())
+
+
+def test_an_own_picture_that_changes_on_disk_is_another_query(explorer, tmp_path):
+    path = tmp_path / "own.png"
+    load_image(explorer.queries.path[0]).crop((9, 9, 90, 90)).save(path)
+    explorer.set_query(path)
+    first = explorer.ranked().similarity.tolist()
+    Image.new("RGB", (40, 30), "tan").save(path)
+    explorer.set_query(path)
+    assert explorer.ranked().similarity.tolist() != first
+
+
+def test_no_message_names_the_folder_of_uploads(explorer):
+    for name in ("no.jpg", "a b/..", "x" * 80):
+        with pytest.raises(PromptSGError) as refused:
+            explorer.set_upload(name, b"no image")
+        assert "promptsg-explorer" not in str(refused.value)
 
 
 def test_two_uploads_of_one_name_are_two_pictures(explorer):
@@ -326,9 +353,166 @@ def test_a_view_drawn_into_its_last_figure_shows_what_a_new_figure_does(panel, e
     panel.head.value = "head 2"
     new = _Kept(places=panel._kept.places)
     assert {name: view.value for name, view in panel.views.items()} == {
-        name: view(explorer, new) for name, (view, _) in VIEWS.items()
+        name: _html(parts(explorer, new), new) for name, (parts, _) in VIEWS.items()
     }
     assert set(new.figures.values()).isdisjoint(panel._kept.figures.values())
+
+
+def test_the_identity_stands_under_every_picture(explorer):
+    explorer.set_view(top=7)
+    found, axes = explorer.ranked(), draw_ranked(explorer).axes
+    below = [ax.texts[0].get_text() if ax.texts else "" for ax in axes]
+    wanted = short_labels([explorer.run.identity(explorer.state.query), *found.identity])
+    assert len(wanted) == 7 and below[: len(wanted) + 1] == [*wanted[:6], "", wanted[6]]
+    assert [ax.get_title() for ax in axes[:8]] == ["query", *"12345", "", "6"]
+
+
+def test_labels_are_short_and_name_the_aspect_only_where_it_differs():
+    assert short_labels(["a:dorsal_r", "b:dorsal_r", "?"]) == ["a", "b", "own picture"]
+    assert short_labels(["a:dorsal_r", "a:palmar_l"]) == ["a dors r", "a palm l"]
+    assert short_labels(["john.smith", "x"]) == ["john·smith", "x"]
+
+
+def test_long_names_do_not_overlap(explorer, monkeypatch):
+    long = "a-very-long-name-of-a-person"
+    monkeypatch.setattr(OpenRun, "identity", lambda self, path: long)
+    explorer.set_view(head="every word")
+    words = "A {} hand with extraordinarily incomprehensible ornamentation."
+    explorer.set_prompt(words)
+    for figure in (
+        draw_ranked(explorer),
+        *(p.figure for p in VIEWS["attention"][0](explorer, _Kept())),
+    ):
+        FigureCanvasAgg(figure).draw()
+        texts = [
+            t for ax in figure.axes for t in (*ax.texts, ax.title, ax.xaxis.label) if t.get_text()
+        ]
+        boxes = [text.get_window_extent() for text in texts]
+        hits = [
+            (a.get_text(), b.get_text())
+            for i, a in enumerate(texts)
+            for j, b in enumerate(texts[:i])
+            if boxes[i].shrunk(0.98, 0.7).overlaps(boxes[j].shrunk(0.98, 0.7))
+        ]
+        assert hits == []
+
+
+def test_each_word_of_the_sentence_has_a_map(explorer):
+    run, (prompt, words) = explorer.run, explorer.prompt_in_use
+    names = [word for word, _ in prompt_places(run, explorer.state.query, prompt, words)]
+    assert names == ["A", "photo", "of", "a", "s*", "person's", "dorsal", "right", "hand"]
+    maps = word_maps(run, explorer.state.query, prompt, words)
+    assert maps.shape == (9, 7, 7) and np.allclose(maps.sum((1, 2)), 1, atol=1e-5)
+    explorer.set_view(head="every word")
+    parts = list(VIEWS["attention"][0](explorer, _Kept()))
+    titles = [ax.get_title().split("\n")[0] for part in parts for ax in part.figure.axes]
+    assert [title for title in titles if title not in ("", "image")] == names
+    explorer.set_run(CONTROL)
+    assert prompt_places(explorer.run, explorer.state.query, *explorer.prompt_in_use) == []
+    with pytest.raises(PromptSGError, match="no map for each word"):
+        word_maps(explorer.run, explorer.state.query, *explorer.prompt_in_use)
+
+
+def test_a_words_map_is_the_attention_where_the_words_look(quick, splits, frame, tmp_path):
+    config = quick.replace(text_queries="words", prompt_aspect="run", epochs=1, steps_per_epoch=1)
+    Trainer(config, splits, tmp_path, progress=False).fit()
+    run = OpenRun(tmp_path, frame, progress=False)
+    words, path = "A {} hand", run.frame.path[0]
+    _, attention = run.seen("composed", words)
+    maps = word_maps(run, path, "composed", words)
+    # the attention is the mean over the words' tokens and the end token
+    with torch.inference_mode():
+        run._set_words("composed", words)
+        tower = {name: rows[:1] for name, rows in run.tower.items()}
+        text = run.model.say(run.model.inversion(tower["embedding"]), "composed", 1).words
+        end = run.model.fusion.cross[0](text, tower["patches"])[1][0, :, -1].mean(0)
+    whole = (maps.sum(0) + end.reshape(7, 7).numpy()) / 4
+    assert np.allclose(whole, attention[0].mean(0).numpy(), atol=1e-6)
+
+
+# --- failures, two versions, saved figures
+def test_worst_first_orders_by_the_average_precision_of_evaluate(panel, explorer):
+    result = explorer.run.result(*explorer.prompt_in_use).per_query
+    ap = result[result.split == 0].set_index("path").ap
+    panel.order.value = ORDERS[1]
+    paths = [path for _, path in panel.query.options]
+    assert [ap[path] for path in paths] == sorted(ap) and len(paths) == len(ap)
+    assert panel.query.value == paths[0] and explorer.average_precision() == ap.min()
+    assert panel.query.label.startswith(f"AP {100 * ap.min():.1f} %")
+    assert f"average precision {100 * ap.min():.1f} %" in words_in(panel.views["ranked"])
+    panel.following.click()
+    assert panel.query.value == paths[1]
+    panel.order.value = ORDERS[0]
+    assert [path for _, path in panel.query.options] == explorer.queries.path.tolist()
+    assert panel.query.value == paths[1]
+    with pytest.raises(PromptSGError, match="worst first"):
+        explorer.set_order("best first")
+
+
+def test_two_versions_stand_side_by_side_on_one_query(panel, explorer):
+    panel.other.value = CONTROL
+    shown = panel.views["ranked"].value
+    assert shown.count("<img ") == 2 and shown.count("average precision") == 2
+    own = Explorer({"other": explorer.folders[CONTROL]}, explorer.frame, progress=False)
+    own.set_query(explorer.state.query)
+    assert explorer.ranked(CONTROL).equals(own.ranked())
+    assert explorer.average_precision(CONTROL) == own.average_precision()
+    panel.query.value = explorer.queries.path[3]
+    assert panel.views["ranked"].value.count(Path(explorer.queries.path[3]).name) == 2
+    panel.version.value = CONTROL  # a version is not compared with itself
+    assert panel.other.value is None and panel.views["ranked"].value.count("<img ") == 1
+    with pytest.raises(PromptSGError, match="choose one of"):
+        explorer.set_other("nobody")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_saved_figure_holds_what_is_seen_and_never_replaces_a_file_unasked(
+    panel, tmp_path, suffix
+):
+    path = tmp_path / "new" / f"state{suffix}"
+    panel.file.value = str(path)
+    panel.save.click()
+    assert str(path) in words_in(panel.notes["save"]) and path.is_file()
+    first = path.read_bytes()
+    if suffix == ".png":
+        assert Image.open(path).width > 600
+    else:
+        text = first.decode()
+        assert text.count("<svg") > 3 and text.count("<image") >= 7
+        path_in_browser(path)
+    panel.save.click()
+    assert "exists already" in words_in(panel.notes["save"]) and path.read_bytes() == first
+    panel.top.value = 2
+    panel.over.value = True
+    panel.save.click()
+    assert "replaced" in words_in(panel.notes["save"]) and not panel.over.value
+    assert path.read_bytes() != first
+
+
+def path_in_browser(path):
+    "An SVG file is well-formed and has a size."
+    root = ElementTree.parse(path).getroot()
+    assert float(root.get("width").removesuffix("pt")) > 400
+
+
+@pytest.mark.parametrize(
+    "name, views, words",
+    [("a.gif", "ranked", ".svg"), ("a", "ranked", ".png"), ("a.png", "x", "measures")],
+)
+def test_what_cannot_be_saved_is_one_sentence(explorer, tmp_path, name, views, words):
+    with pytest.raises(PromptSGError, match=words):
+        save_view(explorer, tmp_path / name, views)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_view_that_cannot_be_drawn_leaves_every_view_and_the_state(panel, monkeypatch):
+    before, state = {n: v.value for n, v in panel.views.items()}, panel.explorer.state
+    monkeypatch.setattr(
+        "promptsg.explorer.draw_cmc", lambda _: (_ for _ in ()).throw(PromptSGError("no curve"))
+    )
+    panel.words.value = "A {} hand in a red sleeve."
+    assert {n: v.value for n, v in panel.views.items()} == before
+    assert panel.explorer.state == state and "no curve" in words_in(panel.notes["prompt"])
 
 
 # --- the widgets
@@ -466,8 +650,8 @@ def controls(panel):
 
 def test_every_control_has_a_label_and_fits_a_narrow_cell(panel):
     assert (
-        len(controls(panel)) == 11
-        and len({control.description for control in controls(panel)}) == 11
+        len(controls(panel)) == 17
+        and len({control.description for control in controls(panel)}) == 17
     )
     assert all(control.description and control.tooltip for control in controls(panel))
     for widget in [*controls(panel), *panel.children]:

@@ -113,7 +113,13 @@ def test_constraints_fit_what_is_asked_for():
     settings.read(ROOT / "settings.ini")
     for text in " ".join(
         settings["DEFAULT"][name]
-        for name in ("requirements", "dev_requirements", "export_requirements", "heic_requirements")
+        for name in (
+            "requirements",
+            "dev_requirements",
+            "export_requirements",
+            "heic_requirements",
+            "lora_requirements",
+        )
     ).split():
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), (

@@ -17,12 +17,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from promptsg.checkpoints import load_run, read_checkpoint
 from promptsg.config import PromptSGError
 from promptsg.data import Splits, TrainSide, cross_splits, make_splits, read_data, run_splits
+from promptsg.embedding import measure
 from promptsg.evaluation import Embeddings, evaluate
 from promptsg.files import check_writable, held
 from promptsg.splits import check_unchanged, read_stored, train_side
-from promptsg.training import Trainer, load_run, measure, read_checkpoint
+from promptsg.training import Trainer
 
 MAIN = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
@@ -532,7 +534,7 @@ def test_the_loss_scale_is_kept(run, splits, small, tmp_path):
     )
     loaded, copy = [], shutil.copytree(run, tmp_path / "run")
     trainer = Trainer(small, splits, copy, progress=False)
-    trainer._set_up()
+    trainer.set_up()
     trainer.accelerator.scaler = scaler
     trainer._resume()
     trainer._save_last(0)
