@@ -533,14 +533,14 @@ def _growth(action):
 
 
 def ranking_memory(queries, gallery):
-    "`_growth` of ranking random features of so many queries and gallery images."
+    "(GB, seconds): growth of the peak memory by ranking so many queries and gallery images."
     return _growth_of(
         lambda q, q_id, g, g_id: evaluate_features(q, g, q_id, g_id), queries, gallery
     )
 
 
 def _growth_of(action, queries, gallery):
-    "`_growth` of `action(features, people, gallery, its people)` on random data, after a warm-up."
+    "(GB, seconds): growth of the peak memory by an action on random features, after a warm-up."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     q_id, g_id = np.arange(queries) % 750, np.arange(gallery) % 750
     action(q[:64], q_id[:64], g[:2048], g_id[:2048])
@@ -548,14 +548,14 @@ def _growth_of(action, queries, gallery):
 
 
 def search_memory(queries, gallery):
-    "`_growth` of finding the ten nearest of each random query in a random gallery."
+    "(GB, seconds): growth of the peak memory by the ten-nearest search, on random features."
     q, g = torch.randn(queries, 512), torch.randn(gallery, 512)
     top_k(q[:64], g[:2048])
     return _growth(lambda: top_k(q, g))
 
 
 def comparison_memory(queries, gallery):
-    "`_growth` of comparing random features of all queries with those of all gallery images."
+    "(GB, seconds): growth of the peak memory by comparing all queries with all gallery images."
     return _growth_of(compare_all, queries, gallery)
 
 
@@ -628,7 +628,7 @@ def bench_search(quick=False):
 
 # %% ../nbs/19_bench.ipynb #persons
 def _market_with_distractors(queries, gallery, noise=2.1, seed=0):
-    """`_market_features`, with a sixth of the gallery replaced by distractors: identity -1 and
+    """_market_features, with a sixth of the gallery replaced by distractors: identity -1 and
     random features."""
     (q, q_id, q_cam), (g, g_id, g_cam) = _market_features(queries, gallery, noise, seed)
     stray = torch.arange(gallery) % 6 == 0
@@ -668,7 +668,7 @@ def bench_official(quick=False):
 
 
 def official_memory(queries, gallery):
-    "`_growth` of ranking so many queries and gallery images with cameras."
+    "(GB, seconds): growth of the peak memory by a ranking with cameras, on random features."
     (q, q_id, q_cam), (g, g_id, g_cam) = _market_with_distractors(queries, gallery)
     evaluate_features(q[:64], g[:2048], q_id[:64], g_id[:2048])
     return _growth(lambda: evaluate_features(q, g, q_id, g_id, q_cam, g_cam))
@@ -769,7 +769,7 @@ _WAITING = {"spin": {"GOMP_SPINCOUNT": "300000"}, "sleep": {}}
 def _parallel_seconds(waiting, processes, steps, quick=False):
     """Seconds until all of so many parallel processes have run their steps.
 
-    `waiting`: a name of `_WAITING`. `quick`: with one thread, which never waits."""
+    `waiting`: a name of _WAITING. `quick`: with one thread, which never waits."""
     code = f"from promptsg.bench import steps_seconds; print(steps_seconds({steps}))"
     alike = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **_WAITING[waiting]}
     alike.pop("OMP_NUM_THREADS", None)
