@@ -52,7 +52,8 @@ FACTS = """() => {
         text: document.querySelector('main').innerText,
         errors: all('main .cell-output-error', e => e.innerText),
         boxes: all('main :is(table, .math)', e => e).map(e => {
-            const within = Boolean(scrolls(e.parentElement)), right = e.getBoundingClientRect().right;
+            const within = Boolean(scrolls(e.parentElement));
+            const right = e.getBoundingClientRect().right;
             const own = /auto|scroll/.test(getComputedStyle(e).overflowX) || !e.clientWidth;
             return {
                 text: e.tagName + ' ' + e.className + ': ' + e.innerText.slice(0, 60),
