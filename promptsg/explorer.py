@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'VIEWS', 'OpenRun', 'prompt_places', 'word_maps', 'find_runs', 'State', 'Explorer', 'short_labels',
-           'draw_ranked', 'draw_attention', 'draw_cmc', 'Part', 'ranked_parts', 'map_parts', 'measure_parts',
-           'save_view', 'Panel', 'explore']
+           'draw_ranked', 'draw_attention', 'draw_cmc', 'Part', 'decision_lines', 'ranked_parts', 'map_parts',
+           'measure_parts', 'save_view', 'Panel', 'explore']
 
 # %% ../nbs/15_explorer.ipynb #cell002
 import base64
@@ -699,7 +699,7 @@ def draw_ranked(explorer, figure=None, name=None):
     columns = 1 + min(_IN_A_ROW, len(found))
     lines = max(len(line.split(",")) for row in rows for line in row["alike"] or [""])
     width, height = figure.get_size_inches()  # with room for two lines
-    figure.set_size_inches(width, height + 0.13 * len(rows) * max(0, lines - 2))
+    figure.set_size_inches(width, height + 0.17 * len(rows) * max(0, lines - 2))
     for i, ax in enumerate(figure.axes[: len(rows) * columns]):
         row, column = divmod(i, columns)
         for text in ax.texts:
@@ -806,7 +806,7 @@ def _precision(explorer, name):
     return f"{name}: {value} on this query. {right} show the same person."
 
 
-def _decision(explorer):
+def decision_lines(explorer):
     "The threshold, the decision and how often it is wrong, in sentences."
     found, run = explorer.decided(), explorer.run
     if not found and run.decision is None:
@@ -837,7 +837,7 @@ def ranked_parts(explorer, kept):
             for row, more in zip(found.itertuples(), likeness)
         )
         yield Part(
-            [_precision(explorer, name), *(_decision(explorer) if not number else [])],
+            [_precision(explorer, name), *(decision_lines(explorer) if not number else [])],
             kept.draw(f"ranked {number}", lambda figure: draw_ranked(explorer, figure, name)),
             f"{query} and its {len(found)} nearest gallery images under {name}{right}: {nearest}",
         )
