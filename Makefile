@@ -7,7 +7,7 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-notebooks test-python browser lab export readme docs clean
+.PHONY: help demo test browser notebooks lab export readme docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -15,21 +15,19 @@ help:  ## what there is
 demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones; ARGS="--config ..."
 	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)") $(ARGS)
 
-test: $(VENV)/.installed-dev browser test-notebooks test-python  ## notebooks, package in step with notebooks, pytest
+# two processes of one thread each need half the time of one of two
+test: $(VENV)/.installed-dev browser  ## all tests: code, notebooks and their stored outputs; or some: ARGS="-k losses"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests $(ARGS)
 
-test-notebooks: $(VENV)/.installed-dev  ## the notebooks, or with FILE_RE=03_ some of them
-	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && PROMPTSG_QUICK=1 PROMPTSG_ANALYSIS=$$folder \
-	$(BIN)/nbdev_test --path nbs --n_workers 1 --do_print $(if $(FILE_RE),--file_re '$(FILE_RE)')
-
-test-python: $(VENV)/.installed-dev  ## the project's own checks, and pytest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests  # two processes of one thread each need half the time of one of two
+notebooks: $(VENV)/.installed-dev  ## run notebooks, and store outputs that changed; PATHS="nbs/08_losses.ipynb ..."
+	$(BIN)/python tests/notebooks.py write $(PATHS)
 
 browser:  ## the Chromium that the tests of pages open, by apt where there is none
 	@which chromium google-chrome >/dev/null 2>&1 || { which apt-get >/dev/null && $(SUDO) apt-get update -q && $(SUDO) apt-get install -yq chromium; } \
 	|| { echo "install Chromium (or Chrome) so that it is on the PATH: the tests open pages in it"; exit 1; }
 
 lab: $(VENV)/.installed-dev  ## open the notebooks in JupyterLab, on the index, without its announcements
-	$(BIN)/jupyter lab nbs/index.ipynb --LabApp.app_settings_dir="$(CURDIR)/.jupyterlab" $(ARGS)
+	$(BIN)/jupyter lab nbs/index.ipynb --config="$(CURDIR)/.jupyterlab/jupyter_server_config.py" --LabApp.app_settings_dir="$(CURDIR)/.jupyterlab" $(ARGS)
 
 export: $(VENV)/.installed-dev  ## make the package from the notebooks
 	$(BIN)/nbdev_export

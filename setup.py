@@ -35,11 +35,12 @@ setup(
     extras_require={
         "dev": [
             name
-            for kind in ("dev", "export", "heic")
+            for kind in ("dev", "export", "heic", "lora")
             for name in settings[f"{kind}_requirements"].split()
         ],
         "export": settings["export_requirements"].split(),
         "heic": settings["heic_requirements"].split(),
+        "lora": settings["lora_requirements"].split(),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

@@ -42,6 +42,7 @@ from promptsg.biometrics import (
     rates_at,
     verification,
 )
+from .checkpoints import load_run
 from .config import ASPECTS, PromptSGError
 from promptsg.data import (
     HandDataset,
@@ -54,6 +55,7 @@ from promptsg.data import (
     train_transform,
     write_text,
 )
+from .embedding import Embedder, measure
 from .evaluation import Embeddings, embed_images, evaluate, processor, ranked_images
 from .files import check_writable_file, regular
 from .int8 import drawn_images, int8_model
@@ -61,7 +63,7 @@ from .metrics import evaluate_features, evaluate_ranking, top_k
 from .model import PromptSG
 from .splits import official_splits, stored_splits
 from .synth import write_hands
-from .training import Feed, Trainer, load_run, loss_terms, measure, parameter_groups
+from .training import Trainer, loss_terms, parameter_groups
 from .versions import version, without_training
 
 # %% ../nbs/19_bench.ipynb #cell004
@@ -340,7 +342,7 @@ def bench_once(quick=False):
         splits, turns = make_splits(read_11k(folder / "hands"), config.aspect, 2), count()
         images = pd.concat([splits.train, splits.test]).drop_duplicates("path")
         model = PromptSG(config, 2).eval()
-        still = Feed(model, config, progress=False).still
+        still = Embedder(model, config, progress=False).transform
 
         def whole():
             with _environment("PROMPTSG_CACHE", folder / f"cache{next(turns)}"):
@@ -416,7 +418,7 @@ def bench_splits(quick=False):
         splits = make_splits(read_11k(folder), "dorsal_r", n_splits=3 if quick else 10)
         config = version("paper", "hand-vit-tiny")
         model = PromptSG(config, 4).eval()
-        still = Feed(model, config, progress=False).still
+        still = Embedder(model, config, progress=False).transform
         embed = lambda *frames: embed_images(model.embed, pd.concat(frames), still, progress=False)
         once = lambda: evaluate(embed(ranked_images(splits)), splits).summary["mean"]
         anew = lambda: [

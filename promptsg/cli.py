@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Imports', 'Protocol', 'After', 'parse_sets',
            'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several',
-           'train', 'evaluate_command', 'results_folder', 'plain_name', 'embed', 'record_of', 'search', 'decide',
-           'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
-           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
-           'tune_command', 'align_text_command', 'bench', 'main']
+           'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare', 'embed', 'record_of', 'search',
+           'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
+           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
+           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -124,9 +124,18 @@ def parse_sets(pairs):
 def read_config(text, sets=None):
     """The `Config` of a YAML file or of a version on a backbone, `paper@hand-vit-tiny`, with
     `--set` changes."""
-    from promptsg.versions import version
+    from promptsg.versions import BUDGETS, version, versions_of
 
     name, at, backbone = str(text).partition("@")
+    if (
+        name in {*versions_of("vitb16"), *versions_of("vitb16-person")}
+        and not at
+        and not os.path.exists(text)
+    ):
+        raise PromptSGError(
+            f"{name} is a version; name a backbone too, {name}@hand-vit-tiny or {name}@vitb16 "
+            f"(all: {', '.join(BUDGETS)})"
+        )
     config = version(name, backbone) if at and not os.path.exists(text) else Config.from_yaml(text)
     return config.replace(**parse_sets(sets))
 
@@ -139,12 +148,7 @@ def chosen_config(run, config, sets, **changes):
     that is none."""
     if (run is None) == (config is None):
         raise PromptSGError("give either --run FOLDER (a trained run) or --config FILE (zero-shot)")
-    if run and not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
-    return (Config.from_yaml(run / "config.yml") if run else read_config(config)).replace(
+    return (Config.from_run(run) if run else read_config(config)).replace(
         **changes, **parse_sets(sets)
     )
 
@@ -173,17 +177,25 @@ def ready_model(run, config, sets, spoken=False, **changes):
     Joins the processes that torchrun or accelerate started. `PromptSGError` as `chosen_config`
     and `load_run` raise it."""
     chosen = chosen_config(run, config, sets, **changes)
+    from promptsg.checkpoints import load_run
+    from promptsg.distributed import make_accelerator
     from promptsg.model import PromptSG, untrained
-    from promptsg.training import load_run, make_accelerator
 
     if run:
         model = load_run(run, **{**changes, **parse_sets(sets)})
     else:
         model = PromptSG(chosen, 1).eval() if spoken else untrained(chosen)
         if not spoken:
+            drawn = chosen.pretrained == "embedded"
             typer.echo(
-                f"nothing is trained: the image tower of {chosen.tower} alone, without "
-                f"{chosen.variant}'s text, fusion and whitening",
+                f"not trained: the class token of {chosen.tower} alone; train a run to use all of "
+                f"{chosen.variant}"
+                + (
+                    "\n" + f"{chosen.tower} has seen drawn hands only; "
+                    "for photographs use a backbone with CLIP, as vitb16"
+                    if drawn
+                    else ""
+                ),
                 err=True,
             )
     return model.to(make_accelerator(model.config).device)
@@ -270,10 +282,12 @@ def train(
 
 def _train(config, frame, folder, resume):
     from promptsg.data import check_images
-    from promptsg.training import Trainer, make_accelerator, processes, splits_of
+    from promptsg.distributed import make_accelerator, processes
+    from promptsg.embedding import splits_of
+    from promptsg.training import Trainer
 
     make_accelerator(config)  # joins the processes, so that one of them speaks
-    splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(config, frame, reported=frame.attrs.get("excluded", ()))
     if processes()[0] == 0:
         # The test images too: they are measured next, and a torn file is better found before the
         # training than after.
@@ -374,7 +388,7 @@ def evaluate_command(
     other = dict(dataset=dataset or "11k", identity_level=None)
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, config, sets)
-    from promptsg.training import processes
+    from promptsg.distributed import processes
 
     if protocol is None:
         protocol = "official" if "role" in frame else "clipfh"
@@ -396,7 +410,7 @@ def evaluate_command(
 def _measured(model, splits, protocol, config, frame, whiten="own", after=None):
     """(the `Result`, {name: `Result`} of what is measured beside it, {step: seconds}): steps after
     the embedding, or another whitening."""
-    from promptsg.training import WHITENED, measure, measure_whitenings
+    from promptsg.embedding import WHITENED, measure, measure_whitenings
 
     if whiten == "data":
         found = measure_whitenings(model, splits, (protocol,), config=config)
@@ -468,12 +482,12 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
     """(`Splits`, `Config` for the record): the run's own splits, another data set's, or those of
     an untrained tower."""
     from promptsg.data import cross_splits, for_data, run_splits
-    from promptsg.training import left_out, splits_of
+    from promptsg.embedding import left_out, splits_of
 
     config = model.config
     if not run:
         config = for_data(config, frame)
-        return splits_of(config, frame, said=frame.attrs.get("excluded", ())), config
+        return splits_of(config, frame, reported=frame.attrs.get("excluded", ())), config
     own = not cross
     splits = (
         run_splits(run, frame)
@@ -482,12 +496,12 @@ def _what_to_measure(run, model, frame, cross, whiten="own"):
             frame,
             config.aspect,
             config.num_splits,
-            config.seed,
+            config.split_seed,
             model.trained_on,
             config.train_aspects if whiten == "data" else None,
         )
     )
-    return left_out(splits, said=frame.attrs.get("excluded", ())), config
+    return left_out(splits, reported=frame.attrs.get("excluded", ())), config
 
 
 def results_folder(run, config, splits, data):
@@ -517,6 +531,50 @@ def plain_name(text):
     "A text as a part of a file name: letters, digits, dots and dashes, at most 40."
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
 
+# %% ../nbs/16_cli.ipynb #compare
+@app.command(cls=Several)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Option("--runs", help="Evaluated runs of the first method; several values."),
+    ],
+    others: Annotated[
+        list[Path],
+        typer.Option("--with", help="Evaluated runs of the second method; several values."),
+    ],
+    protocol: Protocol = "clipfh",
+):
+    """Compare two methods, with one evaluated run for each seed: the second minus the first, with a
+    95 % interval over people and trainings."""
+    import pandas as pd
+
+    from promptsg.evaluation import Result, combine, holm, paired_difference
+
+    first, second = (
+        [Result.load(run / f"evaluation-{protocol}") for run in side] for side in (runs, others)
+    )
+    measures = ("rank1", "rank5", "mAP")
+    gaps = {name: paired_difference(first, second, name) for name in measures}
+    starred = holm([gap.p for gap in gaps.values()]) < 0.05
+    rows = {
+        name: {
+            "first": f"{combine(first)['mean'][name]:.1f}",
+            "second": f"{combine(second)['mean'][name]:.1f}",
+            "difference": f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]",
+            "": "*" if star else "",
+        }
+        for (name, gap), star in zip(gaps.items(), starred)
+    }
+    typer.echo(pd.DataFrame(rows).T.to_string())
+    gap = gaps["mAP"]
+    trainings = f"{len(first)} and {len(second)} trainings"
+    typer.echo(
+        f"{protocol}, percent; {gap.units} people (effective sample size {gap.effective:.0f}), "
+        f"{trainings}; 95 % interval over people"
+        + (" and trainings" if gap.trainings > 1 else "; one training a side compares two models")
+        + "; *: p < 0.05 after Holm's correction for the rows"
+    )
+
 # %% ../nbs/16_cli.ipynb #cell009
 # images that are seen once need no cache of theirs
 _ONCE = dict(cache_frozen=False, cache_pixels=False)
@@ -545,9 +603,10 @@ def embed(
     check_writable_file(out)
     frame = read_frame(data, chosen, level, only=True)
     model = ready_model(run, config, sets, **_ONCE)
-    from promptsg.training import Feed, processes
+    from promptsg.distributed import processes
+    from promptsg.embedding import Embedder
 
-    found = Feed(model, model.config).embed(frame).of(frame).numpy()
+    found = Embedder(model, model.config).embed(frame).of(frame).numpy()
     if processes()[0]:
         return
     _write_embeddings(out, found, frame, record_of(model, frame))
@@ -578,11 +637,11 @@ def record_of(model, frame):
     """What embeddings and searches say of themselves: `{weights, precision, config, data_hash,
     source, left_out}`."""
     from promptsg.data import data_hash
-    from promptsg.training import Feed, weights_hash
+    from promptsg.embedding import Embedder, weights_hash
 
     return {
         "weights": weights_hash(model),
-        "precision": Feed(model, model.config, progress=False).precision,
+        "precision": Embedder(model, model.config, progress=False).precision,
         "config": model.config.model_dump(mode="json"),
         "data_hash": data_hash(frame),
         "source": frame.attrs.get("source", ""),
@@ -594,7 +653,12 @@ def record_of(model, frame):
 def search(
     query: Annotated[Path, typer.Option("--query", help="An image file.")],
     gallery: Annotated[
-        Path, typer.Option("--gallery", "--data", help="Data folder or CSV to search.")
+        Path,
+        typer.Option(
+            "--gallery",
+            "--data",
+            help="What to search: a data folder, a CSV, or a flat folder of images.",
+        ),
     ],
     run: AnyRun = None,
     config: Untrained = None,
@@ -614,16 +678,18 @@ def search(
     """Find the gallery images nearest to a query, by a run or, without any training, by an
     untrained tower; a table and a picture."""
     from promptsg.files import check_writable, content_hash
-    from promptsg.readers import find_same, read_picture
+    from promptsg.readers import UNKNOWN, find_same, read_picture
 
     chosen = chosen_config(run, config, sets, **_ONCE)
     check_writable(out or Path("search"))
-    one, many = read_picture(query), read_frame(gallery, chosen, level)
+    one, many = read_picture(query), read_frame(gallery, chosen, level, only=True)
     same = find_same(query, many)
-    one["identity"] = many.identity[same].iloc[0] if same.any() else "?"
     for image in many.image[same]:
         typer.echo(f"left out: {image}, which is the query's own picture", err=True)
     others = many[~same].reset_index(drop=True)
+    # the copy in the gallery tells who it is; right and wrong need another image of that identity
+    known = [identity for identity in many.identity[same] if (others.identity == identity).any()]
+    one["identity"] = known[0] if known else UNKNOWN
     if not len(others):
         raise PromptSGError(
             f"the gallery {gallery} holds nothing but the query's own picture; give a gallery with "
@@ -644,7 +710,7 @@ def search(
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
     if sentence:
         typer.echo(sentence)
-    typer.echo(f"table, picture and record are in {folder}")
+    typer.echo(f"picture: {folder / 'nearest.png'}; table and record are beside it")
 
 
 _SHARE = "share of "  # begins the name of a column with a part's share of the similarity
@@ -661,11 +727,11 @@ def _nearest(model, one, many, top, decision=None, run=None):
     """The `top` nearest rows of `many`: (a DataFrame of rank (from 1), image, identity, path,
     similarity; where words pool, `alike` too, and each part's share of the similarity; with a
     decision the likelihood ratio, and what the run says of the first place, else "")."""
-    from promptsg.decisions import what_to_say
-    from promptsg.training import Feed
+    from promptsg.decisions import describe_search, ratio_text
+    from promptsg.embedding import Embedder
 
-    feed = Feed(model, model.config)
-    query, gallery = feed.embed(one).of(one), feed.embed(many).of(many)
+    embedder = Embedder(model, model.config)
+    query, gallery = embedder.embed(one).of(one), embedder.embed(many).of(many)
     similarity = (query @ gallery.T)[0]
     order = similarity.argsort(descending=True, stable=True)[:top].numpy()
     found = many.iloc[order][["image", "identity", "path"]].reset_index(drop=True)
@@ -674,23 +740,14 @@ def _nearest(model, one, many, top, decision=None, run=None):
     sentence = ""
     if decision is not None:
         ratios = decision.calibration(similarity)
-        found["likelihood_ratio"] = _two_digits(ratios[order])
-        sentence = "\n".join(what_to_say(decision, similarity, many.identity, run))
+        found["likelihood_ratio"] = [ratio_text(one) for one in ratios[order]]
+        sentence = "\n".join(describe_search(decision, similarity, many.identity, run))
     said = model.alike(query[0], gallery)
     if said is None:
         return found, sentence
     shares = model.shares(query, gallery)[0, order].T.tolist()
     columns = {_SHARE + part: share for part, share in zip(model.parts, shares)}
     return found.assign(alike=[said[row] for row in order], **columns), sentence
-
-
-def _two_digits(log_ratios):
-    "Likelihood ratios as texts of two digits."
-    import numpy as np
-
-    return [
-        f"{float(f'{ratio:.2g}'):,.10g}" for ratio in np.exp(np.minimum(log_ratios, np.log(1e6)))
-    ]
 
 
 def _key(record):
@@ -737,14 +794,14 @@ def decide(
     model = ready_model(run, None, sets)
     from promptsg.data import run_splits
     from promptsg.decisions import error_rates, fit_decision
-    from promptsg.training import Feed
+    from promptsg.embedding import Embedder
 
     splits = run_splits(run, frame)
-    feed = Feed(model, model.config)
-    found = error_rates(model, splits, fit_decision(model, splits, kind, feed), feed)
+    embedder = Embedder(model, model.config)
+    found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
     tables = {
         "verification": found.verification,
-        "said": found.said,
+        "by_ratio": found.by_ratio,
         "open_set": found.open_set,
         **{f"groups-{plain_name(name)}": table for name, table in found.groups.items()},
     }
@@ -760,13 +817,15 @@ def decide(
 
 def _decided(found):
     "What `decide` prints."
+    from promptsg.metrics import mean_std
+
     said, tested, opened = found.decision, found.tested, found.open_set
     show = lambda table: _in_percent(table).to_string(index=False, na_rep="")
     rates = [f"FNIR at FPIR {percent} %" for percent in (1, 10)]
     mean = lambda name: (
         "too few people"
         if opened[name].isna().all()
-        else f"{100 * opened[name].mean():.1f} ± {100 * opened[name].std():.1f} %"
+        else "{:.1f} ± {:.1f} %".format(*mean_std(100 * opened[name].dropna()))
     )
     return "\n".join(
         [
@@ -777,8 +836,8 @@ def _decided(found):
             f"{tested.impostors:,} impostors; 95 % intervals over people",
             show(found.verification),
             '\n"the same person, likelihood ratio at least r", and how often it is wrong',
-            show(found.said),
-            "Cllr {Cllr:.3f} bits; the best map of these scores {least:.3f}; saying nothing "
+            show(found.by_ratio),
+            "Cllr {Cllr:.3f} bits; the best map of these scores {minimum:.3f}; saying nothing "
             "1".format(**found.evidence),
             f"\n{opened.enrolled[0]} of the people enrolled, one image each "
             f"({len(opened)} splits and draws): "
@@ -851,14 +910,14 @@ def sheet(
     frame = read_frame(data, chosen.replace(**other) if cross else chosen, level)
     model = ready_model(run, None, sets)
     from promptsg.decisions import error_rates
+    from promptsg.embedding import Embedder, measure
     from promptsg.sheet import result_sheet, write_sheet
-    from promptsg.training import Feed, measure
 
     splits, fitted = _what_to_measure(run, model, frame, cross)
     decision, reason = _decision_or_why(run, model, splits, kind, cross)
     results, _ = measure(model, splits, names, config=fitted)
     errors = error_rates(
-        model, splits, decision, Feed(model, model.config), results[names[0]].per_query
+        model, splits, decision, Embedder(model, model.config), results[names[0]].per_query
     )
     page = result_sheet(
         results,
@@ -914,14 +973,19 @@ def export(
 # %% ../nbs/16_cli.ipynb #cell011
 def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`, with identities
-    over the pictures if `named`; an unknown one is '?'. A column `alike` is written below them."""
+    over the pictures if `named`, or the file's name where the identity is unknown. A column `alike`
+    is written below them."""
     from PIL import ImageOps
 
     from promptsg.data import load_image
     from promptsg.plots import plot_ranked_lists
+    from promptsg.readers import UNKNOWN
 
     picture = lambda path: ImageOps.contain(load_image(path), (160, 160))
-    who = lambda row: row.identity.rsplit(":", 1)[0]  # the person: a whole identity would be cut
+    # the person, for a whole identity would be cut
+    who = lambda row: (
+        Path(row.image).name if row.identity == UNKNOWN else row.identity.rsplit(":", 1)[0]
+    )
     return plot_ranked_lists(
         [
             dict(
@@ -931,7 +995,7 @@ def ranked_figure(rows, named=False, **options):
                 alike=found.alike.tolist() if "alike" in found else None,
                 names=[who(query), *map(who, found.itertuples())] if named else None,
                 right=None
-                if query.identity == "?"
+                if query.identity == UNKNOWN
                 else (found.identity == query.identity).tolist(),
             )
             for query, found, similarity in rows
@@ -1067,10 +1131,12 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
     Without `data` it draws synthetic hands of `people` (train, test) first; without `config` it
     trains `demo_config()`. A finished training in `out` is used again, an interrupted one
     continued. `PromptSGError` when `out` holds a run of another config."""
+    from promptsg.checkpoints import load_run
     from promptsg.data import check_writable, counted, for_data
+    from promptsg.embedding import measure, splits_of
     from promptsg.model import untrained
     from promptsg.synth import demo_hands
-    from promptsg.training import Trainer, load_run, measure, splits_of
+    from promptsg.training import Trainer
 
     out, config = Path(out), config or demo_config()
     check_writable(out)
@@ -1078,7 +1144,7 @@ def make_demo(out="runs/demo", data=None, config=None, people=(80, 40), progress
         data = demo_hands(out / "hands", people, progress)
     frame = read_frame(data, config)
     config = for_data(config, frame)
-    splits = splits_of(config, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(config, frame, reported=frame.attrs.get("excluded", ()))
     size = lambda part, *words: (
         f"{counted(part.identity.nunique(), *words)} ({counted(len(part), 'image')})"
     )
@@ -1612,6 +1678,7 @@ def look(
 def _hidden_curves(model, config, run, frame, kinds, images, fill):
     "`hiding_curves` of a sample of queries, printed."
     from promptsg.data import for_data, run_splits
+    from promptsg.embedding import Embedder, splits_of
     from promptsg.looking import (
         areas_under,
         curve_table,
@@ -1620,11 +1687,13 @@ def _hidden_curves(model, config, run, frame, kinds, images, fill):
         query_maps,
         some_queries,
     )
-    from promptsg.training import Feed, splits_of
 
     splits = run_splits(run, frame) if run else splits_of(for_data(config, frame), frame)
     queries, gallery = some_queries(splits.queries[0], images), splits.galleries[0]
-    maps, embeddings = query_maps(model, queries, kinds), Feed(model, model.config).embed(gallery)
+    maps, embeddings = (
+        query_maps(model, queries, kinds),
+        Embedder(model, model.config).embed(gallery),
+    )
     curves = hiding_curves(model, queries, gallery, embeddings, maps, fill=fill)
     typer.echo(
         f"\nmAP (percent) of {len(queries)} queries of the first split; hidden: {fill}; "
@@ -1734,10 +1803,10 @@ def tune_command(
     check_writable(out.parent if out else Path("."))
     frame = read_frame(data, chosen, level)
     from promptsg.data import for_data
-    from promptsg.training import splits_of
+    from promptsg.embedding import splits_of
 
     chosen = for_data(chosen, frame)
-    splits = splits_of(chosen, frame, said=frame.attrs.get("excluded", ()))
+    splits = splits_of(chosen, frame, reported=frame.attrs.get("excluded", ()))
     table, advice = (
         _tuned_words(chosen, splits, said, most, folds)
         if words
@@ -1838,18 +1907,18 @@ def align_text_command(
     check_writable_file(out)
     frame = read_frame(data, chosen, level)
     from promptsg.backbone import read_bank
+    from promptsg.embedding import Embedder
     from promptsg.model import untrained
     from promptsg.pretrain import align_text as align
-    from promptsg.pretrain import deal_sentences
-    from promptsg.training import Feed
+    from promptsg.pretrain import split_sentences
 
     model = untrained(chosen)
     said = bank and read_bank(bank, model.head.out_dim)
     if said:
-        deal_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
+        split_sentences(len(said.sentences), chosen.seed)  # too few: told before the long work
     tests = set(frame.pid[frame.side == "test"])
     people = frame[(frame.side == "train") & ~frame.pid.isin(tests)].reset_index(drop=True)
-    features = Feed(model, chosen).embed(people).of(people)
+    features = Embedder(model, chosen).embed(people).of(people)
     align(features, people, out, seed=chosen.seed, bank=said)
     typer.echo(
         f"a text tower aligned on {counted(len(people), 'image')} of "

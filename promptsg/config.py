@@ -266,6 +266,9 @@ class Config(BaseModel):
     num_splits: int = _within(10, 1, 1000, "each split is ranked and stored")
     # where early stopping looks, never at test people; none: everybody is trained on
     val_type: Literal["identities", "images", "none"] = "identities"
+    # draws validation people and galleries; all trainings that are compared need the same
+    split_seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
+    # draws weights, batches and augmentation: another seed is another training
     seed: int = _within(0, 0, 2**32 - 1, "the generators of random numbers take no other")
     # --- towers
     # vitb16, rn50, ... or an open_clip name
@@ -288,6 +291,11 @@ class Config(BaseModel):
     cameras: tuple[str, ...] = ()
     # None: the whole image tower trains
     unfreeze_blocks: int | None = _within(None, 0, 1000, "no tower has more blocks")
+    # what of those blocks trains: their weights, or low-rank adapters beside them
+    unfreeze: Literal["weights", "lora"] = "weights"
+    lora_rank: int = _within(8, 1, 1024, "an adapter is smaller than the weights it is added to")
+    # the adapters are scaled by lora_alpha / lora_rank; None: by 1
+    lora_alpha: float | None = _within(None, 0, 10_000, "it scales the adapters", above=True)
     # keep the frozen blocks' outputs on disk, in half precision (no augmentation)
     cache_frozen: bool = False
     # --- language and fusion
@@ -581,6 +589,16 @@ class Config(BaseModel):
             ) from None
 
     @classmethod
+    def from_run(cls, run):
+        """The `Config` of a run folder, its config.yml. `PromptSGError` where there is none."""
+        if not os.path.isfile(os.path.join(run, "config.yml")):
+            inside = os.path.join(run, "run")
+            found = os.path.isfile(os.path.join(inside, "config.yml"))
+            advice = f"did you mean {inside}?" if found else "give a folder made by promptsg train"
+            raise PromptSGError(f"{run} is not a run folder (it has no config.yml); {advice}")
+        return cls.from_yaml(os.path.join(run, "config.yml"))
+
+    @classmethod
     def from_yaml(cls, path):
         """A `Config` from a YAML file (UTF-8) of `field: value` lines. `PromptSGError` names the
         file."""
@@ -739,12 +757,16 @@ _CONFLICTS = {
     "out": lambda c: c.inversion_dropout and c.inversion_kind != "handid",
     "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
     "cache_frozen to false": lambda c: c.cache_frozen and c.precision == "int8",
+    "unfreeze: lora puts adapters on the last unfreeze_blocks blocks; give at least 1, or leave "
+    "unfreeze_blocks out for all": lambda c: c.unfreeze == "lora" and c.unfreeze_blocks == 0,
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that "
     "train": lambda c: c.cache_frozen and c.unfreeze_blocks is None,
     "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "
     "eval_prompt: simplified": lambda c: (
         c.language and c.fusion == "pool" and (c.use_composed_prompt or c.eval_prompt == "composed")
     ),
+    "fusion: pool weights patches by a text, and language: false has none; set language: true, or "
+    "for the class token alone fusion: patches": lambda c: not c.language and c.fusion == "pool",
     "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to "
     "0": lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
     "whiten_mirrored is about the images of the whitening; set whiten: true, or leave it "

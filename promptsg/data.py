@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'IMAGENET_MEAN', 'IMAGENET_STD', 'DECODING', 'PKSampler', 'eval_transform', 'train_transform',
-           'cache_folder', 'writable_folder', 'delete_old', 'seal', 'say_damaged', 'content_hashes', 'PixelCache',
-           'mixed_seed', 'seeded', 'aspect_numbers', 'camera_numbers', 'HandDataset', 'batches', 'BASE_COLUMNS',
-           'READERS', 'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images', 'check_writable',
-           'class_index', 'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same', 'for_data',
-           'left_out_lines', 'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all', 'read_table',
-           'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture', 'reading_summary',
-           'run_splits', 'survey', 'write_text']
+           'cache_folder', 'writable_folder', 'delete_old', 'checksum', 'report_damaged', 'content_hashes',
+           'PixelCache', 'mixed_seed', 'seeded', 'aspect_numbers', 'camera_numbers', 'HandDataset', 'batches',
+           'BASE_COLUMNS', 'READERS', 'THRESHOLDS', 'ImageError', 'Splits', 'TrainSide', 'check_images',
+           'check_writable', 'class_index', 'content_hash', 'counted', 'cross_splits', 'data_hash', 'find_same',
+           'for_data', 'left_out_lines', 'load_image', 'make_splits', 'progress_bar', 'read_11k', 'read_all',
+           'read_table', 'read_data', 'read_folders', 'read_hd', 'read_images', 'read_mbanet', 'read_picture',
+           'reading_summary', 'run_splits', 'survey', 'write_text']
 
 # %% ../nbs/01_data.ipynb #cell002
 import math
@@ -350,14 +350,14 @@ def delete_old(files):
                 file.unlink()
 
 
-def seal(data, name):
+def checksum(data, name):
     "16 bytes that tell whether `data` is what was written under this name (what it is of)."
     made = blake2b(name.encode() + b"\0", digest_size=16)
     made.update(data)
     return made.digest()
 
 
-def say_damaged(count, folder):
+def report_damaged(count, folder):
     "One line on stderr, when there are any, about entries of a cache that are thrown away."
     if count:
         entries = counted(count, "entry", "entries")
@@ -401,7 +401,7 @@ class PixelCache:
         }
         sources = {file: path for path, file in files.items()}  # equal images are decoded once
         whole = read_all(self._is_whole, sources, "checking the cache", progress=False)
-        say_damaged(whole.count(False), self.folder)
+        report_damaged(whole.count(False), self.folder)
         missing = [path for path, good in zip(sources.values(), whole) if not good]
         read_all(lambda path: self._make(files[path], path), missing, "decoding", self.progress)
         self.files |= files
@@ -414,20 +414,20 @@ class PixelCache:
             return None
         except OSError:
             return False
-        return data.startswith(self.begin) and data[-16:] == seal(data[:-16], file.stem)
+        return data.startswith(self.begin) and data[-16:] == checksum(data[:-16], file.stem)
 
     def _make(self, file, path):
         pixels = np.asarray(self.stretch(load_image(path))).transpose(2, 0, 1)
         data = self.begin + pixels.tobytes()
         with writing(file) as part:
-            part.write_bytes(data + seal(data, file.stem))
+            part.write_bytes(data + checksum(data, file.stem))
 
     def load(self, path):
         "The stretched image, uint8 (3, height, width): a memory map that copies on write."
         try:
             return self._mapped(path)
         except (OSError, ValueError):  # it was deleted or cut off since it was checked
-            say_damaged(1, self.folder)
+            report_damaged(1, self.folder)
             self._make(self.files[path], path)
             return self._mapped(path)
 

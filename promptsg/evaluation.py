@@ -30,7 +30,7 @@ from .config import PromptSGError
 from .data import HandDataset, batches, data_hash
 from .files import counted, csv_text, held, read_csv, read_json, writing
 from .images import progress_bar
-from .metrics import evaluate_features, top_k
+from .metrics import evaluate_features, mean_std, top_k
 from .parts import code_in
 from .splits import TrainSide
 
@@ -201,9 +201,8 @@ class Result:
         """Mean and (sample) standard deviation over the splits, in percent: a row per measure.
 
         One split has no deviation: 0."""
-        values = 100 * self.per_split[MEASURES]
-        table = pd.DataFrame({"mean": values.mean(), "std": values.std().fillna(0.0)})
-        return table.rename_axis("measure")
+        mean, std = mean_std(100 * self.per_split[MEASURES])
+        return pd.DataFrame({"mean": mean, "std": std}, index=MEASURES).rename_axis("measure")
 
     def interval(self, measure="mAP"):
         """A `Difference` from 0, in percent: the value, its 95 % interval over people, and how many
@@ -588,7 +587,8 @@ def _check_same(results):
                 )
         if queries(first) != queries(other):
             raise PromptSGError(
-                "the results have other splits of the same images; evaluate both with one Splits"
+                "the results have other splits of the same images; train with the same "
+                "split_seed, or evaluate both with one Splits"
             )
 
 
@@ -618,7 +618,7 @@ def _over_units(gain, counts):
 def _over_trainings(differences):
     "(variance, degrees of freedom) of the mean of several trainings' values; none of one."
     count = len(differences)
-    return [(differences.var(ddof=1) / count, count - 1)] if count > 1 else []
+    return [(mean_std(differences)[1] ** 2 / count, count - 1)] if count > 1 else []
 
 
 def _seeds(before, after):
@@ -733,18 +733,14 @@ def combine(results):
         keys=range(len(results)),
         names=["seed"],
     )
-    return (
-        pd.DataFrame(
-            {
-                "mean": values.mean(),
-                "std": values.std(),
-                "std_splits": values.groupby("split").mean().std(),
-                "std_seeds": values.groupby("seed").mean().std(),
-            }
-        )
-        .fillna(0.0)
-        .rename_axis("measure")
-    )
+    spread = lambda table: mean_std(table)[1]
+    columns = {
+        "mean": mean_std(values)[0],
+        "std": spread(values),
+        "std_splits": spread(values.groupby("split").mean()),
+        "std_seeds": spread(values.groupby("seed").mean()),
+    }
+    return pd.DataFrame(columns, index=MEASURES).rename_axis("measure")
 
 # %% ../nbs/11_evaluation.ipynb #cell014
 def rank_gallery(embeddings, queries, gallery, k=10):
@@ -769,6 +765,3 @@ def shown_gallery(splits):
     """The gallery of the first split from which ranked lists are shown: with its distractors, if
     any."""
     return (splits.galleries_all if "role" in splits.queries[0] else splits.galleries)[0]
-
-# %% ../nbs/11_evaluation.ipynb #hiding
-# also from here

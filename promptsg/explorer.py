@@ -41,21 +41,12 @@ from ipywidgets import (
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from .checkpoints import load_run
 from .config import ASPECTS, Config, PromptSGError
-from promptsg.data import (
-    HandDataset,
-    aspect_numbers,
-    batches,
-    eval_transform,
-    find_same,
-    load_image,
-    progress_bar,
-    read_data,
-    run_splits,
-)
-from .decisions import Decision, what_to_say
+from .data import eval_transform, find_same, load_image, read_data, run_splits
+from .decisions import Decision, describe_search
+from .embedding import Embedder, mirror_images
 from promptsg.evaluation import (
     Embeddings,
     Result,
@@ -68,17 +59,10 @@ from promptsg.evaluation import (
 from .files import writing
 from .fusion import MultiModalInteraction
 from .heads import mirror_sum
+from .image_plots import plot_attention_grid, plot_ranked_lists
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
-from promptsg.plots import (
-    VERSION_LOOKS,
-    new_figure,
-    plot_attention_grid,
-    plot_cmc,
-    plot_ranked_lists,
-    styled,
-)
+from .plots import VERSION_LOOKS, new_figure, plot_cmc, styled
 from .prompt import PromptEncoder
-from .training import load_run, mirror_images
 
 # %% ../nbs/15_explorer.ipynb #cell006
 # images whose patches the fusion works on: more would not stay in a processor's cache
@@ -98,7 +82,10 @@ class OpenRun:
     def __init__(self, folder, frame, protocol="clipfh", progress=True):
         self.protocol = find_protocol(protocol)
         self.model = load_run(folder).to(Accelerator().device)
-        self.config, self.progress = self.model.config, progress
+        self.config = self.model.config
+        # the pictures are read once, so no cache is written
+        uncached = self.config.replace(cache_frozen=False, cache_pixels=False)
+        self.embedder = Embedder(self.model, uncached, progress=progress)
         self.folder, self.splits = Path(folder), run_splits(folder, frame)
         with suppress(PromptSGError):  # none, or one of other weights: then there is no decision
             self.decision = Decision.load(folder, self.model)
@@ -111,27 +98,11 @@ class OpenRun:
         self.pixels, self.relevance = lru_cache(64)(self._pixels), lru_cache(64)(self._relevance)
 
     def _towers(self, frame):
-        "`_tower` of a frame's images, and with `mirror` of their mirror images (else None)."
-        turned = self._tower(mirror_images(frame), mirrored=True) if self.config.mirror else None
-        return self._tower(frame), turned
-
-    @torch.inference_mode()
-    def _tower(self, frame, mirrored=False):
-        """The tower's output for a frame's images: {embedding (N, D), patches, dense (N, M, D),
-        aspects (N,)}, without those that the version does not use."""
-        size, device = self.model.backbone.image_size, next(self.model.parameters()).device
-        transform = eval_transform(size, self.model.mean, self.model.std, mirrored)
-        loader = DataLoader(HandDataset(frame, transform), batch_size=32)
-        bar = progress_bar(
-            batches(loader), self.progress, desc="image tower", total=len(loader), leave=False
-        )
-        found = [self.model.backbone(batch["image"].to(device)) for batch in bar]
-        if not self.config.looks:
-            found = [replace(one, embedding=self.model.read(one.embedding, one)) for one in found]
-        kinds = ("embedding", "patches", "dense")
-        read = [name for name in kinds if getattr(found[0], name) is not None]
-        tower = {name: torch.cat([getattr(one, name) for one in found]) for name in read}
-        return tower | {"aspects": torch.tensor(aspect_numbers(frame), device=device)}
+        "The tower's output for a frame, and for its mirror images with `mirror`, else None."
+        turned = None
+        if self.config.mirror:
+            turned = self.embedder.mirrored().tower(mirror_images(frame))
+        return self.embedder.tower(frame), turned
 
     def add(self, path):
         """Add a picture of one's own; returns the path under which the run knows it.
@@ -599,7 +570,7 @@ class Explorer:
         query = run.frame[run.frame.path == self.state.query]
         embeddings = run.seen(*self.prompt_in_use)[0]
         similarity = (embeddings.of(query) @ embeddings.of(gallery).T)[0]
-        return what_to_say(run.decision, similarity, gallery.identity, run.folder)
+        return describe_search(run.decision, similarity, gallery.identity, run.folder)
 
     def attention(self):
         """Maps (2, heads, rows, columns) of the query and its nearest gallery image, each summing
@@ -695,6 +666,8 @@ def draw_ranked(explorer, figure=None, name=None):
     run = explorer._opened(name or explorer.state.run)
     found, query = explorer.ranked(name), run.identity(run.add(explorer.state.query))
     rows = list(_list_rows(explorer, found, query))
+    if figure is not None:  # plot_ranked_lists sets the gaps of a layout
+        figure.set_layout_engine("constrained")
     figure = plot_ranked_lists(rows, top=_IN_A_ROW, digits=3, figure=figure)
     columns = 1 + min(_IN_A_ROW, len(found))
     lines = max(len(line.split(",")) for row in rows for line in row["alike"] or [""])

@@ -263,6 +263,7 @@ def int8_model(model, folder):
 
     `folder`: where the ranges are kept. `PromptSGError` for a tower that is no ViT of CLIP's."""
     check_int8(model)
+    model = model.merged()
     ranges, visual = _ranges(model, folder), model.backbone.visual
     of = lambda number: {part: ranges[f"{number}.{part}"] for part in _PARTS}
     blocks = [Int8Block(block, of(number)) for number, block in enumerate(model.backbone.blocks)]
@@ -281,7 +282,7 @@ def int8_pays(model):
     width, tokens = model.backbone.width, 1 + model.backbone.grid[0] * model.backbone.grid[1]
     key = (width, tokens, torch.get_num_threads(), next(model.parameters()).device.type)
     if key not in _verdicts:
-        _verdicts[key] = _slower(model.backbone.blocks[0], tokens, width, key[-1])
+        _verdicts[key] = _slower(model.backbone.merged().blocks[0], tokens, width, key[-1])
         if _verdicts[key]:
             print(f"int8: {_verdicts[key]}; float32 is taken", file=sys.stderr)
     return not _verdicts[key]

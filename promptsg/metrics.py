@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AP_RULES', 'Ranking', 'rank', 'average_precision', 'first_hit', 'inverse_negative_penalty', 'cmc', 'evaluate_ranking',
-           'evaluate_features', 'top_k', 'faiss_index', 'pairs', 'roc', 'auc', 'eer', 'tar_at_far']
+           'evaluate_features', 'top_k', 'faiss_index', 'pairs', 'roc', 'auc', 'eer', 'tar_at_far', 'mean_std']
 
 # %% ../nbs/10_metrics.ipynb #cell002
 import math
@@ -32,6 +32,40 @@ class Ranking(NamedTuple):
     found_before: Tensor  # matches more similar
     found: Tensor  # matches at least as similar
 
+# %% ../nbs/10_metrics.ipynb #threads
+# How the work is divided among threads and blocks. Each constant was chosen by a case of
+# `promptsg bench`, on two cores of an AMD EPYC.
+
+# Scores that one thread compares in one call of numpy. A thread waits for Python's lock between
+# calls. `bench ranking` (1,000 of its queries): 2**15 scores take four times as long; from 2**19
+# on the time is equal.
+_BLOCK_SCORES = 2**21
+# Scores in a row that is sorted whole instead of counted by threads. `bench explorer` ranks such
+# short rows: with 50 scores sorting needs two thirds of the time, at 200 both are about equal,
+# with 400 it needs half as much again.
+_SHORT_ROW = 200
+# Gallery rows that are normalised and multiplied at a time, so that no second copy of the gallery
+# is made. `bench ranking/features`: 1,024 rows take nearly three times as long as 4,096; more rows
+# gain less than a fifth.
+_GALLERY_ROWS = 4096
+# Queries that are compared at a time with a piece of the gallery in a search. `bench search`: 64
+# take nearly three times as long as 256, and 1,024 are no faster.
+_SEARCH_QUERIES = 256
+
+
+def _sorted_at_once(device, width):
+    "Whether rows of `width` scores are sorted whole: on a GPU, and where they are short."
+    return torch.device(device).type == "cuda" or width <= _SHORT_ROW
+
+
+def _on_threads(function, *tables):
+    """Calls `function` on equal shares of the tables' rows, one for each of torch's threads, as
+    numpy arrays in the tables' memory."""
+    threads = torch.get_num_threads()
+    shares = [[part.numpy() for part in table.tensor_split(threads)] for table in tables]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(function, *shares))
+
 # %% ../nbs/10_metrics.ipynb #cell005
 def _counts(scores, thresholds):
     """How many of each row's sorted `scores` (Q, N) are above, and how many at or above, each of
@@ -52,25 +86,20 @@ def _check_finite(*ends):
         )
 
 
-# scores compared in one call: a thread waits for Python's lock between calls, and what it found
-# lies in memory
-_TOGETHER = 2**21
-
-
 def _row_places(scores, lowest, limits, places, sizes):
     """How many of each row's `scores` reach its `lowest` (Q, 1), into `sizes` (Q,): only they are
     sorted; and how many of them are not above each of `limits` (Q, L), into `places` (Q, L). Raises
     `PromptSGError` for NaN and infinity."""
     width = scores.shape[1]
-    step = max(1, min(len(scores), _TOGETHER // width))
-    below = np.empty((step, width), bool)  # once: fresh memory is slow to come by
+    step = max(1, min(len(scores), _BLOCK_SCORES // width))
+    below = np.empty((step, width), bool)  # once, as new memory costs time
     for first in range(0, len(scores), step):
         rows = slice(first, first + step)
         block = scores[rows]
         below = np.less(block, lowest[rows], out=below[: len(block)])
-        # NaN is not below either, so one comparison finds all there is to refuse
+        # NaN is not below either, so this one comparison finds NaN and infinity too
         found = np.flatnonzero(np.logical_not(below, out=below))
-        # no index is outside, so none has to be looked at
+        # no index is out of range: "clip" skips the check
         reaching, start = block.ravel().take(found, mode="clip"), 0
         _check_finite(reaching.max(initial=0))
         ends = found.searchsorted(width * np.arange(1, len(below) + 1))
@@ -82,28 +111,17 @@ def _row_places(scores, lowest, limits, places, sizes):
             start = end
 
 
-_SHORT = 200  # scores in a row that is sorted whole sooner than it is handed to a thread
-
-
 def _gallery_counts(scores, thresholds):
-    """`_counts` of unsorted scores, thresholds rising, on all of torch's threads; short rows, and a
-    GPU, are faster with everything at once."""
-    if scores.is_cuda or scores.shape[1] <= _SHORT:
+    """`_counts` of unsorted scores with rising thresholds, on all of torch's threads. Short rows,
+    and all rows on a GPU, are sorted at once."""
+    if _sorted_at_once(scores.device, scores.shape[1]):
         _check_finite(scores.amax())
         return _counts(scores.contiguous().sort(dim=1).values, thresholds)
-    # above it is what is at or above the threshold
+    # a score above the next lower number is at or above the threshold
     below = torch.nextafter(thresholds, torch.tensor(-torch.inf, dtype=thresholds.dtype))
-    limits, threads = torch.cat([thresholds, below], 1), torch.get_num_threads()
-    places, sizes = (
-        torch.empty(limits.shape, dtype=torch.long),
-        torch.empty(len(limits), dtype=torch.long),
-    )
-    shares = [
-        [part.numpy() for part in table.tensor_split(threads)]
-        for table in (scores, thresholds[:, :1], limits, places, sizes)
-    ]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(_row_places, *shares))
+    limits = torch.cat([thresholds, below], 1)
+    places, sizes = torch.empty_like(limits, dtype=torch.long), torch.empty(len(limits)).long()
+    _on_threads(_row_places, scores, thresholds[:, :1], limits, places, sizes)
     return (sizes[:, None] - places).chunk(2, 1)
 
 # %% ../nbs/10_metrics.ipynb #cell006
@@ -330,7 +348,7 @@ def _per_query(
 
     Arrays (Q,): ap, inp, first_hit, matches."""
     most, matches = _same_identity(*labels, device)
-    sorted_whole = torch.device(device).type == "cuda" or shape[1] <= _SHORT
+    sorted_whole = _sorted_at_once(device, shape[1])
     # bytes a query; a sort keeps the order too
     each = shape[1] * (30 if sorted_whole else 8 if copied else 0) + 200 * most
     step, parts = _fit(memory_mb, each, fixed), []
@@ -418,10 +436,6 @@ def evaluate_ranking(
     return _summary(values, labels, per_query)
 
 # %% ../nbs/10_metrics.ipynb #cell025
-# gallery rows that are normalised at a time, so that no second copy of the gallery is made
-_PIECE = 4096
-
-
 def _features(query, gallery):
     "Both as tensors (Q, D) and (G, D)."
     query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
@@ -451,17 +465,17 @@ def _product(query, gallery, out):
 
 def _cosines(query, gallery, device):
     """A function from a slice of queries to their (q, G) float32 similarities, each call's in the
-    memory of the last: fresh memory is slow to come by."""
+    memory of the last call, as new memory costs time."""
     block = torch.empty(0, device=device)
 
     def similarities(rows):
         part = _unit(query[rows], device)
         block.resize_(len(part), len(gallery))
-        for first in range(0, len(gallery), _PIECE):
+        for first in range(0, len(gallery), _GALLERY_ROWS):
             _product(
                 part,
-                _unit(gallery[first : first + _PIECE], device),
-                block[:, first : first + _PIECE],
+                _unit(gallery[first : first + _GALLERY_ROWS], device),
+                block[:, first : first + _GALLERY_ROWS],
             )
         return block
 
@@ -488,7 +502,7 @@ def evaluate_features(
         _labels((len(query), len(gallery)), query_ids, gallery_ids, query_cams, gallery_cams),
         _best_device(device),
     )
-    piece = min(_PIECE, len(gallery))
+    piece = min(_GALLERY_ROWS, len(gallery))
     values = _per_query(
         _cosines(query, gallery, device),
         (len(query), len(gallery)),
@@ -562,7 +576,7 @@ def top_k(
         )
         return torch.from_numpy(rows), torch.from_numpy(similarity)
     queries, gallery = _features(queries, gallery)
-    device, block = _best_device(device), min(256, len(queries))
+    device, block = _best_device(device), min(_SEARCH_QUERIES, len(queries))
     step = _fit(memory_mb, 8 * queries.shape[1] + 24 * block)
     parts = [_search(_unit(part, device), gallery, k, step) for part in queries.split(block)]
     rows, similarity = (torch.cat(side).cpu() for side in zip(*parts))
@@ -653,3 +667,11 @@ def tar_at_far(far, tar, at: float = 1e-3) -> float:
             f"a false accept rate of {at} was asked for; give a fraction from 0 to 1."
         )
     return float(tar[np.searchsorted(far, at, side="right") - 1])
+
+# %% ../nbs/10_metrics.ipynb #spread
+def mean_std(values):
+    """(mean, sample standard deviation) over the first axis of values (S, ...), such as splits or
+    seeds: Eq. (10.6), float64, in the unit of the values. The deviation of one value is 0."""
+    values = np.asarray(values, float)
+    std = values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1:])
+    return values.mean(0), std

@@ -7,9 +7,11 @@ __all__ = ['RECORD_FILE', 'WEIGHT_FILE', 'PromptSGOutput', 'PromptSG', 'tokens_o
            'spoken_config']
 
 # %% ../nbs/09_model.ipynb #cell002
+import copy
 import math
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,9 +36,9 @@ from .config import ASPECTS, OTHER_HAND, Config, PromptSGError, aspect_number, s
 from .data import IMAGENET_MEAN, IMAGENET_STD
 from .files import check_writable, read_json, write_json, write_text
 from .fusion import Fused
-from .heads import HeadOutput, Whitening, likeness, shares, standings
+from .heads import HeadOutput, Whitening, likeness, shares, z_scores
 from .inversion import TextualInversionMLP
-from .parts import PartError, code_in, is_own, make, tell_other_code, width_of
+from .parts import PartError, code_in, is_own, loss_modules, make, tell_other_code, width_of
 from .prompt import BankPrompt, PromptEncoder, fill_aspect
 
 # %% ../nbs/09_model.ipynb #cell003
@@ -63,6 +65,8 @@ class PromptSGOutput:
     more_logits: tuple = ()  # (B, C) each: of the head's further classifiers
     # (C, D) the learnt centres of the training identities; None unless the config weighs them
     centres: torch.Tensor | None = None
+    # {name: module} of the registered losses that have parameters of their own
+    losses: Mapping = field(default_factory=dict)
 
 # %% ../nbs/09_model.ipynb #cell005
 # of each aspect's number that of its mirror image; the last, -1, stays
@@ -94,7 +98,11 @@ class PromptSG(nn.Module, ModelHubMixin):
         self.config, self.num_classes = config, num_classes
         self.trained_on = None
         self.backbone = towers.backbone
-        self.backbone.unfreeze(config.unfreeze_blocks)
+        if config.unfreeze == "lora":
+            blocks, rank, alpha = config.unfreeze_blocks, config.lora_rank, config.lora_alpha
+            self.backbone.adapt(blocks, rank, alpha, config.seed)
+        else:
+            self.backbone.unfreeze(config.unfreeze_blocks)
         if config.camera_embedding:
             _check_cameras(config)
             self.backbone.set_cameras(len(config.cameras), config.camera_embedding)
@@ -118,6 +126,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         both = self.backbone.width if config.classifier == "bnneck_pair" else 0
         centres = torch.zeros(num_classes, both + width)
         self.centres = nn.Parameter(centres) if config.loss_centre_weight else None
+        self.losses = nn.ModuleDict(loss_modules(config, both + width, num_classes))
 
     def forward(
         self, images=None, prompt=None, labels=None, frozen=None, aspects=None, cameras=None
@@ -247,6 +256,7 @@ class PromptSG(nn.Module, ModelHubMixin):
             features.states,
             more_logits=head.more,
             centres=self.centres,
+            losses=self.losses,
             **language,
         )
 
@@ -351,7 +361,7 @@ class PromptSG(nn.Module, ModelHubMixin):
         words = len(self.config.words)
         if not self.parts or words < 2:
             return None
-        found = standings(self.shares(query[None], gallery))[0, :, -words:]
+        found = z_scores(self.shares(query[None], gallery))[0, :, -words:]
         return [likeness(one, self.parts[-words:]) for one in found]
 
     def attention_maps(self, images, prompt=None, aspects=None):
@@ -366,6 +376,16 @@ class PromptSG(nn.Module, ModelHubMixin):
             )
         with torch.no_grad():
             return self(images, prompt, aspects=aspects).attention.unflatten(2, self.backbone.grid)
+
+    def merged(self):
+        """The model with the image tower's LoRA adapters added to its weights, for export: it needs
+        no peft. The rest is shared. The model itself where it has no adapters."""
+        if not self.backbone.adapted:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "backbone": self.backbone.merged()}
+        twin.config = self.config.replace(unfreeze="weights")
+        return twin
 
     # --- as a folder, and on the hub
     def save_pretrained(self, save_directory, *, model_card_kwargs=None, **options):
@@ -382,9 +402,10 @@ class PromptSG(nn.Module, ModelHubMixin):
         return super().save_pretrained(folder, model_card_kwargs=kwargs, **options)
 
     def _save_pretrained(self, save_directory):
-        "What `save_pretrained` writes beside the card: all that `embed` needs."
-        save_tensors(save_directory / WEIGHT_FILE, self.state_dict())
-        write_json(save_directory / RECORD_FILE, _record(self))
+        "What `save_pretrained` writes beside the card: all that `embed` needs, adapters merged."
+        whole = self.merged()
+        save_tensors(save_directory / WEIGHT_FILE, whole.state_dict())
+        write_json(save_directory / RECORD_FILE, _record(whole))
 
     @classmethod
     def from_pretrained(
@@ -468,10 +489,12 @@ class PromptSG(nn.Module, ModelHubMixin):
 def _language(config, towers):
     "Prompt encoder, inversion MLP (None where nothing is composed) and fusion for the towers."
     if towers.text is None:
+        # fusion: pool would have nothing to weight the patches by
+        without = "" if config.fusion == "pool" else ", or language to false"
         raise PromptSGError(
-            f"the weights {config.pretrained} hold an image tower alone; set text_pretrained to a "
-            "text tower aligned "
-            "to it (promptsg align-text makes one), or language to false"
+            f"the tower {config.tower} with the weights {config.pretrained} has no text tower that "
+            "can be used here; set text_pretrained to a text tower aligned to it (promptsg "
+            f"align-text makes one) or to a bank of its sentences (promptsg bank){without}"
         )
     fusion = lambda: make("fusion", config.fusion, config, towers.dim, more=(towers.backbone.grid,))
     words = (config.prompt_template, config.simplified_prompt, config.aspect_words, config.words)
@@ -541,7 +564,12 @@ def zero_shot_config(config):
     options = {kind: value for kind, value in config.part_options.items() if kind == "backbone"}
     return config.replace(
         language=False,
+        unfreeze="weights",
         text_pretrained=None,
+        fusion="patches",
+        words=(),
+        patch_grid=(1, 1),
+        pool_beside=True,
         classifier="linear",
         whiten=False,
         whiten_mirrored=False,

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from .data import delete_old, say_damaged, seal, writable_folder
+from .data import checksum, delete_old, report_damaged, writable_folder
 from .files import UNFINISHED, fcntl, read_json, write_text, writing
 
 # %% ../nbs/01d_packs.ipynb #pack
@@ -64,7 +64,7 @@ class _Pack:
 
 
 def _seal(data, key, shape):
-    return seal(data, f"{key} {shape}").hex()
+    return checksum(data, f"{key} {shape}").hex()
 
 
 def read_bytes(file, first, count):
@@ -120,7 +120,7 @@ class Packs:
                 found |= {key: take(pack, key, data) for key, data in whole.items()}
                 if len(whole) < len(asked) or not pack.rows:
                     damaged += self._drop(pack, set(asked) - whole.keys())
-        say_damaged(damaged, self.folder)
+        report_damaged(damaged, self.folder)
         return found
 
     def _drop(self, pack, keys):

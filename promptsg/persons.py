@@ -16,21 +16,16 @@ import pandas as pd
 import torch
 
 from .bench import operations, side_by_side
+from .checkpoints import load_run, read_run
 from .config import PromptSGError, shown
+from .embedding import measure, splits_of
 from .evaluation import Result, processor, ranked_images
 from .files import check_writable, write_csv
 from .images import progress_bar
+from .metrics import mean_std
 from .model import PromptSG
 from .readers import OFFICIAL, for_data, left_out_lines, read_data
-from promptsg.training import (
-    Trainer,
-    load_run,
-    loss_terms,
-    measure,
-    parameter_groups,
-    read_run,
-    splits_of,
-)
+from .training import Trainer, loss_terms, parameter_groups
 from .tune import cross_validate, measure_parts, train_people, word_parts
 from .versions import version
 
@@ -135,7 +130,7 @@ def reproduce(
     found, splits = [], None
     for row in rows:
         config = for_data(configs[row.version], frame)
-        splits = splits or splits_of(config, frame, said=frame.attrs["excluded"])
+        splits = splits or splits_of(config, frame, reported=frame.attrs["excluded"])
         run = out / row.version
         Trainer(config, splits, run, progress).fit(resume=(run / "config.yml").exists())
         found.append(_measured(row, run, splits, progress))
@@ -251,7 +246,7 @@ def choose_parts(parts, frame, start=(), most=4, folds=5, seed=0, progress=True)
         }
         best = max(tried, key=lambda name: tried[name].mean())
         gain = tried[best] - (before if before is not None else math.nan)
-        error = gain.std(ddof=1) / folds**0.5
+        error = mean_std(gain)[1] / folds**0.5
         kept = before is None or bool(gain.mean() > error)
         steps.append(
             dict(

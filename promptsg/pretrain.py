@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'IMAGES', 'QUESTIONS', 'TEXT_TOWER', 'true_pairs', 'contrastive_loss', 'draw_set', 'to_batch',
-           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'deal_sentences', 'row_attributes',
+           'encode_sentences', 'embedded_clip', 'pretrain', 'zero_shot', 'split_sentences', 'row_attributes',
            'align_text', 'read_sentences', 'bank_of_vectors', 'bank_of_tower']
 
 # %% ../nbs/17_pretrain.ipynb #cell002
@@ -39,7 +39,7 @@ from .config import ASPECTS, PromptSGError
 from .data import CLIP_MEAN, CLIP_STD
 from .files import check_writable_file
 from .images import progress_bar
-from .prompt import fill_aspect, spoken_aspects, tokenize_prompt
+from .prompt import fill_aspect, prompt_aspects, tokenize_prompt
 from .synth import Nuisance, attributes, draw_hand, landmarks, person_of, sentence
 
 # %% ../nbs/17_pretrain.ipynb #cell004
@@ -410,7 +410,7 @@ def _score(given, true):
     )
 
 # %% ../nbs/17_pretrain.ipynb #taught
-def deal_sentences(count, seed=0):
+def split_sentences(count, seed=0):
     """(learnt, held out): row numbers of a bank of `count` sentences, every fifth held out.
 
     `PromptSGError` unless two can be held out, as the right one is to be told from another."""
@@ -436,7 +436,7 @@ class _Taught:
             )
         for text in bank.sentences:
             tokenize_prompt(text, tokenizer)  # refuses what is too long
-        self.learnt, self.held = deal_sentences(len(bank.sentences), seed)
+        self.learnt, self.held = split_sentences(len(bank.sentences), seed)
         self.tokens = tokenizer([*bank.sentences])
         vectors = F.normalize(bank.vectors.float(), dim=1)
         self.targets = F.normalize(vectors - vectors[self.learnt].mean(0), dim=1)  # (N, D)
@@ -606,7 +606,7 @@ def bank_of_tower(sentences, config, out):
     """Writes a bank of what the text tower of a config says of sentences; returns its sentences.
 
     `{aspect}` is filled in them: with the config's own or, for `prompt_aspect: image`, with each of
-    `promptsg.prompt.spoken_aspects`. `PromptSGError` where its weights hold no text tower, and for
+    `promptsg.prompt.prompt_aspects`. `PromptSGError` where its weights hold no text tower, and for
     a sentence that it cannot read."""
     towers = load_towers(
         config.tower,
@@ -621,7 +621,7 @@ def bank_of_tower(sentences, config, out):
         raise PromptSGError(
             f"{file} holds no text tower; name one that does, such as --config paper@hand-vit-tiny"
         )
-    aspects = spoken_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
+    aspects = prompt_aspects if config.prompt_aspect == "image" else lambda sentence, own: (own,)
     said = dict.fromkeys(
         fill_aspect(sentence, aspect)
         for sentence in sentences

@@ -35,10 +35,12 @@ from promptsg.after import (
     step_table,
 )
 from .backbone import WEIGHTS
+from .checkpoints import load_run
 from .config import OTHER_HAND, Config, PromptSGError, one_line
 from .controls import BASELINES, CONTROLS, controls_of, measure_controls, slug
 from .data import check_images, data_hash, for_data, read_data
-from .decisions import DECIDED, decided_row
+from .decisions import ERROR_RATE_COLUMNS, error_rate_row
+from .embedding import Embedder, measure, splits_of
 from promptsg.evaluation import (
     MEASURES,
     PROTOCOLS,
@@ -66,20 +68,13 @@ from promptsg.files import (
 )
 from .images import progress_bar
 from .looking import LOOKING, looking_table
+from .metrics import mean_std
 from .model import untrained, zero_shot_config
-from promptsg.plots import (
-    kept_epoch,
-    plot_cmc,
-    plot_curves,
-    plot_differences,
-    plot_loss_terms,
-    plot_published,
-    plot_versions,
-    save_figure,
-)
+from .plots import plot_cmc, plot_differences, plot_published, plot_versions, save_figure
 from .readers import subject_of
 from .synth import demo_hands
-from .training import Feed, Trainer, load_run, measure, splits_of
+from .training import Trainer
+from .training_plots import kept_epoch, plot_curves, plot_loss_terms
 from .versions import CHAIN, HANDID, OURS, PERSONS, VERSIONS, remark, version, versions_of
 
 # %% ../nbs/18_report.ipynb #cell004
@@ -166,6 +161,7 @@ _OPTIONS = {
     "variant": "--versions",
     "model": "--backbone",
     "clip_model": "--backbone",
+    "seed": "--seeds",
 }
 
 
@@ -189,7 +185,7 @@ def shared_config(run, frame, changes=None):
 
 
 def run_config(shared, run):
-    "The config that is trained: the run's seed in place of the splits' seed."
+    "The config that is trained: the shared one with the run's seed."
     return shared if run.seed is None else shared.replace(seed=run.seed)
 
 # %% ../nbs/18_report.ipynb #cell008
@@ -238,7 +234,8 @@ def make_jobs(
     made, jobs = {}, []
     for run in runs:
         shared = shared_config(run, frame, changes)
-        key = (shared.aspect, shared.num_splits, shared.seed, shared.val_type, shared.train_aspects)
+        names = ("aspect", "num_splits", "split_seed", "val_type", "train_aspects")
+        key = tuple(getattr(shared, name) for name in names)
         if key not in made:
             splits = splits_of(shared, frame)
             cohort = {name: cohort_of(splits, frame, name) for name in protocols} if after else {}
@@ -343,7 +340,7 @@ def _stored(file, about):
         found = read_json(file)
         if {name: found["about"][name] for name in about} == about:
             row = {name: np.nan if value is None else value for name, value in found["row"].items()}
-            if set(row) == set(DECIDED):
+            if set(row) == set(ERROR_RATE_COLUMNS):
                 return row
     return None
 
@@ -351,9 +348,9 @@ def _stored(file, about):
 def _decide(job, model):
     "Measure the job's error rates, into decisions.json; what cannot be compared is its note."
     try:
-        row = decided_row(model, job.splits, Feed(model, model.config, progress=False))
+        row = error_rate_row(model, job.splits, Embedder(model, model.config, progress=False))
     except PromptSGError as error:
-        row = dict.fromkeys(DECIDED) | dict(note=str(error).split(";")[0])
+        row = dict.fromkeys(ERROR_RATE_COLUMNS) | dict(note=str(error).split(";")[0])
     plain = {
         name: None if pd.isna(value) else getattr(value, "item", lambda value=value: value)()
         for name, value in row.items()
@@ -391,7 +388,7 @@ def _looking_rows(stored):
 def _look(job, model):
     "Measure the job's maps on the first split: `looking_table`, into looking.json."
     queries, gallery = job.splits.queries[0], job.splits.galleries[0]
-    embeddings = Feed(model, model.config, progress=False).embed(gallery)
+    embeddings = Embedder(model, model.config, progress=False).embed(gallery)
     table = looking_table(model, queries, gallery, embeddings, job.looking, progress=False)
     rows = table.astype(object).where(table.notna(), None)  # JSON has no NaN
     rows = rows.replace(np.inf, "inf").to_dict("records")
@@ -548,7 +545,7 @@ class Report:
     controls: dict = field(default_factory=dict)  # (Run, protocol) -> {control: Result}
     looking: dict = field(default_factory=dict)  # Run -> `looking_table`
     after: dict = field(default_factory=dict)  # (Run, protocol) -> {step: Result}
-    decisions: dict = field(default_factory=dict)  # Run -> `promptsg.decisions.decided_row`
+    decisions: dict = field(default_factory=dict)  # Run -> `promptsg.decisions.error_rate_row`
 
     @cached_property
     def results(self):
@@ -712,7 +709,7 @@ def _read_looking(evaluations, out):
 
 
 def _read_decisions(evaluations, out):
-    "{Run: `promptsg.decisions.decided_row`} where error rates were measured, of the run's config."
+    "{Run: `decisions.error_rate_row`} where error rates were measured, for the run's config"
     found = {}
     for run, result in {run: result for (run, _), result in evaluations.items()}.items():
         about = {"config_hash": result.record["config_hash"]}
@@ -906,9 +903,9 @@ def after_table(report, group):
 
 # %% ../nbs/18_report.ipynb #decisions
 def decisions_table(report):
-    "Backbone, aspect, version, seed and `promptsg.decisions.DECIDED` of every run: decisions.csv."
+    "Each run: backbone, aspect, version, seed, `decisions.ERROR_RATE_COLUMNS`: decisions.csv."
     rows = [dict(run._asdict(), **row) for run, row in report.decisions.items()]
-    return pd.DataFrame(rows, columns=[*Run._fields, *DECIDED])
+    return pd.DataFrame(rows, columns=[*Run._fields, *ERROR_RATE_COLUMNS])
 
 
 def decisions_page(report, backbone, aspect):
@@ -950,7 +947,7 @@ def _decision_cells(run, row):
         rate("eer"),
         rate("fnmr"),
         f"{row['d_prime']:.2f}" if known("d_prime") else "",
-        f"{row['cllr']:.2f} ({row['least_cllr']:.2f})" if said else "",
+        f"{row['cllr']:.2f} ({row['min_cllr']:.2f})" if said else "",
         rate("wrong") if said else "",
         f"{100 * row['missed']:.1f}" if said else "",
         note,
@@ -1100,7 +1097,7 @@ def results_table(results, gains, groups):
 def _group_cells(label, group, name, own, gains):
     "The cells of one version in one group."
     spread = {
-        f"{label}: {word}": _plus_minus(100 * own[measure].mean(), 100 * own[measure].std())
+        f"{label}: {word}": _plus_minus(*mean_std(100 * own[measure]))
         for word, measure in (("Rank-1", "rank1"), ("mAP", "mAP"))
     }
     return spread | {f"{label}: − image_only": _gain(gains, group, "image_only", name, "mAP")}
@@ -1156,7 +1153,7 @@ def _control_section(report, group, found):
         "### Controls\n",
         markdown_table(table),
         "",
-        *(f"- {markdown_cell(name)}: {CONTROLS[name].words}" for name in names),
+        *(f"- {markdown_cell(name)}: {CONTROLS[name].description}" for name in names),
         "",
     ]
 
@@ -1258,7 +1255,7 @@ def _after_section(report, group):
         "### Steps after the embedding\n",
         markdown_table(table),
         "",
-        *(f"- {name}: {STEPS[name].words}" for name in names),
+        *(f"- {name}: {STEPS[name].description}" for name in names),
         "",
     ]
 

@@ -10,7 +10,6 @@ import copy
 import html
 import importlib.util
 import logging
-import os
 import re
 import warnings
 from pathlib import Path
@@ -22,13 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .backbone import check_numbers
+from .checkpoints import load_run
 from .config import UNMEASURED, Config, PromptSGError
 from .evaluation import Result
 from .files import check_writable, content_hash, held, read_json, regular, writing
 from .model import RECORD_FILE
 from .parts import code_in
 from .splits import read_stored
-from .training import load_run
 
 # %% ../nbs/20_sharing.ipynb #cell004
 _WHOLE_RUN = "the card is written from it, so give a whole run folder made by promptsg train"
@@ -65,16 +64,12 @@ def read_record(run):
 
     Raises `PromptSGError` for a folder that is no run or whose files are damaged."""
     run = Path(run)
-    if not os.path.isfile(run / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
+    config = Config.from_run(run)
     results = [Result.load(file.parent) for file in sorted(run.glob("evaluation-*/result.json"))]
     results = [one for one in results if one.record.get("control") is None]  # with no step after it
     state = _checked(run / "best" / "state.json", best_epoch=int, classes=list)
     return dict(
-        config=Config.from_yaml(run / "config.yml"),
+        config=config,
         state=state,
         splits=read_stored(run / "splits.json"),
         splits_hash=content_hash(run / "splits.json"),
@@ -313,11 +308,11 @@ def model_card(run):
 _USE = """```python
 from promptsg.data import read_folders
 from promptsg.model import PromptSG
-from promptsg.training import Feed
+from promptsg.embedding import Embedder
 
 model = PromptSG.from_pretrained("this folder, or its name on the hub")
 frame = read_folders("a folder with one folder per identity")
-embeddings = Feed(model, model.config).embed(frame).of(frame)     # one row an image, length 1
+embeddings = Embedder(model, model.config).embed(frame).of(frame)     # one row an image, length 1
 ```"""
 
 # %% ../nbs/20_sharing.ipynb #cell011
@@ -461,7 +456,7 @@ def export_onnx(model, file, prompt=None):
     if prompt not in ("composed", "simplified"):
         raise PromptSGError(f"prompt is {prompt!r}; choose composed or simplified")
     with writing(file) as part:
-        _write_onnx(_Embedding(model, prompt), model.backbone.image_size, part)
+        _write_onnx(_Embedding(model.merged(), prompt), model.backbone.image_size, part)
         try:
             difference = _largest_difference(model, part, prompt)
         except Exception as error:  # onnxruntime's own kinds

@@ -25,6 +25,7 @@ from .config import ASPECTS, PromptSGError
 from .error_plots import plot_det, plot_groups, plot_open_set, plot_reliability
 from .evaluation import conditions, interval_of
 from .files import csv_text, held, write_json, write_text, writing
+from .metrics import mean_std
 from .plots import plot_cmc, save_figure
 from .report import weights_in_words
 
@@ -161,7 +162,7 @@ def _evidence(errors, reason):
             "said of two people (FMR, %)": _with_interval(row, "FMR", 2),
             "not said of one person (FNMR, %)": _with_interval(row, "FNMR"),
         }
-        for row in errors.said.to_dict("records")
+        for row in errors.by_ratio.to_dict("records")
     ]
     cost = errors.evidence
     text = (
@@ -169,8 +170,8 @@ def _evidence(errors, reason):
         f"model was not "
         f"fitted to ({found.genuine:,} genuine, {found.impostors:,} impostor comparisons; "
         f"{found.calibration.kind}), and measured on the test people. "
-        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['least']:.3f}; a model "
-        "that says nothing 1."
+        f"Cllr {cost['Cllr']:.3f} bits; the best map of these scores {cost['minimum']:.3f}; "
+        "a model that says nothing 1."
     )
     return Section(title, text, pd.DataFrame(rows))
 
@@ -183,7 +184,7 @@ def _open_set(errors, name):
         rows.append(
             {
                 "measure": rate,
-                "value (%)": f"{_percent(known.mean())} ± {_percent(known.std())}"
+                "value (%)": " ± ".join(map(_percent, mean_std(known)))
                 if len(known)
                 else "not claimed",
                 "note": ""
@@ -311,7 +312,7 @@ def result_sheet(results, errors, train_people, command="", reason="", made=None
     sections.append(Section("Terms", " ".join(_TERMS.split())))
     tables = {
         "verification": errors.verification,
-        "said": errors.said,
+        "by_ratio": errors.by_ratio,
         "open_set": errors.open_set,
         **{f"groups-{one.replace(' ', '_')}": table for one, table in errors.groups.items()},
         **{f"evaluation-{one}": 100 * found.summary for one, found in results.items()},

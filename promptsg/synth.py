@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKIN', 'RINGS', 'POLISH', 'LANDMARKS', 'Surface', 'HandIdentity', 'Nuisance', 'landmarks', 'hand_mask', 'draw_hand',
-           'attributes', 'sentence', 'write_hands', 'demo_hands', 'person_of', 'drawn_mask']
+           'attributes', 'sentence', 'write_hands', 'demo_hands', 'person_of', 'sample_hands', 'drawn_mask']
 
 # %% ../nbs/02_synth.ipynb #cell002
 import csv
@@ -730,6 +730,15 @@ def demo_hands(folder, people, progress):
 def person_of(seed, number):
     "The person with this number; the same for the same seed, whatever else is drawn."
     return HandIdentity.sample(np.random.default_rng([seed, number]))
+
+
+def sample_hands(people=6, images=4, aspect="dorsal_r", seed=0, ring=0.1, polish=0.1):
+    """Drawn hands in memory: (pictures (N, 192, 192, 3) uint8, labels (N,) from 0), N = people x
+    images, the images of one person side by side. The same arguments draw the same pictures."""
+    jobs = [(number, image) for number in range(people) for image in range(images)]
+    drawn = [_drawn(seed, number, aspect, image, ring, polish)[:2] for number, image in jobs]
+    pictures = [draw_hand(person, nuisance, aspect) for person, nuisance in drawn]
+    return np.stack(pictures), np.repeat(np.arange(people), images)
 
 
 def _drawn(seed, number, aspect, image, ring, polish):

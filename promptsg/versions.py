@@ -45,6 +45,7 @@ _PAPER = Config(
 _NOTHING_TRAINS = dict(
     epochs=0,
     warmup_epochs=0,
+    unfreeze="weights",
     unfreeze_blocks=0,
     cache_frozen=False,
     steps_per_epoch=None,

@@ -14,6 +14,21 @@ os.environ.setdefault("PROMPTSG_CACHE", tempfile.mkdtemp(prefix="promptsg-cache-
 from promptsg.config import Config
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "xdist_group(name): run by one process of pytest-xdist")
+
+
+def pytest_collection_modifyitems(items):
+    """Groups for `--dist loadgroup`, each run by one process: a file's tests, which share fixtures.
+    Each notebook is a group of its own, except those that share the runs of a long training."""
+    for item in items:
+        path = item.callspec.params.get("path") if hasattr(item, "callspec") else None
+        alone = item.originalname == "test_stored_outputs_are_fresh"
+        trained = alone and "PROMPTSG_ANALYSIS" in path.read_text(encoding="utf-8")
+        group = item.name if alone and not trained else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def hands(tmp_path_factory):
     "A folder in 11K Hands' layout with 14 train and 6 test people."

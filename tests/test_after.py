@@ -66,20 +66,20 @@ def test_a_mirror_sum_has_length_one_and_treats_both_alike(seed):
 
 
 def feed_of(quick, **changes):
+    from promptsg.embedding import Embedder
     from promptsg.model import PromptSG
-    from promptsg.training import Feed
 
     config = quick.replace(**changes)
     torch.manual_seed(0)
-    return Feed(PromptSG(config, 3).eval(), config, progress=False)
+    return Embedder(PromptSG(config, 3).eval(), config, progress=False)
 
 
 def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, splits):
-    feed, frame = feed_of(quick, prompt_aspect="image"), splits.galleries_all[0]
+    embedder, frame = feed_of(quick, prompt_aspect="image"), splits.galleries_all[0]
     frame = pd.concat([frame[:5], frame[:2], frame[-2:]])  # two images twice, and other aspects
-    found = feed.embed(frame, batch_size=4, mirror=True)
-    model = feed.model
-    plain = HandDataset(frame, eval_transform(feed.size, model.mean, model.std))
+    found = embedder.embed(frame, batch_size=4, mirror=True)
+    model = embedder.model
+    plain = HandDataset(frame, eval_transform(embedder.size, model.mean, model.std))
     others = {
         "dorsal_r": "dorsal_l",
         "dorsal_l": "dorsal_r",
@@ -88,7 +88,7 @@ def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, 
     }
     turned = HandDataset(
         frame.assign(aspect=frame.aspect.map(others)),
-        eval_transform(feed.size, model.mean, model.std),
+        eval_transform(embedder.size, model.mean, model.std),
     )
     for place, path in enumerate(frame.path):
         image = plain[place]["image"][None]
@@ -101,7 +101,8 @@ def test_mirrored_embeddings_are_those_of_the_image_and_its_mirror_image(quick, 
             found.of(frame[place : place + 1]).double(), F.normalize(both), atol=1e-5
         ), path
     assert (
-        len(found.rows) == frame.path.nunique() == 7 and found.trained_on is feed.model.trained_on
+        len(found.rows) == frame.path.nunique() == 7
+        and found.trained_on is embedder.model.trained_on
     )
 
 
@@ -544,7 +545,8 @@ def step_by_step(model, frame, numbers=None):
 
 
 def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
-    from promptsg.training import Feed, load_run, measure
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder, measure
 
     run, splits = mirrored_run
     model = load_run(run)
@@ -552,14 +554,17 @@ def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
     naive = step_by_step(model, splits.test)
     assert torch.allclose(embeddings.of(splits.test).double(), naive, atol=1e-4)
     assert result["clipfh"].record["config"]["mirror"] is True
-    plain = Feed(model, model.config, progress=False).embed(splits.test, mirror=False)
+    plain = Embedder(model, model.config, progress=False).embed(splits.test, mirror=False)
     assert (plain.of(splits.test) - embeddings.of(splits.test)).abs().max() > 1e-2
     # the whitening has seen both, each mirror image as somebody else's
-    feed = Feed(model, model.config, progress=False)
+    embedder = Embedder(model, model.config, progress=False)
     people = pd.concat([splits.train, splits.val_query]).drop_duplicates("path")
     raw = dict(mirror=False, whitened=False)
     rows = torch.cat(
-        [feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)]
+        [
+            embedder.embed(people, **raw).of(people),
+            embedder.mirrored().embed(people, **raw).of(people),
+        ]
     )
     names = [*people.identity, *(people.identity + " mirrored")]
     from promptsg.heads import Whitening
@@ -570,14 +575,15 @@ def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
 
 
 def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame, tmp_path):
-    from promptsg.training import Feed, WhiteningImages, load_run
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder, WhiteningImages
 
     run, splits = whitened_run(quick, frame, tmp_path / "run")
     off, on = load_run(run), load_run(run, mirror=True)
     assert torch.equal(off.whitening.matrix, on.whitening.matrix)
-    found = Feed(on, on.config, progress=False).embed(splits.test).of(splits.test)
+    found = Embedder(on, on.config, progress=False).embed(splits.test).of(splits.test)
     assert torch.allclose(found.double(), step_by_step(off, splits.test), atol=1e-4)
-    images = WhiteningImages(Feed(on, on.config, progress=False), splits.train)
+    images = WhiteningImages(Embedder(on, on.config, progress=False), splits.train)
     again = type(on.whitening)(on.head.out_dim)
     images.fit(again, splits.train)  # as its own was fitted: to no mirror image
     images.mirror = None
@@ -587,7 +593,8 @@ def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame,
 
 
 def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
-    from promptsg.training import Feed, load_run
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder
 
     run, splits = mirrored_run
     model, some = load_run(run), splits.test[:4]
@@ -596,7 +603,7 @@ def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
     numbers = torch.tensor([0, 1, -1, 3])
     found = model.embed(images, aspects=numbers)
     assert torch.allclose(
-        found, Feed(model, model.config, progress=False).embed(some).of(some), atol=1e-4
+        found, Embedder(model, model.config, progress=False).embed(some).of(some), atol=1e-4
     )
     assert torch.allclose(found, model.embed(images.flip(-1)), atol=1e-5)
     for bad in (dict(frozen=images), dict(images=images, whitened=False)):
@@ -605,27 +612,27 @@ def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
 
 
 def test_a_mirror_image_is_said_to_show_the_other_hand(quick):
-    feed = feed_of(quick, prompt_aspect="image", mirror=True)
-    images = torch.randn(3, 3, *feed.size)
+    embedder = feed_of(quick, prompt_aspect="image", mirror=True)
+    images = torch.randn(3, 3, *embedder.size)
     said = []
-    plain = feed.model.fuse
-    feed.model.fuse = lambda *a, **k: said.append(a[4]) or plain(*a, **k)
-    feed.model.embed(images, aspects=torch.tensor([0, 3, -1]))
+    plain = embedder.model.fuse
+    embedder.model.fuse = lambda *a, **k: said.append(a[4]) or plain(*a, **k)
+    embedder.model.embed(images, aspects=torch.tensor([0, 3, -1]))
     assert [one.tolist() for one in said] == [[0, 3, -1], [1, 2, -1]]
 
 
 def test_the_cache_keeps_images_and_mirror_images_apart(quick, splits, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path))
-    feed = feed_of(quick, mirror=True)
+    embedder = feed_of(quick, mirror=True)
     seen = []
-    embed = feed.model.embed
-    feed.model.embed = lambda *a, **k: seen.append(1) or embed(*a, **k)
-    monkeypatch.setattr("promptsg.training.foreign_code", lambda model: "")
-    both = feed.embed(splits.test, batch_size=len(splits.test))
+    embed = embedder.model.embed
+    embedder.model.embed = lambda *a, **k: seen.append(1) or embed(*a, **k)
+    monkeypatch.setattr("promptsg.embedding.foreign_code", lambda model: "")
+    both = embedder.embed(splits.test, batch_size=len(splits.test))
     assert len(seen) == 2
-    own = feed.embed(splits.test, mirror=False)
-    turned = feed.mirrored().embed(splits.test)
-    again = feed.embed(splits.test)
+    own = embedder.embed(splits.test, mirror=False)
+    turned = embedder.mirrored().embed(splits.test)
+    again = embedder.embed(splits.test)
     assert len(seen) == 2  # nothing was made twice
     assert torch.equal(both.features, again.features)
     assert torch.equal(both.features, mirror_sum(own.features, turned.features))
@@ -638,7 +645,8 @@ def test_rows_that_are_not_whitened_are_not_added(quick, splits):
 
 @pytest.mark.parametrize("whiten", (True, False))
 def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
-    from promptsg.training import load_run, measure
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import measure
     from promptsg.tune import measure_configs
     from promptsg.versions import version
 
@@ -668,13 +676,13 @@ def test_similarities_of_sums_from_those_of_both():
 def test_each_named_step_is_what_its_functions_give(quick, splits, frame):
     from promptsg.after import STEPS, cohort_of, measure_steps, step_differences, step_notes
 
-    feed = feed_of(quick)
+    embedder = feed_of(quick)
     cohort = cohort_of(splits, frame, "mba")
     assert set(cohort.aspect) == set(splits.galleries_all[0].aspect)
     assert not set(cohort.pid) & set(splits.test.pid) and len(cohort)
     assert set(cohort_of(splits, frame).aspect) == {"dorsal_r"}
     some = pd.concat([ranked_images(splits, ("clipfh", "mba")), cohort])
-    embeddings = feed.embed(some)
+    embeddings = embedder.embed(some)
     names = [name for name in STEPS if name != "rerank"]
     for protocol in ("clipfh", "mba"):
         found, seconds = measure_steps(names, embeddings, splits, protocol, cohort)
@@ -752,10 +760,11 @@ def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
 
 # --- another data set's whitening
 def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, tmp_path):
+    from promptsg.checkpoints import load_run
     from promptsg.data import cross_splits, read_11k
+    from promptsg.embedding import WHITENED, Embedder, measure, measure_whitenings
     from promptsg.heads import Whitening
     from promptsg.synth import write_hands
-    from promptsg.training import WHITENED, Feed, load_run, measure, measure_whitenings
 
     write_hands(
         tmp_path / "other", n_train=5, n_test=4, images_per_aspect=3, seed=11, progress=False
@@ -774,10 +783,13 @@ def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, 
     assert b.record["control"] == WHITENED and a.record.get("control") is None
     assert paired_difference(a, b).units == 4
     # by hand: the same tower with another whitening in it
-    feed, people = Feed(model, model.config, progress=False), splits.train
+    embedder, people = Embedder(model, model.config, progress=False), splits.train
     raw = dict(mirror=False, whitened=False)
     rows = torch.cat(
-        [feed.embed(people, **raw).of(people), feed.mirrored().embed(people, **raw).of(people)]
+        [
+            embedder.embed(people, **raw).of(people),
+            embedder.mirrored().embed(people, **raw).of(people),
+        ]
     )
     names = np.array([*people.identity, *(people.identity + " mirrored")])
     model.whitening = Whitening(rows.shape[1])

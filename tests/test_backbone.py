@@ -356,7 +356,8 @@ def test_other_weights_draw_as_they_always_did(quick, language):
 
 
 def test_a_run_from_random_weights_is_read_back(quick, splits, tmp_path):
-    from promptsg.training import Trainer, load_run
+    from promptsg.checkpoints import load_run
+    from promptsg.training import Trainer
 
     config = quick.replace(pretrained="random", unfreeze_blocks=1, epochs=1, steps_per_epoch=1)
     run = Trainer(config, splits, tmp_path / "run", progress=False).fit()

@@ -371,9 +371,11 @@ def test_reliability_counts_what_is_said_and_what_is():
     x = stats.norm.ppf((np.arange(5_000) + 0.5) / 5_000)
     ratios, kinds = np.append(2 * x + 2, 2 * x - 2), np.repeat([True, False], 5_000)
     table = reliability(ratios, kinds, bins=8)
-    assert table.comparisons.sum() == 10_000 and np.allclose(table["said"], table["is"], atol=0.02)
+    assert table.comparisons.sum() == 10_000 and np.allclose(
+        table["predicted"], table["observed"], atol=0.02
+    )
     boasting = reliability(3 * ratios, kinds, bins=8)
-    assert abs(boasting["said"] - boasting["is"]).max() > 0.1
+    assert abs(boasting["predicted"] - boasting["observed"]).max() > 0.1
 
 
 # --- bad input

@@ -10,12 +10,15 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 
-from promptsg import packs, training
+from promptsg import caches, packs
+from promptsg.caches import FrozenFeatures, aspects_named
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
 from promptsg.data import eval_transform
+from promptsg.embedding import Embedder, measure
 from promptsg.model import PromptSG, untrained
 from promptsg.packs import Packs
-from promptsg.training import Feed, FrozenFeatures, Trainer, aspects_said, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import without_training
 
 
@@ -47,8 +50,8 @@ def seen(monkeypatch):
 
 
 def embedded(model, frame, **changes):
-    "Rows of a frame by a new `Feed`."
-    return Feed(model, model.config.replace(**changes), progress=False).embed(frame).of(frame)
+    "Rows of a frame by a new `Embedder`."
+    return Embedder(model, model.config.replace(**changes), progress=False).embed(frame).of(frame)
 
 
 # --- embedded once
@@ -148,15 +151,15 @@ def test_another_question_is_another_place(quick, splits, what, seen):
 
 def test_prompt_and_mirror_image_are_part_of_the_question(quick, splits, seen):
     model = PromptSG(quick, 3).eval()
-    feed = Feed(model, quick, progress=False)
+    embedder = Embedder(model, quick, progress=False)
     rows = [
-        feed.embed(splits.test).of(splits.test),
-        feed.embed(splits.test, prompt="simplified").of(splits.test),
-        feed.mirrored().embed(splits.test).of(splits.test),
+        embedder.embed(splits.test).of(splits.test),
+        embedder.embed(splits.test, prompt="simplified").of(splits.test),
+        embedder.mirrored().embed(splits.test).of(splits.test),
     ]
     assert seen[0] == 3 * len(splits.test)
     assert all(not torch.allclose(rows[0], other, atol=1e-4) for other in rows[1:])
-    feed.embed(splits.test, prompt="composed")
+    embedder.embed(splits.test, prompt="composed")
     assert seen[0] == 3 * len(splits.test)
 
 
@@ -186,11 +189,11 @@ def test_an_aspect_counts_where_the_sentence_names_it(quick, splits, seen):
 def test_the_runs_own_aspect_is_said_where_an_image_has_none(quick, splits):
     model = PromptSG(quick.replace(prompt_aspect="image"), 3)
     frame = splits.test[:2].assign(aspect=["palmar_l", ""])
-    assert aspects_said(model, frame) == ["palmar left", "dorsal right"]
+    assert aspects_named(model, frame) == ["palmar left", "dorsal right"]
 
 
 def test_every_field_that_is_not_part_of_a_question_is_there(quick):
-    assert set(Config.model_fields) >= training._NOT_EMBEDDED
+    assert set(Config.model_fields) >= caches._NOT_EMBEDDED
 
 
 def test_a_picture_that_changes_is_embedded_again(quick, splits, tmp_path, seen):
@@ -254,13 +257,14 @@ def test_code_of_ones_own_is_not_kept_and_that_is_said(quick, splits, seen, caps
     hooked = PromptSG(quick, 3).eval()
     hooked.backbone.visual.ln_post.register_forward_hook(lambda module, inputs, output: -output)
     for model, name in ((Doubled(quick, 3).eval(), "Doubled"), (hooked, "LayerNorm")):
-        before, feed = seen[0], Feed(model, quick, progress=False)
+        before, embedder = seen[0], Embedder(model, quick, progress=False)
         for _ in range(2):
-            feed.embed(splits.test)
+            embedder.embed(splits.test)
         assert seen[0] - before == 2 * len(splits.test)
         assert (
             capsys.readouterr().err
-            == f"embeddings are not kept: {name} is code of one's own, which no hash sees\n"
+            == f"embeddings are not cached: {name} is custom code, which the hash of a cache "
+            "does not cover\n"
         )
 
 
@@ -270,7 +274,7 @@ def test_commands_work_where_nothing_can_be_written(quick, splits, tmp_path, mon
     model = untrained(quick.replace(cache_pixels=False))
     rows = embedded(model, splits.test)
     said = capsys.readouterr().err
-    assert said.startswith("embeddings are not kept: the cache folder") and said.count("\n") == 1
+    assert said.startswith("embeddings are not cached: the cache folder") and said.count("\n") == 1
     assert rows.equal(embedded(model, splits.test, cache_embeddings=False))
 
 
@@ -282,7 +286,7 @@ def test_a_disk_that_fills_up_costs_no_embedding(quick, splits, monkeypatch, cap
     rows = embedded(untrained(quick), splits.test)
     assert (
         len(rows) == len(splits.test)
-        and capsys.readouterr().err == "embeddings are not kept: the disk is full\n"
+        and capsys.readouterr().err == "embeddings are not cached: the disk is full\n"
     )
 
 
@@ -311,8 +315,8 @@ def ended(child):
 def train_until(config, splits, out, counts, most):
     """Trains, and is killed by the batch that goes beyond `most` images; each batch's size is a
     line of `counts`."""
-    packs.PACK_SECONDS, embed = -1, Feed.embed  # a pack a batch, as on a slow machine
-    Feed.embed = lambda self, frame, **more: embed(self, frame, batch_size=4, **more)
+    packs.PACK_SECONDS, embed = -1, Embedder.embed  # a pack a batch, as on a slow machine
+    Embedder.embed = lambda self, frame, **more: embed(self, frame, batch_size=4, **more)
     seen, embeds = [0], VisionTransformer._embeds
 
     def counting(self, x):

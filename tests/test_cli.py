@@ -91,9 +91,10 @@ def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hand
 
 
 def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
+    from promptsg.checkpoints import load_run
     from promptsg.cli import ranked_lists, steps_figure
     from promptsg.data import read_data
-    from promptsg.training import load_run, measure, splits_of
+    from promptsg.embedding import measure, splits_of
 
     model = load_run(run)
     splits = splits_of(model.config, read_data(hands))
@@ -159,8 +160,8 @@ def test_ones_own_folder_is_searched_without_training(own, tmp_path):
 
 
 def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config, tmp_path):
+    from promptsg.checkpoints import load_run
     from promptsg.config import Config
-    from promptsg.training import load_run
 
     train = [
         "train",
@@ -309,7 +310,7 @@ def test_bad_input_is_one_sentence_and_exit_2(kind, run, hands, config, tmp_path
 def test_a_killed_training_goes_on(hands, config, run, tmp_path):
     """SIGKILL after the first epoch was saved; --resume ends with the weights of the run that was
     not killed."""
-    from promptsg.training import read_checkpoint
+    from promptsg.checkpoints import read_checkpoint
 
     out = tmp_path / "run"
     train = ["train", "--config", str(config), "--data", str(hands), "--out", str(out)]

@@ -10,22 +10,24 @@ import torch.nn.functional as F
 
 from promptsg import controls
 from promptsg.backbone import save_bank
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.controls import (
     BASELINES,
     CONTROLS,
     controls_of,
-    far_sentences,
+    least_similar_sentences,
     measure_controls,
     slug,
 )
 from promptsg.data import read_11k
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import Result, paired_difference, ranked_images
 from promptsg.heads import Whitening
 from promptsg.model import PromptSG, untrained
 from promptsg.prompt import PLAIN_SENTENCES
 from promptsg.splits import make_splits
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.tune import measure_parts, train_people, word_parts
 from promptsg.versions import version
 
@@ -137,10 +139,10 @@ def test_a_fusion_that_ignores_text_has_difference_0(two):
 def test_where_text_matters_each_control_moves_each_image(two, config):
     model, rows = built(version("paper", VIT).replace(**config)), two.test.head(6)
     names = [name for name in TEXT if name in controls_of(model)]
-    feed = Feed(model, model.config, progress=False)
-    looked = controls._rows(model, ["whitened", *names], rows, feed, 4)
+    embedder = Embedder(model, model.config, progress=False)
+    looked = controls._rows(model, ["whitened", *names], rows, embedder, 4)
     unit = {name: F.normalize(found, dim=1) for name, found in looked.items()}
-    assert torch.allclose(unit["whitened"], feed.embed(rows).of(rows), atol=1e-5)
+    assert torch.allclose(unit["whitened"], embedder.embed(rows).of(rows), atol=1e-5)
     for name in names:
         assert (unit[name] - unit["whitened"]).norm(dim=1).min() > 1e-4, name
 
@@ -158,7 +160,7 @@ def test_the_same_text_gives_the_same_result(two, monkeypatch):
             module for module in model.inversion.modules() if isinstance(module, torch.nn.Linear)
         ][-1]
         last.weight.zero_()
-    monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: [sentence])
+    monkeypatch.setattr(controls, "least_similar_sentences", lambda prompt, said: [sentence])
     found, result = measured(model, two, TEXT), own(model, two)
     assert equal(found["another sentence"], result) and equal(found["s* of another image"], result)
     assert not equal(found["no text"], result)
@@ -166,10 +168,12 @@ def test_the_same_text_gives_the_same_result(two, monkeypatch):
 
 def test_no_text_is_the_fusion_on_zeros(two, paper):
     rows = two.test.head(4)
-    looked = controls._rows(paper, ["no text"], rows, Feed(paper, paper.config, progress=False), 2)
-    feed = Feed(paper, paper.config, progress=False).evaluation(rows)
+    looked = controls._rows(
+        paper, ["no text"], rows, Embedder(paper, paper.config, progress=False), 2
+    )
+    embedder = Embedder(paper, paper.config, progress=False).evaluation(rows)
     with torch.no_grad():
-        seen = paper.backbone(torch.stack([row["image"] for row in feed]))
+        seen = paper.backbone(torch.stack([row["image"] for row in embedder]))
         fused = paper.fusion(
             torch.zeros(4, 1, seen.embedding.shape[1]), seen.patches, seen.embedding
         )
@@ -188,7 +192,7 @@ def test_everybody_gets_another_images_pseudo_word(two, paper, monkeypatch, batc
 
     monkeypatch.setitem(CONTROLS, "s* of another image", controls.Control("", lambda model: look))
     controls._rows(
-        paper, ["s* of another image"], rows, Feed(paper, paper.config, progress=False), batch
+        paper, ["s* of another image"], rows, Embedder(paper, paper.config, progress=False), batch
     )
     embedding, other = (torch.cat(parts) for parts in zip(*given))
     # the first image came again at the end
@@ -255,7 +259,7 @@ def test_whitened_is_what_whiten_would_give(two):
     model = built(version("image_only", VIT))
     white = PromptSG(model.config.replace(whiten=True), 8).eval()
     white.load_state_dict(model.state_dict(), strict=False)
-    found = Feed(model, model.config, progress=False).embed(two.train).of(two.train)
+    found = Embedder(model, model.config, progress=False).embed(two.train).of(two.train)
     white.whitening.fit(found, torch.from_numpy(pd.factorize(two.train.identity)[0]))
     assert equal(measured(model, two, ["whitened"])["whitened"], own(white, two))
     assert "whitened" not in controls_of(white)
@@ -267,7 +271,7 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
     frame = pd.concat([two.train, ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     frame = frame.reset_index(drop=True)
     looked = controls._rows(
-        model, ["no text"], frame, Feed(model, model.config, progress=False), 32
+        model, ["no text"], frame, Embedder(model, model.config, progress=False), 32
     )
     rows, whitening = F.normalize(looked["no text"], dim=1), Whitening(model.head.out_dim)
     whitening.fit(rows[: len(two.train)], torch.from_numpy(pd.factorize(two.train.identity)[0]))
@@ -279,7 +283,7 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
 # --- words that pool
 def test_pooled_controls_are_those_of_the_parts(free, two):
     frame = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).drop_duplicates("path")
-    (far,) = far_sentences(free.prompt, [free.config.simplified_prompt])
+    (far,) = least_similar_sentences(free.prompt, [free.config.simplified_prompt])
     parts = word_parts(free, frame, [far], controls=True, progress=False)
     base = ["class token", "patches"]
     made_of = {
@@ -296,7 +300,7 @@ def test_pooled_controls_are_those_of_the_parts(free, two):
 
 
 def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
-    monkeypatch.setattr(controls, "far_sentences", lambda prompt, said: said)
+    monkeypatch.setattr(controls, "least_similar_sentences", lambda prompt, said: said)
     model = free
     if model.config.prompt_aspect == "image":  # one sentence for all, as the control has
         model = built(
@@ -304,7 +308,7 @@ def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
         )
         people = train_people(two)
         plain = built(model.config.replace(whiten=False))
-        rows = Feed(plain, plain.config, progress=False).embed(people).of(people)
+        rows = Embedder(plain, plain.config, progress=False).embed(people).of(people)
         model.whitening.fit(rows, torch.from_numpy(pd.factorize(people.identity)[0]))
     assert equal(measured(model, two, ["another word"])["another word"], own(model, two))
 
@@ -315,7 +319,7 @@ def test_several_words_all_go(two):
         model,
         ["no word", "without the tokens"],
         two.test.head(3),
-        Feed(model, model.config, progress=False),
+        Embedder(model, model.config, progress=False),
         2,
     )
     base, word, again = looked["no word"].unflatten(1, (4, -1)).split([2, 1, 1], 1)
@@ -331,9 +335,9 @@ def test_several_words_all_go(two):
 def test_the_far_sentence_has_the_least_similar_direction(paper):
     said = [paper.config.simplified_prompt]
     cosines = (paper.prompt.directions_of(said) @ paper.prompt.directions_of(PLAIN_SENTENCES).T)[0]
-    assert far_sentences(paper.prompt, said) == [PLAIN_SENTENCES[int(cosines.argmin())]]
-    several = far_sentences(paper.prompt, [*said, *said, "a ring"])
-    assert len(set(several)) == 3 and several[0] == far_sentences(paper.prompt, said)[0]
+    assert least_similar_sentences(paper.prompt, said) == [PLAIN_SENTENCES[int(cosines.argmin())]]
+    several = least_similar_sentences(paper.prompt, [*said, *said, "a ring"])
+    assert len(set(several)) == 3 and several[0] == least_similar_sentences(paper.prompt, said)[0]
 
 
 def bank(tmp_path, vectors):
@@ -357,7 +361,7 @@ def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
     model = bank(
         tmp_path, {"a hand": [1.0, 0, 0], "a palm": [1.0, 0.1, 0], "a car": [-1.0, 0.2, 0.1]}
     )
-    assert far_sentences(model.prompt, ["a hand"]) == ["a car"]
+    assert least_similar_sentences(model.prompt, ["a hand"]) == ["a car"]
     found = measured(model, two)
     assert list(found) == controls_of(model) and all(
         isinstance(one, Result) for one in found.values()
@@ -367,9 +371,9 @@ def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
 def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
     model = bank(tmp_path, {"a hand": [1.0, 0, 0], "a ring": [0, 1.0, 0]})
     with pytest.raises(PromptSGError, match="the bank has 0 sentences beside .* needs 2"):
-        far_sentences(model.prompt, ["a hand", "a ring"])
+        least_similar_sentences(model.prompt, ["a hand", "a ring"])
     with pytest.raises(PromptSGError, match="the bank has no sentence"):
-        far_sentences(model.prompt, ["a nail"])
+        least_similar_sentences(model.prompt, ["a nail"])
 
 
 def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
@@ -385,7 +389,7 @@ def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
         },
     )
     model.prompt.aspect = "dorsal right"
-    assert far_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
+    assert least_similar_sentences(model.prompt, ["a {aspect} hand"]) in (["a car"], ["a hand"])
 
 
 # --- records

@@ -13,8 +13,10 @@ from ipywidgets import HTML, Button
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import eval_transform, load_image, read_11k
+from promptsg.embedding import Embedder, measure
 from promptsg.explorer import (
     ORDERS,
     VIEWS,
@@ -34,7 +36,7 @@ from promptsg.explorer import (
 )
 from promptsg.looking import area_under_roc, on_patches, relevance
 from promptsg.synth import drawn_mask
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 
 PAPER, CONTROL = "paper@hand-vit-tiny, seed 0", "image_only@hand-vit-tiny, seed 0"
 BAD = {
@@ -164,7 +166,7 @@ def test_every_image_under_new_words_is_as_the_plain_forward_has_it(
 
 def test_new_words_change_ranking_attention_and_measures_and_read_no_picture(explorer, monkeypatch):
     before, maps = explorer.ranked(), explorer.attention()
-    monkeypatch.setattr(OpenRun, "_tower", lambda *_: pytest.fail("the image tower ran again"))
+    monkeypatch.setattr(Embedder, "tower", lambda *_: pytest.fail("the image tower ran again"))
     explorer.set_prompt("A {} hand in a red sleeve.")
     after = explorer.ranked().set_index("image").similarity.reindex(before.image).to_numpy()
     assert (

@@ -31,8 +31,10 @@ CASES = list(cases())
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory, quick):
     "(data folder, a measured run on it, a report of that run)."
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import measure, splits_of
     from promptsg.readers import read_data
-    from promptsg.training import Trainer, load_run, measure, splits_of
+    from promptsg.training import Trainer
 
     root = tmp_path_factory.mktemp("shared")
     write_hands(
@@ -266,7 +268,7 @@ def test_any_result_is_read_or_refused(shared, tmp_path, data):
 @quick_look
 @given(data=st.data())
 def test_any_state_is_read_or_refused(shared, data):
-    from promptsg.training import _checked_state
+    from promptsg.checkpoints import _checked_state
 
     state = changed_somewhere(data, json.loads((shared[1] / "last" / "state.json").read_text()))
     try:

@@ -726,7 +726,7 @@ class Tower(torch.nn.Module):
 def frozen(noise, tmp_path):
     """Makes frozen features of the pictures of noise, as a new process would; with how many were
     computed."""
-    from promptsg.training import FrozenFeatures
+    from promptsg.caches import FrozenFeatures
 
     def make(rows=noise):
         model = torch.nn.Module()

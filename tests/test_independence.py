@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from promptsg.config import PromptSGError
+from promptsg.embedding import Embedder
 from promptsg.evaluation import batch_dependence
 from promptsg.int8 import int8_model
 from promptsg.model import PromptSG, untrained
 from promptsg.readers import read_data
 from promptsg.synth import write_hands
-from promptsg.training import Feed
 from promptsg.versions import VERSIONS, version
 
 ROUNDING = 2e-5  # sums of float32 in another order
@@ -97,7 +97,7 @@ def test_a_feed_gives_the_same_rows_in_any_order_and_batch(tmp_path):
     write_hands(tmp_path, n_train=2, n_test=2, images_per_aspect=2, seed=0, progress=False)
     frame = read_data(tmp_path)
     model = shaken(version("paper", "hand-vit-tiny"))
-    rows = lambda some, size: Feed(model, model.config, tmp_path / "cache", False).embed(
+    rows = lambda some, size: Embedder(model, model.config, tmp_path / "cache", False).embed(
         some, batch_size=size
     )
     whole = rows(frame, 64).of(frame)

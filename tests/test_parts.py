@@ -12,10 +12,15 @@ from torch import nn
 
 from promptsg import parts
 from promptsg.backbone import Backbone, load_towers
+from promptsg.caches import embedding_kind, foreign_code
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
+from promptsg.controls import gradient_table
+from promptsg.data import eval_transform
+from promptsg.embedding import measure
 from promptsg.fusion import Fused
 from promptsg.model import PromptSG
-from promptsg.training import Trainer, gradient_table, load_run, loss_terms, measure
+from promptsg.training import Trainer, loss_terms
 
 FILM = """
 import torch
@@ -119,16 +124,17 @@ def test_the_package_s_parts_are_in_the_registry():
     [
         ("fusion", "film", print, "torch.nn.Module"),
         ("head", "mine", lambda: None, "torch.nn.Module"),
-        ("loss", "mine", nn.Linear, "a function"),
+        ("loss", "mine", dict, "a function"),
         ("loss", "mine", 3, "a function"),
+        ("loss", "keys", nn.Linear, "PyTorch keeps the name"),
         ("backbone", "mine", nn.Linear, "Backbone"),
-        ("fusion", "patches", nn.Linear, "there already (of promptsg)"),
-        ("head", "linear", nn.Linear, "there already (of promptsg)"),
-        ("loss", "triplet", lambda: None, "there already"),
-        ("fusion", "os.system", nn.Linear, "no name for a part"),
-        ("fusion", "../film", nn.Linear, "no name for a part"),
-        ("fusion", 3, nn.Linear, "no name for a part"),
-        ("prompt", "mine", nn.Linear, "no kind of part"),
+        ("fusion", "patches", nn.Linear, "exists already (in promptsg)"),
+        ("head", "linear", nn.Linear, "exists already (in promptsg)"),
+        ("loss", "triplet", lambda: None, "exists already"),
+        ("fusion", "os.system", nn.Linear, "cannot be the name"),
+        ("fusion", "../film", nn.Linear, "cannot be the name"),
+        ("fusion", 3, nn.Linear, "cannot be the name"),
+        ("prompt", "mine", nn.Linear, "not a kind of part"),
     ],
 )
 def test_a_bad_registration_is_one_sentence(registry, kind, name, made, words):
@@ -138,7 +144,7 @@ def test_a_bad_registration_is_one_sentence(registry, kind, name, made, words):
 
 @pytest.mark.parametrize("name", ["vitb16", "hand-vit-tiny", "RN50"])
 def test_a_tower_s_name_is_taken(registry, name):
-    assert "there already" in said(
+    assert "exists already" in said(
         lambda: parts.register("backbone", name)(type("Mine", (Backbone,), {}))
     )
 
@@ -471,6 +477,91 @@ def test_a_head_or_loss_that_gives_something_else_is_told(registry, quick):
     assert "one number" in said(lambda: loss_terms(output, torch.tensor([0, 1]), config))
 
 
+# --- a loss with parameters of its own
+
+
+@pytest.fixture
+def centre(registry):
+    "A registered centre loss whose centres are learnt."
+
+    @parts.register("loss", "my_centres")
+    class Centres(nn.Module):
+        def __init__(self, dim, num_classes, start=0.0):
+            super().__init__()
+            self.centres = nn.Parameter(torch.full((num_classes, dim), start))
+
+        def forward(self, output, labels, config):
+            return (output.embedding - self.centres[labels]).square().sum(1).mean()
+
+    return Centres
+
+
+def with_centres(config, **changes):
+    return config.replace(losses={"my_centres": 0.01}, steps_per_epoch=2, **changes)
+
+
+def test_a_loss_s_own_parameters_train_in_one_group(centre, quick, splits, tmp_path):
+    config = with_centres(quick, part_options={"my_centres": {"start": 0.5}})
+    trainer = Trainer(config, splits, tmp_path / "run", progress=False)
+    trainer._set_up()
+    centres = trainer.model.losses["my_centres"].centres
+    assert centres.shape == (len(trainer.classes), trainer.model.backbone.dim)
+    holds = lambda group: any(p is centres for p in group["params"])
+    groups = [group["name"] for group in trainer.optimizer.param_groups if holds(group)]
+    assert groups == ["modules"] and (centres == 0.5).all()
+    row = trainer._train_epoch(0)
+    assert row["loss_my_centres"] > 0 and (centres != 0.5).all()
+
+
+def test_a_loss_s_own_parameters_are_resumed(centre, quick, splits, tmp_path, monkeypatch):
+    config = with_centres(quick, weight_average=0.5)
+    Trainer(config, splits, tmp_path / "whole", progress=False).fit()
+    train, stop = Trainer._train_epoch, [True]
+
+    def once(trainer, epoch):
+        if epoch == 1 and stop.pop():
+            raise KeyboardInterrupt
+        return train(trainer, epoch)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", once)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, splits, tmp_path / "run", progress=False).fit()
+    saved = load_run(tmp_path / "run", "last").losses["my_centres"].centres
+    stop.append(False)
+    Trainer(config, splits, tmp_path / "run", progress=False).fit(resume=True)
+    whole, run = (load_run(tmp_path / name, "last") for name in ("whole", "run"))
+    assert saved.any() and not torch.equal(saved, run.losses["my_centres"].centres)
+    for (name, a), b in zip(whole.state_dict().items(), run.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    run.save_pretrained(tmp_path / "model")
+    again = PromptSG.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.losses["my_centres"].centres, run.losses["my_centres"].centres)
+
+
+def test_a_loss_with_parameters_changes_nothing_else(centre, quick):
+    torch.manual_seed(0)
+    plain = PromptSG(quick, 4).state_dict()
+    torch.manual_seed(0)
+    model = PromptSG(with_centres(quick), 4)
+    own = {name: t for name, t in model.state_dict().items() if not name.startswith("losses.")}
+    assert [*own] == [*plain] and all(torch.equal(own[name], plain[name]) for name in own)
+    assert not PromptSG(quick.replace(losses={"my_centres": 0}), 4).losses
+    # no embedding depends on it
+    still = eval_transform(model.backbone.image_size, model.mean, model.std)
+    before = embedding_kind(model, still)
+    model.losses["my_centres"].centres.data.add_(1)
+    assert embedding_kind(model, still) == before and foreign_code(model) == ""
+
+
+def test_a_loss_class_that_does_not_fit_is_told(centre, quick):
+    options = dict(part_options={"my_centres": {"stop": 1}})
+    assert "cannot be made" in said(lambda: PromptSG(with_centres(quick, **options), 4))
+    output = SimpleNamespace(embedding=torch.ones(2, 3), losses={})
+    only = dict(loss_id_weight=0, loss_tri_weight=0, supcon_loss_weight=0)
+    config = with_centres(quick, **only)
+    assert "no part of this model" in said(lambda: loss_terms(output, torch.tensor([0, 1]), config))
+
+
 # --- which code it was
 
 
@@ -522,7 +613,7 @@ def test_a_damaged_record_of_code_is_no_crash(film, stored):
 
 
 def test_no_embedding_of_own_code_comes_from_a_cache(film, quick):
-    from promptsg.training import foreign_code
+    from promptsg.caches import foreign_code
 
     assert foreign_code(PromptSG(own(quick), 4)) in ("Film", "Narrow")
 

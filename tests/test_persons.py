@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from promptsg.backbone import load_towers
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
 from promptsg.data import PKSampler, camera_numbers, train_transform
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import (
     Embeddings,
     Result,
@@ -26,7 +28,7 @@ from promptsg.model import PromptSG
 from promptsg.persons import PUBLISHED, cost_of_training, published_rows, reproduce, row_config
 from promptsg.readers import OFFICIAL, for_data, read_data
 from promptsg.splits import Splits, cross_splits, make_splits, official_splits
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import PERSONS, version, versions_of
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
@@ -455,8 +457,8 @@ def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path)
     assert model.config.cameras == ("1", "2", "3") and model.backbone.grid == (10, 5)
     result = measure(model, splits, ("official",), progress=False)[0]["official"]
     assert 0 < result.per_split.mAP[0] <= 1
-    embeddings = Feed(model, model.config, progress=False).embed(splits.test)
-    again = Feed(model, model.config.replace(cache_embeddings=False), progress=False).embed(
+    embeddings = Embedder(model, model.config, progress=False).embed(splits.test)
+    again = Embedder(model, model.config.replace(cache_embeddings=False), progress=False).embed(
         splits.test
     )
     assert torch.allclose(embeddings.of(splits.test), again.of(splits.test), atol=1e-5)
@@ -545,10 +547,10 @@ def test_train_people_are_ranked_as_the_official_protocol_ranks(frame):
         (rows @ rows.T).float(), people, "person", 16, folds=2, protocol="official"
     )
     from promptsg.heads import Whitening
-    from promptsg.tune import deal_people
+    from promptsg.tune import person_folds
 
     for fold, value in enumerate(found):
-        held = deal_people(people, 2) == fold
+        held = person_folds(people, 2) == fold
         whitening = Whitening(16)
         whitening.fit(
             rows[~held].float(), torch.from_numpy(pd.factorize(people.identity[~held])[0])

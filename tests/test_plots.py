@@ -27,24 +27,24 @@ from promptsg.error_plots import (
     plot_roc,
     plot_scores,
 )
-from promptsg.plots import (
-    VERSION_LOOKS,
+from promptsg.image_plots import (
     plot_attention,
     plot_attention_grid,
-    plot_cmc,
-    plot_curves,
-    plot_differences,
     plot_embedding_map,
-    plot_loss_terms,
-    plot_published,
     plot_ranked_lists,
     plot_steps,
-    plot_training,
+)
+from promptsg.plots import (
+    VERSION_LOOKS,
+    plot_cmc,
+    plot_differences,
+    plot_published,
     plot_versions,
     save_figure,
     set_style,
     version_style,
 )
+from promptsg.training_plots import kept_epoch, plot_curves, plot_loss_terms, plot_training
 
 CURVES = {"a": np.linspace([0.4, 0.5], 1, 20).T, "b": np.linspace(0.8, 1, 20)}
 NEAREST = dict(
@@ -174,7 +174,11 @@ FIGURES = {
         digits=3,
         note="at random",
     ),
+    "ranked lists with words": lambda: plot_ranked_lists(
+        [ranked(names=["q", "a", "b", "c"], alike=["alike: moles, unlike: a long sleeve"] * 3)] * 2
+    ),
     "training": lambda: plot_training(HISTORY),
+    "training of one epoch": lambda: plot_training(HISTORY[:1]),
     "training, three rates": lambda: plot_training(
         HISTORY.assign(lr_head=1e-3, loss_supcon=1.0, loss_centre=1.0)
     ),
@@ -198,6 +202,10 @@ FIGURES = {
     "curves of all versions": lambda: plot_curves(
         {name: HISTORY.assign(val_mAP=level) for name, level in LEVELS.items()}
     ),
+    "curves, all kinds": lambda: plot_curves(
+        {"paper": HISTORY, "v8": HISTORY[:1]}, ("loss", "val_mAP", "lr_visual")
+    ),
+    "loss terms of one epoch": lambda: plot_loss_terms({"paper": HISTORY[:1], "v8": HISTORY}),
     "loss terms": lambda: plot_loss_terms(dict.fromkeys(CHAIN[:6], HISTORY)),
     "versions": lambda: plot_versions(results()),
     "versions, four groups": lambda: plot_versions(
@@ -238,7 +246,7 @@ FIGURES = {
         }
     ),
     "reliability": lambda: plot_reliability(
-        {"logistic": pd.DataFrame({"said": [0.1, 0.9], "is": [0.2, 0.8]})}
+        {"logistic": pd.DataFrame({"predicted": [0.1, 0.9], "observed": [0.2, 0.8]})}
     ),
     "groups": lambda: plot_groups({"gender": GROUPS_TABLE, "age": GROUPS_TABLE}),
     "scores": lambda: plot_scores(*two_normals(2)),
@@ -713,6 +721,23 @@ def test_versions_draw_mean_spread_order_and_reference_lines():
     ) and "splits and seeds" in figure.get_supxlabel()
 
 
+def test_only_the_exact_reference_names_draw_a_line():
+    table = pd.concat(
+        [results([name]).assign(version=label) for name, label in BASES.items()], ignore_index=True
+    )
+    figure = plot_versions(table)
+    for ax in figure.axes:
+        lines = [line for line in ax.lines if line.get_linestyle() == ":"]
+        assert [line.get_xdata()[0] for line in lines if len(line.get_xdata()) == 2] == [
+            pytest.approx(ax.containers[0].lines[0].get_xdata()[0])
+        ]
+    assert "lines: zero-shot (dotted)" in figure.get_supxlabel()
+    assert "lines" not in plot_versions(results(["paper", "best"])).get_supxlabel()
+
+
+BASES = {"zero-shot": "zero-shot", "v1": "zero-shot, whitened", "v2": "paper"}
+
+
 def test_versions_have_a_panel_for_each_backbone_and_protocol():
     figure = FIGURES["versions, four groups"]()
     titles = [ax.get_title(loc="left") for ax in figure.axes[::2]]
@@ -823,6 +848,38 @@ def test_the_map_colours_those_with_most_images_and_takes_a_function():
     np.testing.assert_allclose(figure.axes[0].collections[0].get_offsets()[0], features[90, :2])
 
 
+def test_training_has_no_panel_without_values():
+    only_loss = plot_training(HISTORY[["epoch", "loss"]])
+    assert [ax.get_ylabel() for ax in only_loss.axes] == ["loss"]
+    untrained = plot_training(HISTORY[["epoch", "val_mAP"]].assign(epoch=[0, 1, 2], loss=np.nan))
+    assert [ax.get_ylabel() for ax in untrained.axes] == ["held-out people (%)"]
+    with pytest.raises(PromptSGError, match="no values"):
+        plot_training(HISTORY[["epoch"]])
+
+
+def test_the_learning_rate_has_a_logarithmic_axis_of_its_own_with_a_unit():
+    one, several = plot_training(HISTORY), plot_curves({"paper": HISTORY}, ("loss", "lr_visual"))
+    for ax in (one.axes[-1], several.axes[-1]):
+        assert ax.get_ylabel().startswith("learning rate (per step)")
+        assert ax.get_yscale() == "log"
+    assert "lr" not in "".join(line.get_label() for ax in one.axes[:2] for line in ax.lines)
+    assert len(drawn(one).axes[-1].get_yticklabels()) > 1
+
+
+def test_one_epoch_is_drawn_as_points():
+    table = HISTORY[:1]
+    for ax in plot_training(table).axes:
+        shown = [line for line in ax.lines if line.get_linestyle() == "-"]
+        assert shown and all(line.get_marker() not in ("", "None", "none") for line in shown)
+        assert ax.get_xticks().tolist() == [1]
+    (seeds,) = plot_curves({"paper": [table, table.assign(loss=5.0)]}, ("loss",)).axes
+    assert sorted(line.get_ydata()[0] for line in seeds.lines) == [3, 4, 5]
+    assert all(line.get_marker() not in ("", "None", "none") for line in seeds.lines)
+    terms = plot_loss_terms({"paper": table.assign(loss_supcon=1.0)}).axes[0]
+    assert [line.get_ydata()[0] for line in terms.lines] == [2, 3]
+    assert [bar.get_height() for bar in terms.patches] == [2, 1]
+
+
 def test_training_leaves_out_what_is_empty():
     losses, _, rates = plot_training(HISTORY).axes
     assert [line.get_label() for line in losses.lines] == ["total", "identity"] and len(
@@ -842,8 +899,6 @@ def test_training_leaves_out_what_is_empty():
     ],
 )
 def test_training_marks_the_epoch_that_was_kept(values, select, epoch, title):
-    from promptsg.plots import kept_epoch
-
     metrics = HISTORY.assign(val_mAP=values)
     validation = plot_training(metrics, select).axes[1]
     marks = [line for line in validation.lines if line.get_linestyle() == ":"]
@@ -882,6 +937,16 @@ def test_a_failed_save_keeps_the_old_figure(tmp_path, monkeypatch):
     assert path.read_bytes() == old
 
 
+def test_functions_of_the_other_modules_can_be_imported_from_plots():
+    from promptsg import image_plots, plots, training_plots
+
+    for module in (image_plots, training_plots):
+        for name in module.__all__:
+            assert getattr(plots, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="plot_nothing"):
+        plots.plot_nothing  # noqa: B018
+
+
 def test_set_style_changes_a_notebooks_own_plots():
     with plt.rc_context():
         set_style()
@@ -908,7 +973,7 @@ def test_set_style_changes_a_notebooks_own_plots():
             "height, width, 3",
         ),
         (lambda: plot_attention(np.stack([image()]), np.ones((2, 3, 4))), "2 maps where 1"),
-        (lambda: plot_attention(np.stack([image()]), np.zeros((1, 3, 4))), "empty"),
+        (lambda: plot_attention(np.stack([image()]), np.zeros((1, 3, 4))), "sum above 0"),
         (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), ["a", "b"]), "titles"),
         (lambda: plot_attention(np.stack([image()]), np.ones((1, 3, 4)), strength=1.5), "strength"),
         (lambda: plot_training(pd.DataFrame({"loss": [1.0]})), "epoch"),
@@ -926,7 +991,7 @@ def test_set_style_changes_a_notebooks_own_plots():
             "equally many",
         ),
         (lambda: plot_attention_grid(image(), np.ones((3, 4, 5))), "rows, columns"),
-        (lambda: plot_attention_grid(image(), -np.ones((1, 1, 4, 5))), "from 0 up"),
+        (lambda: plot_attention_grid(image(), -np.ones((1, 1, 4, 5))), "0 or more"),
         (
             lambda: plot_attention_grid(image(), np.ones((2, 1, 4, 5)), ["a"]),
             "2 rows but 1 row label",
@@ -942,7 +1007,7 @@ def test_set_style_changes_a_notebooks_own_plots():
         (lambda: plot_versions(results().assign(mAP=71.3)), "percent"),
         (lambda: plot_published(results().assign(rank1=71.3), results()), "published table"),
         (lambda: plot_differences(DIFFERENCES.assign(high=300.0)), "percentage points"),
-        (lambda: plot_differences(DIFFERENCES.assign(low=50.0, high=60.0)), "does not hold"),
+        (lambda: plot_differences(DIFFERENCES.assign(low=50.0, high=60.0)), "does not contain"),
         (lambda: plot_differences(DIFFERENCES.drop(columns="low")), "no column low"),
         (lambda: plot_roc({}), "at least one"),
         (lambda: plot_det({}), "at least one"),
@@ -1000,7 +1065,7 @@ def test_groups_that_are_too_small_are_named_and_not_judged():
         "male (8)",
         "other (2)",
     ]
-    assert [text.get_text() for ax in (fmr, fnmr) for text in ax.texts].count("not judged") == 2
+    assert [text.get_text() for ax in (fmr, fnmr) for text in ax.texts].count("too few people") == 2
     dots = [line for line in fmr.lines if line.get_marker() == "o"]
     assert [line.get_xdata()[0] for line in dots] == [0, 4] and dots[
         0

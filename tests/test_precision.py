@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from promptsg import int8
+from promptsg.checkpoints import load_run
 from promptsg.config import Config, PromptSGError
+from promptsg.embedding import Embedder, measure
 from promptsg.int8 import Int8Block, Int8Linear, channel_ranges, drawn_images, int8_model
 from promptsg.model import PromptSG
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import without_training
 
 
@@ -110,7 +112,7 @@ def test_embeddings_in_int8_are_near(quick, splits, changes):
     torch.manual_seed(0)
     model = PromptSG(quick.replace(**changes), 3).eval()
     exact, near = (
-        Feed(model, model.config.replace(precision=name), progress=False)
+        Embedder(model, model.config.replace(precision=name), progress=False)
         .embed(splits.test)
         .of(splits.test)
         for name in ("no", "int8")
@@ -120,9 +122,11 @@ def test_embeddings_in_int8_are_near(quick, splits, changes):
 
 def test_an_image_does_not_depend_on_its_batch(quick, splits):
     model = PromptSG(quick, 3).eval()
-    feed = Feed(model, quick.replace(precision="int8", cache_embeddings=False), progress=False)
-    whole = feed.embed(splits.test).of(splits.test)
-    alone = feed.embed(splits.test, batch_size=1).of(splits.test)
+    embedder = Embedder(
+        model, quick.replace(precision="int8", cache_embeddings=False), progress=False
+    )
+    whole = embedder.embed(splits.test).of(splits.test)
+    alone = embedder.embed(splits.test, batch_size=1).of(splits.test)
     # a float32 sum may round to the next step
     torch.testing.assert_close(alone, whole, atol=2e-3, rtol=0)
     assert cosines(alone, whole).min() > 0.9999
@@ -189,7 +193,7 @@ def test_training_by_gradient_refuses_int8(quick, splits, tmp_path):
 def test_a_resnet_refuses_int8(quick):
     model = PromptSG(quick.replace(model="hand-rn-tiny", precision="int8"), 2).eval()
     with pytest.raises(PromptSGError, match="hand-rn-tiny is none; set precision to no"):
-        Feed(model, model.config, progress=False)
+        Embedder(model, model.config, progress=False)
 
 
 def test_kept_outputs_of_frozen_blocks_refuse_int8():
@@ -205,10 +209,10 @@ def test_where_it_is_slower_float32_is_taken_and_that_is_said_once(
     )
     model = PromptSG(quick, 3).eval()
     feeds = [
-        Feed(model, quick.replace(precision=name, cache_embeddings=False), progress=False)
+        Embedder(model, quick.replace(precision=name, cache_embeddings=False), progress=False)
         for name in ("int8", "int8", "no")
     ]
-    assert [feed.precision for feed in feeds] == ["float32"] * 3
+    assert [embedder.precision for embedder in feeds] == ["float32"] * 3
     assert (
         capsys.readouterr().err
         == "int8: slower here, 2.0 ms a block against 1.0; float32 is taken\n"

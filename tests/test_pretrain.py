@@ -17,11 +17,11 @@ from promptsg.pretrain import (
     _nearness,
     align_text,
     contrastive_loss,
-    deal_sentences,
     draw_set,
     embedded_clip,
     pretrain,
     row_attributes,
+    split_sentences,
     to_batch,
     true_pairs,
     zero_shot,
@@ -218,7 +218,7 @@ def taught(tmp_path_factory):
 def test_a_text_tower_learns_the_banks_vectors_and_never_sees_those_held_out(taught, capsys):
     vectors = random(11, 16, seed=3) + 0.5
     weights, said = taught(vectors, capsys)
-    learnt, held = deal_sentences(11)
+    learnt, held = split_sentences(11)
     assert (len(learnt), len(held)) == (8, 3) and sorted([*learnt, *held]) == [*range(11)]
     start = ["learnt before: 8 ", "held out before: 3 ", "learnt after: 8 ", "held out after: 3 "]
     assert [line.startswith(one) for line, one in zip(said, start, strict=True)] == [True] * 4

@@ -1,5 +1,5 @@
-"""The composed prompt's fast path against open_clip's own blocks, and that what is kept is never
-stale."""
+"""The composed prompt's fast path against open_clip's own blocks, and that the cache follows the
+weights."""
 
 import pytest
 import torch
@@ -81,7 +81,7 @@ def test_exact_wherever_the_place_is(tiny, template):
     "template",
     ["A {color} {}", "A {", "A {aspect.colour} {}", "A {aspect[a]} {}", "A {aspect[9999]} {}"],
 )
-def test_a_field_that_is_none_is_one_sentence(tiny, template):
+def test_an_unknown_field_is_an_error(tiny, template):
     with pytest.raises(PromptSGError, match="something other than"):
         tiny.set_prompt(template)
 
@@ -117,7 +117,7 @@ def test_gradient_is_right_by_finite_differences():
         "transformer.resblocks.0.attn.in_proj_weight",
     ],
 )
-def test_a_changed_weight_is_seen(tiny, weight):
+def test_a_changed_weight_invalidates_the_cache(tiny, weight):
     s = tokens(tiny).detach()
     before = tiny.composed(s).sentence, tiny.simplified(3).sentence
     state = {
@@ -132,7 +132,7 @@ def test_a_changed_weight_is_seen(tiny, weight):
     assert torch.allclose(tiny.composed(s).sentence, tiny.composed_plain(s).sentence, atol=1e-5)
 
 
-def test_follows_a_cast_and_a_replaced_weight(tiny):
+def test_cache_follows_a_cast_and_a_replaced_weight(tiny):
     s = tokens(tiny).detach()
     single = tiny.composed(s).sentence
     tiny.double()
@@ -163,7 +163,7 @@ def test_inference_mode_first_then_training(tiny):
     assert s.grad.abs().sum() > 0
 
 
-def test_bfloat16_leaves_nothing_rounded_behind(tiny):
+def test_bfloat16_leaves_no_rounded_values_in_the_cache(tiny):
     s = tokens(tiny).detach()
     exact = tiny.composed(s).sentence
     tiny.set_prompt(TEMPLATE, SIMPLIFIED)
@@ -181,7 +181,7 @@ def test_bfloat16_leaves_nothing_rounded_behind(tiny):
     assert tiny.simplified(1).sentence.dtype == torch.float32
 
 
-def test_no_weight_gets_a_gradient_and_only_s_runs(tiny):
+def test_no_weight_gets_a_gradient_and_the_prefix_is_not_computed_again(tiny):
     from torch.utils.flop_counter import FlopCounterMode
 
     s = tokens(tiny)
@@ -212,7 +212,7 @@ def test_words_are_every_token_after_the_start(tiny):
     ) and torch.equal(repeated.words[:, -1], repeated.sentence)
 
 
-def test_refuses_what_it_cannot_continue(tiny):
+def test_unsupported_prompts_and_encoders_are_errors(tiny):
     tiny.set_prompt("A hand.")
     with pytest.raises(PromptSGError, match="no place"):
         tiny.composed(tokens(tiny))
@@ -225,7 +225,7 @@ def test_refuses_what_it_cannot_continue(tiny):
             PromptEncoder(text, tiny.tokenizer, TEMPLATE, SIMPLIFIED)
 
 
-def test_no_aspect_leaves_single_blanks(tiny):
+def test_no_aspect_leaves_single_spaces(tiny):
     assert (
         fill_aspect(TEMPLATE) == "A photo of a {} person's hand."
         and fill_aspect(TEMPLATE, "dorsal right") == "A photo of a {} person's dorsal right hand."
@@ -251,20 +251,20 @@ ASPECT_NUMBERS = torch.tensor([0, 1, 2, 3, -1, 2, 1])
 )
 def test_each_image_has_the_sentence_of_its_own_aspect(template, simplified):
     towers = load_towers("hand-vit-tiny")
-    speaker = lambda aspect: PromptEncoder(
+    encoder = lambda aspect: PromptEncoder(
         towers.text, towers.tokenizer, template, simplified, aspect
     )
-    prompt = speaker("dorsal left")  # the run's
+    prompt = encoder("dorsal left")  # the run's
     s = tokens(prompt, len(ASPECT_NUMBERS))
     found, plain = prompt.composed(s, ASPECT_NUMBERS), prompt.simplified(7, ASPECT_NUMBERS)
-    looks = prompt.directions(ASPECT_NUMBERS)
+    directions = prompt.directions(ASPECT_NUMBERS)
     for row, number in enumerate(ASPECT_NUMBERS):
-        alone = speaker([*ASPECTS.values(), "dorsal left"][number])
+        alone = encoder([*ASPECTS.values(), "dorsal left"][number])
         assert torch.allclose(
             found.sentence[row], alone.composed(s[row : row + 1]).sentence[0], atol=1e-5
         )
         assert torch.allclose(plain.sentence[row], alone.simplified(1).sentence[0], atol=1e-6)
-        assert torch.allclose(looks.expand(7, 1, -1)[row], alone.directions(), atol=1e-5)
+        assert torch.allclose(directions.expand(7, 1, -1)[row], alone.directions(), atol=1e-5)
     found.sentence.square().sum().backward()
     assert (s.grad.abs().sum(1) > 0).all()
 
@@ -276,14 +276,14 @@ def test_a_template_without_an_aspect_is_one_sentence(tiny):
     assert tiny.directions(ASPECT_NUMBERS).shape == tiny.directions().shape
 
 
-def test_words_of_sentences_of_other_lengths_are_refused(tiny):
+def test_words_of_sentences_of_different_lengths_are_an_error(tiny):
     lengths = {
         len(tokenize_prompt(TEMPLATE, tiny.tokenizer, aspect).ids) for aspect in ASPECTS.values()
     }
     assert len(lengths) > 1
-    for said in (
+    for features in (
         tiny.composed(tokens(tiny, 7), ASPECT_NUMBERS),
         tiny.simplified(7, ASPECT_NUMBERS),
     ):
         with pytest.raises(PromptSGError, match="different numbers of tokens.*prompt_aspect: run"):
-            _ = said.words
+            _ = features.words

@@ -997,3 +997,24 @@ def test_a_table_with_roles_is_an_official_set(tmp_path):
     ):
         file.write_text(head + "\n" + "\n".join(more))
         refused(words, read_table, file)
+
+
+def test_images_of_unknown_identity_are_read_to_be_searched_alone(hands, tmp_path):
+    pictures = sorted((hands / "Hands").iterdir())[:3]
+    for picture in pictures:
+        shutil.copy(picture, tmp_path / picture.name)
+    (tmp_path / "notes.txt").touch()
+    flat = read_images(tmp_path)
+    assert list(flat.image) == [picture.name for picture in pictures]
+    assert set(flat.identity) == set(flat.pid) == {"?"} and flat.attrs["excluded"]
+    with pytest.raises(PromptSGError, match="only `search` and `embed`"):
+        read_data(tmp_path)
+    table = tmp_path / "some.csv"
+    table.write_text("path,identity\n" + "".join(f"{p.name},\n" for p in pictures[:2]))
+    assert list(read_images(table).identity) == ["?", "?"]
+    table.write_text("path\n" + "".join(f"{p.name}\n" for p in pictures))
+    assert list(read_images(table).identity) == ["?", "?", "?"]
+    table.write_text("path,identity\n" + f"{pictures[0].name},anna\n{pictures[1].name},\n")
+    assert list(read_images(table).identity) == ["anna:hand", "?"]
+    with pytest.raises(PromptSGError, match="empty"):
+        read_data(table)

@@ -17,12 +17,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from promptsg.checkpoints import load_run, read_checkpoint
 from promptsg.config import PromptSGError
 from promptsg.data import Splits, TrainSide, cross_splits, make_splits, read_data, run_splits
-from promptsg.evaluation import Embeddings, evaluate
+from promptsg.embedding import measure
+from promptsg.evaluation import Embeddings, Result, evaluate, paired_difference
 from promptsg.files import check_writable, held
 from promptsg.splits import check_unchanged, read_stored, train_side
-from promptsg.training import Trainer, load_run, measure, read_checkpoint
+from promptsg.training import Trainer
 
 MAIN = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
@@ -532,7 +534,7 @@ def test_the_loss_scale_is_kept(run, splits, small, tmp_path):
     )
     loaded, copy = [], shutil.copytree(run, tmp_path / "run")
     trainer = Trainer(small, splits, copy, progress=False)
-    trainer._set_up()
+    trainer.set_up()
     trainer.accelerator.scaler = scaler
     trainer._resume()
     trainer._save_last(0)
@@ -577,3 +579,34 @@ def test_one_identity_alone_is_not_measured(people):
     frame = read_data(people)
     with pytest.raises(PromptSGError, match="one identity of hand alone"):
         cross_splits(frame[frame.pid == "p1"].reset_index(drop=True), "hand")
+
+
+def test_two_methods_are_compared_over_people_and_trainings(hands, small, promptsg, tmp_path):
+    (tmp_path / "small.yml").write_text(small.to_yaml())
+    for name, change in (("a", "lr_modules=0.001"), ("b", "lr_modules=0.01")):
+        for seed in (0, 1):
+            run = tmp_path / f"{name}{seed}"
+            sets = ("--set", f"seed={seed}", "--set", change)
+            config = ("--config", tmp_path / "small.yml")
+            promptsg("train", *config, *sets, "--data", hands, "--out", run)
+            promptsg("evaluate", "--run", run, "--data", hands)
+    runs = [tmp_path / name for name in ("a0", "a1", "b0", "b1")]
+    # another seed is another training of the same people, measured on the same splits
+    assert len({(run / "splits.json").read_text() for run in runs}) == 1
+    assert len({(run / "metrics.csv").read_text() for run in runs}) == 4
+    shown = promptsg("compare", "--runs", *runs[:2], "--with", *runs[2:]).stdout
+    gap = paired_difference(
+        *([Result.load(run / "evaluation-clipfh") for run in side] for side in (runs[:2], runs[2:]))
+    )
+    assert f"{gap.difference:+.1f} [{gap.low:+.1f}, {gap.high:+.1f}]" in shown
+    assert "2 and 2 trainings" in shown and f"{gap.units} people" in shown
+    alone = promptsg("compare", "--runs", runs[0], "--with", runs[2]).stdout
+    assert "one training a side compares two models" in alone
+    other = ("--set", "split_seed=1")
+    promptsg("train", *config, *other, "--data", hands, "--out", tmp_path / "c")
+    promptsg("evaluate", "--run", tmp_path / "c", "--data", hands)
+    with pytest.raises(PromptSGError, match="other splits"):
+        paired_difference(
+            Result.load(runs[0] / "evaluation-clipfh"),
+            Result.load(tmp_path / "c" / "evaluation-clipfh"),
+        )

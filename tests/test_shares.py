@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from promptsg.config import Config, PromptSGError
 from promptsg.explorer import Explorer, draw_attention, draw_ranked
-from promptsg.heads import Whitening, likeness, shares, standings
+from promptsg.heads import Whitening, likeness, shares, z_scores
 from promptsg.model import PromptSG
 from promptsg.plots import plot_ranked_lists
 from promptsg.readers import read_data
@@ -65,11 +65,11 @@ def test_without_a_whitening_a_share_is_the_parts_product(fitted):
 def test_standings_are_relative_to_the_gallery():
     torch.manual_seed(0)
     drawn = 3 + torch.randn(2, 30, 4).double() * torch.tensor([1.0, 5.0, 0.1, 0.0])
-    found = standings(drawn)
+    found = z_scores(drawn)
     assert torch.allclose(found.mean(1), torch.zeros(2, 4).double(), atol=1e-9)
     assert torch.allclose(found[..., :3].std(1, unbiased=False), torch.ones(2, 3).double())
-    assert not found[..., 3].any() and torch.allclose(found[..., :3], standings(9 * drawn)[..., :3])
-    assert not standings(drawn[:, :1]).any()
+    assert not found[..., 3].any() and torch.allclose(found[..., :3], z_scores(9 * drawn)[..., :3])
+    assert not z_scores(drawn[:, :1]).any()
 
 
 @pytest.mark.parametrize(
@@ -177,12 +177,13 @@ def texts(figure):
 
 
 def test_ranked_lists_of_a_model_with_words_say_it(run, splits):
+    from promptsg.checkpoints import load_run
     from promptsg.cli import ranked_lists
+    from promptsg.embedding import Embedder
     from promptsg.evaluation import ranked_images
-    from promptsg.training import Feed, load_run
 
     model = load_run(run)
-    embeddings = Feed(model, model.config, progress=False).embed(ranked_images(splits))
+    embeddings = Embedder(model, model.config, progress=False).embed(ranked_images(splits))
     said = texts(ranked_lists(embeddings, splits, queries=2, top=3, model=model))
     assert len(said) == 6 and all(" in " in one and "\n" in one for one in said)
     assert texts(ranked_lists(embeddings, splits, queries=2, top=3)) == []

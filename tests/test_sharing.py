@@ -313,11 +313,13 @@ def test_without_a_network_the_hub_is_one_sentence(quick, tmp_path, monkeypatch)
 # --- the card
 @pytest.fixture(scope="module")
 def run(quick, splits, tmp_path_factory):
+    from promptsg.checkpoints import load_run
+    from promptsg.embedding import Embedder
     from promptsg.evaluation import evaluate, ranked_images
-    from promptsg.training import Feed, Trainer, load_run
+    from promptsg.training import Trainer
 
     out = Trainer(quick, splits, tmp_path_factory.mktemp("sharing") / "run", progress=False).fit()
-    embeddings = Feed(load_run(out), quick, progress=False).embed(
+    embeddings = Embedder(load_run(out), quick, progress=False).embed(
         ranked_images(splits, ("clipfh", "mba"))
     )
     for protocol in ("clipfh", "mba"):
@@ -499,8 +501,8 @@ def test_a_run_with_a_missing_file_has_no_card(run, tmp_path, file):
 def test_export_from_the_command_line(run, tmp_path):
     from test_cli import promptsg
 
+    from promptsg.checkpoints import load_run
     from promptsg.sharing import model_card
-    from promptsg.training import load_run
 
     assert (
         "from_pretrained" in promptsg("export", "--run", run, "--out", tmp_path / "shared").stdout

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 from test_cli import promptsg
 
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import error_rates, fit_decision
+from promptsg.embedding import measure
 from promptsg.sheet import Section, Sheet, result_sheet, sheet_html, sheet_pdf, write_sheet
 from promptsg.synth import write_hands
-from promptsg.training import Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.versions import version
 
 
@@ -88,7 +90,7 @@ def test_the_sheet_says_what_was_measured(measured):
         and "4.5 %" in sheet.sections[-2].text
         and sheet.sections[-1].title == "Terms"
     )
-    assert {"verification", "said", "open_set", "groups-gender", "evaluation-mba"} <= set(
+    assert {"verification", "by_ratio", "open_set", "groups-gender", "evaluation-mba"} <= set(
         sheet.tables
     )
     assert set(sheet.sections[4].table.attribute) == set(errors.groups)
@@ -104,14 +106,14 @@ def test_without_a_decision_the_sheet_says_why(measured, place):
         sheet.sections[2].text == "Nothing is said: everybody was trained on."
         and sheet.sections[2].table is None
     )
-    assert "not for use" in sheet.sections[4].text and "said" not in sheet.tables
+    assert "not for use" in sheet.sections[4].text and "by_ratio" not in sheet.tables
 
 
 def test_html_and_pdf_hold_the_same_words_and_close(measured, tmp_path):
     _, results, errors = measured
     sheet = result_sheet(results, errors, 12, made=date(2026, 1, 2))
     page = Words()
-    page.feed(sheet_html(sheet))
+    page.embedder(sheet_html(sheet))
     page.close()
     assert (
         page.open == [] and len(page.images) == sum(len(one.figures) for one in sheet.sections) >= 3
@@ -132,7 +134,7 @@ def test_what_a_file_name_holds_cannot_break_the_page():
     evil = "<script>alert(1)</script> & ±"
     sheet = Sheet(evil, {evil: evil}, [Section(evil, evil, pd.DataFrame({evil: [evil]}))], {})
     page = Words()
-    page.feed(sheet_html(sheet))
+    page.embedder(sheet_html(sheet))
     assert "script" not in page.open and page.words.count(evil) >= 6
     assert sheet_pdf(sheet).startswith(b"%PDF")
 

@@ -14,19 +14,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from promptsg import training
+from promptsg.checkpoints import load_run, read_checkpoint
 from promptsg.config import Config, PromptSGError
+from promptsg.controls import gradient_table
+from promptsg.embedding import Embedder
 from promptsg.heads import Whitening
+from promptsg.images import load_image
 from promptsg.model import PromptSG
-from promptsg.training import (
-    Feed,
-    Trainer,
-    gradient_table,
-    learning_rate,
-    load_run,
-    loss_terms,
-    parameter_groups,
-    read_checkpoint,
-)
+from promptsg.training import Trainer, learning_rate, loss_terms, parameter_groups
 from promptsg.versions import version
 
 
@@ -78,7 +73,7 @@ def test_weight_decay_is_of_the_optimizer_that_is_named(quick, splits, tmp_path,
     trainer = Trainer(
         quick.replace(optimizer=name, weight_decay=0.1), splits, tmp_path, progress=False
     )
-    trainer._set_up()
+    trainer.set_up()
     weight = trainer.model.head.classifier.weight
     before = weight.detach().clone()
     weight.grad = torch.full_like(weight, 1e-3)
@@ -108,7 +103,7 @@ def test_a_run_folder_is_complete(run, quick):
 
 def test_test_people_are_never_seen_in_training(quick, splits, tmp_path, monkeypatch):
     seen = set()
-    load = training.load_image
+    load = load_image
     # an empty one: every image that is used is decoded
     monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("promptsg.data.load_image", lambda path: (seen.add(path), load(path))[1])
@@ -181,7 +176,7 @@ def test_cached_pixels_train_to_the_same_bit(run, quick, splits, tmp_path, monke
     assert len(list((tmp_path / "cache").rglob("*.npy"))) >= splits.train.path.nunique()
     model = load_run(run)
     first, second = (
-        Feed(model, model.config.replace(cache_pixels=on), progress=False)
+        Embedder(model, model.config.replace(cache_pixels=on), progress=False)
         .embed(splits.test)
         .of(splits.test)
         for on in (False, True)
@@ -194,7 +189,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(quick, splits, tmp_path,
     monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path / "file"))
     model = PromptSG(quick, 2)
     with pytest.raises(PromptSGError, match="PROMPTSG_CACHE"):
-        Feed(model, quick, progress=False).embed(splits.test)
+        Embedder(model, quick, progress=False).embed(splits.test)
 
 
 # --- options that change nothing
@@ -264,7 +259,7 @@ def test_config_options_reach_the_model(quick, splits, tmp_path, monkeypatch):
         tmp_path / "run",
         progress=False,
     )
-    trainer._set_up()
+    trainer.set_up()
     assert trainer.model.backbone.checkpoint_blocks and trainer.model.fusion.compiled == dict(
         backend="inductor"
     )
@@ -378,7 +373,7 @@ def test_cached_features_train_and_embed_like_images(quick, splits, tmp_path):
         few.replace(cache_frozen=True), splits, tmp_path / "cached", progress=False
     ).fit()
     embeddings = [
-        Feed(load_run(run), load_run(run).config, tmp_path / "cache", progress=False)
+        Embedder(load_run(run), load_run(run).config, tmp_path / "cache", progress=False)
         .embed(splits.test)
         .of(splits.test)
         for run in (whole, cached)
@@ -401,9 +396,11 @@ def test_a_changed_image_is_not_taken_from_the_cache(quick, splits, tmp_path):
     frame["path"] = [str(tmp_path / name) for name in frame.image]
     for path, source in zip(frame.path, splits.test.path):
         Image.open(source).save(path)
-    first = Feed(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
+    first = Embedder(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(frame.path.iloc[0])
-    second = Feed(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
+    second = (
+        Embedder(model, model.config, tmp_path / "cache", progress=False).embed(frame).of(frame)
+    )
     assert not torch.allclose(first[0], second[0], atol=1e-3) and torch.allclose(
         first[1], second[1], atol=1e-5
     )
@@ -449,14 +446,17 @@ import sys, torch
 from pathlib import Path
 from promptsg.config import Config
 from promptsg.data import make_splits, read_11k
-from promptsg.training import Feed, SharedBatchNorm, Trainer, load_run, processes
+from promptsg.checkpoints import load_run
+from promptsg.distributed import SharedBatchNorm, processes
+from promptsg.embedding import Embedder
+from promptsg.training import Trainer
 hands, out, configs = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 splits = make_splits(read_11k(hands), "dorsal_r", n_splits=3)
 for file in configs:
     run = Trainer(Config.from_yaml(file), splits, out / Path(file).stem, progress=False).fit()
     model = load_run(run)
-    feed, few = Feed(model, model.config, progress=False), splits.test.head(13)
-    found = feed.embed(few).of(few)
+    embedder, few = Embedder(model, model.config, progress=False), splits.test.head(13)
+    found = embedder.embed(few).of(few)
     torch.save(found, run / f"embedded{processes()[0]}.pt")
 rank, world = processes()
 torch.manual_seed(0)
@@ -536,7 +536,7 @@ def test_two_processes_train_and_embed_like_one(pair, splits, name):
     )
     first, second = (torch.load(runs[1] / f"embedded{rank}.pt") for rank in (0, 1))
     model, few = load_run(runs[0]), splits.test.head(13)
-    alone = Feed(model, model.config, progress=False).embed(few).of(few)
+    alone = Embedder(model, model.config, progress=False).embed(few).of(few)
     # in the frame's order
     assert torch.equal(first, second) and (first * alone).sum(1).min() > 0.9999
 
@@ -604,7 +604,7 @@ def test_the_kept_epoch_is_whitened_by_the_train_people_once(quick, splits, tmp_
         torch.equal(plain.whitening.matrix, torch.eye(plain.head.out_dim))
         and not plain.whitening.mean.any()
     )
-    seen = lambda model, frame: Feed(model, config, progress=False).embed(frame).of(frame)
+    seen = lambda model, frame: Embedder(model, config, progress=False).embed(frame).of(frame)
     whitening = Whitening(plain.head.out_dim)
     whitening.fit(seen(plain, train), torch.from_numpy(train.identity.factorize()[0]))
     torch.testing.assert_close(
@@ -640,7 +640,7 @@ def test_gradients_of_terms_are_those_of_a_backward_pass(run, quick, splits):
         "head",
     ]
     trainer = Trainer(quick, splits, run, progress=False)
-    trainer._set_up()
+    trainer.set_up()
     training.load_weights(trainer.model, *read_checkpoint(run / "last"), run / "last")
     batch = next(iter(trainer.loader))
     terms = trainer.prepared(batch["label"], batch["image"], progress=1.0)
@@ -763,8 +763,7 @@ def test_a_run_with_an_average_resumes_as_if_uninterrupted(
 def test_an_average_of_another_model_is_refused(averaged, quick, splits, tmp_path):
     import shutil
 
-    from promptsg.backbone import read_tensors
-    from promptsg.training import save_tensors
+    from promptsg.backbone import read_tensors, save_tensors
 
     out, _ = averaged
     shutil.copytree(out, tmp_path / "run")
@@ -799,11 +798,14 @@ def test_the_whitening_sees_mirror_images_as_other_people(quick, splits, tmp_pat
         if not name.startswith("whitening")
     }
     plain.load_state_dict(own)
-    feed, train = Feed(plain, plain.config, progress=False), splits.train
-    flip = feed.still.transforms[:-1] + [lambda image: image.flip(-1), feed.still.transforms[-1]]
-    twin = Feed(plain, plain.config, progress=False)
-    twin.still = lambda image: [image := step(image) for step in flip][-1]
-    rows = torch.cat([feed.embed(train).of(train), twin.embed(train).of(train)])
+    embedder, train = Embedder(plain, plain.config, progress=False), splits.train
+    flip = embedder.transform.transforms[:-1] + [
+        lambda image: image.flip(-1),
+        embedder.transform.transforms[-1],
+    ]
+    twin = Embedder(plain, plain.config, progress=False)
+    twin.transform = lambda image: [image := step(image) for step in flip][-1]
+    rows = torch.cat([embedder.embed(train).of(train), twin.embed(train).of(train)])
     labels = training.pd.factorize(train.identity)[0]
     expected = Whitening(rows.shape[1])
     expected.fit(rows, torch.from_numpy(np.r_[labels, labels + labels.max() + 1]))

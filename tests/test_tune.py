@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from promptsg import training
+from promptsg.checkpoints import load_run
 from promptsg.config import PromptSGError
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import ranked_images
 from promptsg.fusion import WordPooling, cell_weights
 from promptsg.model import PromptSG
-from promptsg.training import Feed, Trainer, load_run, measure
+from promptsg.training import Trainer
 from promptsg.tune import (
     embed_configs,
     measure_configs,
@@ -172,10 +174,10 @@ def test_each_combination_has_a_row_and_the_best_is_on_top(many):
 
 def test_a_row_is_the_cross_validation_by_hand(many):
     "With the whitening of `Whitening`, fold by fold."
+    from promptsg.embedding import mirror_images
     from promptsg.heads import Whitening
     from promptsg.metrics import evaluate_ranking
-    from promptsg.training import mirror_images
-    from promptsg.tune import deal_people
+    from promptsg.tune import person_folds
 
     config = tiny("best", train_aspects=("dorsal_l",), val_type="images")
     table = try_fields(
@@ -183,14 +185,14 @@ def test_a_row_is_the_cross_validation_by_hand(many):
     )
     people = train_people(many)
     plain = PromptSG(config.replace(whiten=False, whiten_mirrored=False), 1).eval()
-    feed = Feed(plain, plain.config, progress=False)
+    embedder = Embedder(plain, plain.config, progress=False)
     rows, turned = (
-        feed.embed(people).of(people),
-        feed.mirrored().embed(mirror_images(people)).of(people),
+        embedder.embed(people).of(people),
+        embedder.mirrored().embed(mirror_images(people)).of(people),
     )
     who, own, scores = people.identity.to_numpy(), (people.aspect == "dorsal_r").to_numpy(), []
     for fold in range(2):
-        others = deal_people(people, 2, 0) != fold
+        others = person_folds(people, 2, 0) != fold
         labels = pd.factorize(people.identity[others])[0]
         whitening = Whitening(rows.shape[1])
         whitening.fit(
@@ -214,9 +216,9 @@ def test_a_row_is_the_cross_validation_by_hand(many):
 def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
     trained, whitened, fit, images = [], [], Trainer.fit, training.WhiteningImages
 
-    def seen_by(feed, frame):
+    def seen_by(embedder, frame):
         whitened.append(set(frame.pid))
-        return images(feed, frame)
+        return images(embedder, frame)
 
     monkeypatch.setattr(training, "WhiteningImages", seen_by)
 
@@ -249,7 +251,7 @@ def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"seed": [0, 1]}, "seed decides who is trained on"),
+        ({"seed": [0, 1]}, "seed changes the training people"),
         ({"epochs": [0, 2]}, "set select: last"),
         ({"patch_gird": [1, 2]}, "nearest known one is 'patch_grid'"),
     ],

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from make_readme import ROOT
 
 from promptsg.config import PromptSGError
+from promptsg.distributed import gather_output
 from promptsg.losses import identity_loss, supcon
 from promptsg.model import PromptSG
-from promptsg.training import gather_output, loss_terms
+from promptsg.training import loss_terms
 from promptsg.versions import CHAIN, HANDID, VERSIONS, chain_table, difference, remark, version
 
 BACKBONES = ["vitb16", "rn50", "hand-vit-tiny", "hand-rn-tiny"]

@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from promptsg.backbone import Bank, ViTBackbone, load_towers, read_bank, save_bank
+from promptsg.caches import frozen_hash
+from promptsg.checkpoints import load_run, read_checkpoint
 from promptsg.config import ASPECTS, Config, PromptSGError
+from promptsg.embedding import Embedder, measure
 from promptsg.evaluation import ranked_images
 from promptsg.explorer import Explorer, draw_attention
 from promptsg.fusion import WordPooling
@@ -22,11 +25,11 @@ from promptsg.heads import Whitening
 from promptsg.model import PromptSG, untrained
 from promptsg.prompt import PLAIN_SENTENCES, BankPrompt, directions
 from promptsg.sharing import export_onnx, export_run, model_card
-from promptsg.training import Feed, Trainer, frozen_hash, load_run, measure, read_checkpoint
+from promptsg.training import Trainer
 from promptsg.tune import (
     choose_words,
-    deal_people,
     measure_parts,
+    person_folds,
     train_people,
     whitened_similarity,
     word_parts,
@@ -568,7 +571,7 @@ def test_its_whitening_is_that_of_all_people_of_the_train_side(free, splits):
     model = load_run(free.run)
     people = pd.concat([splits.train, splits.val_query, splits.val_gallery]).drop_duplicates("path")
     other = PromptSG(free.config, 3).eval()
-    plain = Feed(other, other.config, progress=False).embed(people).of(people)
+    plain = Embedder(other, other.config, progress=False).embed(people).of(people)
     other.whitening.fit(plain, torch.from_numpy(pd.factorize(people.identity)[0]))
     assert same(
         other.whitening.matrix, model.whitening.matrix, 1e-3 * model.whitening.matrix.abs().max()
@@ -673,7 +676,7 @@ def test_with_frozen_features_it_is_the_same(free, splits, tmp_path):
     Trainer(free.config.replace(cache_frozen=True), splits, tmp_path / "run", progress=False).fit()
     rows = splits.test.head(6)
     embedded = [
-        Feed(model, model.config, tmp_path / "cache", progress=False).embed(rows).of(rows)
+        Embedder(model, model.config, tmp_path / "cache", progress=False).embed(rows).of(rows)
         for model in map(load_run, (free.run, tmp_path / "run"))
     ]
     assert (embedded[0] * embedded[1]).sum(1).min() > 0.999  # kept in half precision
@@ -685,7 +688,7 @@ from promptsg.data import make_splits, read_11k
 from promptsg.training import Trainer
 from promptsg.tune import (
     choose_words,
-    deal_people,
+    person_folds,
     measure_parts,
     train_people,
     whitened_similarity,
@@ -734,7 +737,7 @@ def test_whitened_similarity_is_that_of_the_whitening(rows, fitted, dim, images)
     whitening.fit(x[:fitted], labels)
     plain = unit(whitening(x))
     assert same(whitened_similarity(x @ x.T, torch.arange(fitted), labels, dim), plain @ plain.T)
-    with pytest.raises(PromptSGError, match="no person has two different ones"):
+    with pytest.raises(PromptSGError, match="no person has two different images"):
         whitened_similarity(torch.ones(4, 4), torch.arange(4), torch.tensor([0, 0, 1, 1]), 3)
 
 
@@ -752,7 +755,7 @@ def people(count, images=4):
 
 def test_people_are_dealt_whole():
     frame = people(13)
-    dealt = deal_people(frame, 5)
+    dealt = person_folds(frame, 5)
     assert pd.Series(dealt).groupby(frame.pid).nunique().eq(1).all() and sorted(set(dealt)) == [
         0,
         1,
@@ -762,10 +765,10 @@ def test_people_are_dealt_whole():
     ]
     assert (
         pd.Series(dealt).value_counts().between(8, 12).all()
-        and (deal_people(frame, 5) == dealt).all()
+        and (person_folds(frame, 5) == dealt).all()
     )
     with pytest.raises(PromptSGError, match="3 train-side people are too few for 2 folds"):
-        deal_people(people(3), 2)
+        person_folds(people(3), 2)
 
 
 def test_the_word_that_knows_people_is_chosen_and_noise_is_not():
@@ -801,12 +804,12 @@ def test_parts_are_those_of_the_models_embedding(splits):
     parts = word_parts(model, rows, ["hand", "ring"], progress=False)
     assert list(parts) == ["class token", "patches", "hand", "ring"]
     whole = torch.cat([*parts.values()], 1) / 2
-    assert same(Feed(model, model.config, progress=False).embed(rows).of(rows), whole)
+    assert same(Embedder(model, model.config, progress=False).embed(rows).of(rows), whole)
     more = word_parts(model, rows, ["ring"], controls=True, progress=False)
     assert list(more)[2:] == ["ring", "no word", "random"] and same(more["ring"], parts["ring"])
     with torch.no_grad():
         images = [
-            row["image"] for row in Feed(model, model.config, progress=False).evaluation(rows)
+            row["image"] for row in Embedder(model, model.config, progress=False).evaluation(rows)
         ]
         dense = unit(model.backbone(torch.stack(images)).dense)
     assert same(more["no word"], unit(dense.mean(1))) and not same(

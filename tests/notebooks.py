@@ -1,0 +1,191 @@
+"""Runs notebooks, and compares the outputs stored in them with fresh ones.
+
+    python tests/notebooks.py check [PATH ...]   # lists stored outputs that are stale
+    python tests/notebooks.py write [PATH ...]   # stores fresh outputs where the old ones are stale
+
+Without PATH: all notebooks. JupyterLab, as `make lab` starts it, saves by `keep` below: an
+output that is the same within the tolerances keeps its stored bytes, so that running a notebook
+leaves git clean.
+"""
+
+import argparse
+import base64
+import copy
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from nbclient import NotebookClient
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+# Notebooks that name it train for minutes or hours, or, where it is set, for a step.
+TRAINED = "PROMPTSG_QUICK"
+RELATIVE, ABSOLUTE = 0.05, 0.02  # two processors round differently, and a training doubles that
+# of a picture's grey levels, 0..1, at 48 x 48: other fonts or antialiasing stay below
+PICTURES = 0.03
+WIDGET = "application/vnd.jupyter.widget-view+json"
+_NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
+# what differs from run to run: durations, speeds, addresses and temporary folders
+_VARIES = re.compile(
+    r"\d[\d.,]*(?:e[-+]?\d+)? ?(?:ms|s|min|minutes|seconds|h|MB|GB|KiB|MiB|it/s|images/s)\b"
+    r"|\d[\d.,]* (?:times (?:as fast|faster)|images a second)\b"
+    r"|0x[0-9a-f]{6,}|/tmp/[\w./-]*|/var/folders/[\w./-]*"
+)
+
+
+def notebooks():
+    "Every notebook of the project, the landing page last."
+    found = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if "runs" not in path.parts]
+    return [path for path in found if not any(part.startswith(".") for part in path.parts[-3:])]
+
+
+def tidy(notebook):
+    """Takes out what no reader needs, in place: progress bars and warnings (stderr), views of
+    widgets and their state, numbers of executions, and metadata."""
+    notebook["metadata"].pop("widgets", None)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        hidden = "#| output: false" in "".join(cell["source"])
+        cell["outputs"] = [
+            output
+            for output in cell["outputs"]
+            if not (hidden or output.get("name") == "stderr" or WIDGET in output.get("data", {}))
+        ]
+    config = get_config(path=ROOT)
+    allowed = config.get("allowed_cell_metadata_keys").split()
+    clean_nb(notebook, allowed_cell_metadata_keys=allowed, clean_ids=config.clean_ids)
+    return notebook
+
+
+def run(path, timeout=1200):
+    "The notebook with fresh outputs, tidied. Raises nbclient's error, which names cell and line."
+    notebook = nbformat.read(path, as_version=4)
+    runs = copy.deepcopy(notebook)
+    runs.cells = [cell for cell in runs.cells if "#| eval: false" not in cell.source]
+    folder = {"metadata": {"path": str(Path(path).resolve().parent)}}
+    NotebookClient(runs, timeout=timeout, resources=folder).execute()
+    fresh = {cell.id: cell for cell in runs.cells}
+    notebook.cells = [fresh.get(cell.id, cell) for cell in notebook.cells]
+    return tidy(json.loads(nbformat.writes(notebook)))
+
+
+def text_of(value):
+    return "".join(value) if isinstance(value, list) else value
+
+
+def same_text(stored, fresh):
+    "Whether two texts are the same but for numbers within the tolerances, and what always varies."
+    texts = [_VARIES.sub("~", text_of(text)) for text in (stored, fresh)]
+    words = [_NUMBER.sub("0", text).split() for text in texts]
+    values = [
+        [float(n.replace(",", "").replace("−", "-")) for n in _NUMBER.findall(t)] for t in texts
+    ]
+    return words[0] == words[1] and np.allclose(*values, rtol=RELATIVE, atol=ABSOLUTE)
+
+
+def same_picture(stored, fresh):
+    "Whether two PNG or JPEG files, in base64, look alike: sizes within a tenth, grey levels near."
+    opened = [Image.open(io.BytesIO(base64.b64decode(text_of(x)))) for x in (stored, fresh)]
+    if not np.allclose(*(image.size for image in opened), rtol=0.1):
+        return False
+    grey = [np.asarray(image.convert("L").resize((48, 48)), float) / 255 for image in opened]
+    return np.abs(grey[0] - grey[1]).mean() < PICTURES
+
+
+def flat(outputs):
+    "Outputs as a list of (kind, value), neighbouring prints joined; one kind an output."
+    found = []
+    for output in outputs:
+        data = output.get("data", {})
+        kind = next((k for k in ("image/png", "image/jpeg", "text/plain") if k in data), None)
+        if output["output_type"] == "stream":
+            if found and found[-1][0] == "print":
+                found[-1] = ("print", found[-1][1] + text_of(output["text"]))
+            else:
+                found.append(("print", text_of(output["text"])))
+        else:
+            kind = kind or next(iter(data), output["output_type"])
+            found.append((kind, data.get(kind, output.get("traceback", ""))))
+    return found
+
+
+def same_outputs(stored, fresh, numbers=True):
+    "Whether two lists of a cell's outputs show the same; without `numbers` only the same kinds."
+    pairs = flat(stored), flat(fresh)
+    if [kind for kind, _ in pairs[0]] != [kind for kind, _ in pairs[1]]:
+        return False
+    return not numbers or all(
+        (same_picture if kind.startswith("image/") and "svg" not in kind else same_text)(old, new)
+        for (kind, old), (_, new) in zip(*pairs)
+    )
+
+
+def compare(stored, fresh, numbers=True):
+    "The ids of the cells whose stored outputs are stale."
+    fresh = {cell["id"]: cell for cell in fresh["cells"]}
+    return [
+        cell["id"]
+        for cell in stored["cells"]
+        if cell["cell_type"] == "code"
+        and not same_outputs(cell["outputs"], fresh[cell["id"]]["outputs"], numbers)
+    ]
+
+
+def keep(stored, fresh):
+    "`fresh`, tidied, with the stored bytes of each cell whose code and outputs are the same."
+    old = {cell.get("id"): cell for cell in stored["cells"] if cell["cell_type"] == "code"}
+    for cell in tidy(fresh)["cells"]:
+        before = old.get(cell.get("id"))
+        same_code = before and text_of(before["source"]) == text_of(cell["source"])
+        if same_code and same_outputs(before["outputs"], cell["outputs"]):
+            cell["outputs"] = before["outputs"]
+    return fresh
+
+
+def read(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write(path, notebook):
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def is_trained(path):
+    "Whether the stored outputs come from a long training that a check does not repeat."
+    return TRAINED in Path(path).read_text(encoding="utf-8")
+
+
+def stale(path):
+    "The ids of the cells of a notebook whose stored outputs differ from fresh ones."
+    quick = is_trained(path) and bool(os.environ.get(TRAINED))
+    return compare(read(path), run(path), numbers=not quick)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["check", "write"])
+    parser.add_argument("paths", nargs="*", type=Path, default=notebooks())
+    arguments = parser.parse_args()
+    failed = False
+    for path in arguments.paths:
+        if arguments.what == "write":
+            write(path, keep(read(path), run(path)))
+            continue
+        found = stale(path)
+        failed |= bool(found)
+        print(f"{path}: {'stale: ' + ', '.join(found) if found else 'up to date'}", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
