@@ -774,9 +774,9 @@ def _precision(explorer, name):
     found, ap = explorer.ranked(name), explorer.average_precision(name)
     if found.right.isna().all():
         return f"{name}. The query is a picture of your own, so nothing is right or wrong."
-    right = f"{int(found.right.sum())} of the {len(found)} pictures shown"
+    right = f"The same person is in {int(found.right.sum())} of the {len(found)} pictures shown."
     value = "no average precision" if np.isnan(ap) else f"average precision {100 * ap:.1f} %"
-    return f"{name}: {value} on this query. {right} show the same person."
+    return f"{name}: {value} on this query. {right}"
 
 
 def decision_lines(explorer):
@@ -919,12 +919,12 @@ def _lay_out(figure, canvas, places):
 
 def _image(figure, description, places):
     """A figure as an HTML image, as wide as its cell allows. In a cell too narrow for readable
-    labels it keeps two thirds of its width, and the view scrolls."""
+    labels it keeps a good half of its width, and the view scrolls."""
     figure.set_dpi(_DPI)
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     _lay_out(figure, canvas, places)
     canvas.draw()
-    least = canvas.get_width_height()[0] * 2 // 3
+    least = canvas.get_width_height()[0] * 11 // 20
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
     style = f"max-width:100%;min-width:{least}px;height:auto"
     return (
