@@ -417,7 +417,7 @@ def test_code_that_fixes_the_batch_is_told(registry, quick, tmp_path):
     )
     parts.bring(file)
     model = PromptSG(own(quick), 4).eval()
-    assert "any number of images" in said(lambda: export_onnx(model, tmp_path / "model.onnx"))
+    assert "every batch size" in said(lambda: export_onnx(model, tmp_path / "model.onnx"))
     assert not (tmp_path / "model.onnx").exists()
 
 
