@@ -513,7 +513,7 @@ def test_bank_command_takes_vectors(tmp_path):
     with pytest.raises(PromptSGError, match="4 sentences for"):
         ask(files[0])
     np.save(files[1], np.array([["x"]]))
-    with pytest.raises(PromptSGError, match="no table of numbers"):
+    with pytest.raises(PromptSGError, match="not a table of floats"):
         ask(*files)
 
 
