@@ -8,7 +8,7 @@ import os
 # what the user has set stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-_MODULES = ("config", "files", "images", "readers", "splits", "data", "synth", "backbone", "prompt", "inversion", "fusion", "heads", "losses", "model", "metrics", "evaluation",
+_MODULES = ("config", "files", "images", "readers", "splits", "data", "synth", "backbone", "prompt", "inversion", "fusion", "heads", "losses", "model", "metrics", "evaluation", "embedding", "checkpoints", "caches", "distributed",
             "training", "versions", "plots", "explorer", "pretrain", "report", "sharing", "bench", "cli")
 
 

@@ -994,10 +994,13 @@ def export(
     typer.echo(f"the model is in {folder}: PromptSG.from_pretrained({str(folder)!r}) reads it")
 
 # %% ../nbs/16_cli.ipynb #cell011
+_WRITTEN = ("likelihood_ratio", "alike")  # columns whose texts stand below the pictures
+
+
 def ranked_figure(rows, named=False, **options):
     """Ranked lists from `(query row, gallery rows nearest first, similarities)`. `named`: with
-    identities above the pictures, or the file's name if the identity is unknown. A column `alike`
-    is written below them."""
+    identities above the pictures, or the file's name if the identity is unknown. The columns
+    `likelihood_ratio` and `alike` are written below them."""
     from PIL import ImageOps
 
     from promptsg.data import load_image
@@ -1015,7 +1018,7 @@ def ranked_figure(rows, named=False, **options):
                 query=picture(query.path),
                 gallery=[picture(path) for path in found.path],
                 similarity=similarity,
-                alike=found.alike.tolist() if "alike" in found else None,
+                **{name: found[name].tolist() for name in _WRITTEN if name in found},
                 names=[who(query), *map(who, found.itertuples())] if named else None,
                 right=None
                 if query.identity == UNKNOWN

@@ -73,8 +73,10 @@ class Embedder(Datasets):
         `keep`: read rows from the cache on disk and write new ones there; False for weights that
         change. `mirror`: Eq. (11c.1), where the mirror image of a right hand is a left hand; None:
         as the config sets it. `whitened`: False gives the input of the whitening. `PromptSGError`
-        for `mirror` without `whitened`."""
+        for `mirror` without `whitened`, and for an empty frame."""
         frame = frame.drop_duplicates("path")
+        if not len(frame):
+            raise PromptSGError("there is no image to embed; check the split or the folder")
         mirror = self.config.mirror if mirror is None else mirror
         if mirror and not whitened:
             raise PromptSGError(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from promptsg import metrics
 from promptsg.config import PromptSGError
 from promptsg.metrics import (
     auc,
@@ -485,3 +486,23 @@ def test_without_faiss_the_sentence_says_how_to_install_it(monkeypatch):
 def test_bad_input_is_one_clear_sentence(call, word):
     with pytest.raises(PromptSGError, match=word):
         call()
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (1, 3), (5, 3)])
+def test_mean_and_spread_over_splits(shape):
+    values = np.random.default_rng(0).normal(size=shape)
+    mean, std = metrics.mean_std(values)
+    table = pd.DataFrame(values)
+    assert np.allclose(mean, table.mean().to_numpy().reshape(shape[1:]))
+    assert np.allclose(std, table.std().fillna(0).to_numpy().reshape(shape[1:]))
+
+
+def test_blocks_and_threads_change_no_measure(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores, people = rng.normal(size=(20, 300)).astype("float32"), rng.integers(8, size=320)
+    measure = lambda: metrics.evaluate_ranking(scores, people[:20], people[20:])
+    whole = measure()
+    monkeypatch.setattr(metrics, "_BLOCK_SCORES", 700)
+    blocks = measure()
+    monkeypatch.setattr(metrics, "_SHORT_ROW", 1000)
+    assert whole == blocks == measure()

@@ -306,7 +306,7 @@ def test_a_run_is_measured_on_its_own_splits_and_tells_of_others(run, hands, pro
     )
     record = json.loads((run / "evaluation-clipfh" / "result.json").read_text())
     assert record["left_out"]["of a person whom the run does not know"] == 3
-    for setting in ("seed=1", "num_splits=2", "aspect=dorsal_l"):
+    for setting in ("split_seed=1", "num_splits=2", "aspect=dorsal_l"):
         assert (
             "belongs to the run"
             in promptsg("evaluate", "--run", run, "--data", hands, "--set", setting, code=2).stderr
@@ -376,7 +376,8 @@ def test_a_search_leaves_out_the_querys_own_picture_whatever_its_name(
         said = promptsg(
             "search", "--run", run, "--query", query, "--gallery", hands, "--top", 4
         ).stdout
-        folder = Path(said.strip().splitlines()[-1].split(" are in ")[1])
+        picture = said.strip().splitlines()[-1].removeprefix("picture: ").split(";")[0]
+        folder = Path(picture).parent
         table = pd.read_csv(folder / "nearest.csv")
         assert list(table["rank"]) == [1, 2, 3, 4] and frame.image[0] not in set(table.image)
         assert json.loads((folder / "search.json").read_text())["left out as the query itself"] == 1

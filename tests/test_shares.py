@@ -58,7 +58,7 @@ def test_without_a_whitening_a_share_is_the_parts_product(fitted):
     _, x = fitted
     found, rows = shares(x[:2], x[2:5], 4), unit(x).unflatten(1, (4, 15))
     assert torch.allclose(found[1, 2], (rows[1] * rows[4]).sum(1))
-    with pytest.raises(PromptSGError, match="60 dimensions are not made of 7 equal parts"):
+    with pytest.raises(PromptSGError, match="60 dimensions cannot be split into 7 equal parts"):
         shares(x[:2], x[2:5], 7)
 
 

@@ -1,11 +1,13 @@
 "Optimizer groups, schedules, selection on train people, checkpoints, caching."
 
+import ast
 import os
 import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -813,3 +815,76 @@ def test_the_whitening_sees_mirror_images_as_other_people(quick, splits, tmp_pat
     without = Whitening(rows.shape[1])
     without.fit(rows[: len(train)], torch.from_numpy(labels))
     assert not torch.allclose(found.matrix, without.matrix, atol=1e-2 * expected.matrix.abs().max())
+
+
+def test_a_module_imports_no_module_that_comes_later():
+    flow = (
+        "config data backbone distributed model caches metrics evaluation embedding checkpoints "
+        "training versions plots explorer cli"
+    ).split()
+    package = Path(training.__file__).parent
+    for place, name in enumerate(flow):
+        tree = ast.parse((package / f"{name}.py").read_text())
+        imported = {
+            node.module.removeprefix("promptsg.")
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and (node.level or node.module.startswith("prom"))
+        }
+        assert not imported & set(flow[place + 1 :]), name
+
+
+def test_names_that_moved_are_still_here():
+    from promptsg import caches, checkpoints, distributed, embedding
+
+    assert training.Feed is embedding.Embedder and training.measure is embedding.measure
+    assert training.load_run is checkpoints.load_run
+    assert training.FrozenFeatures is caches.FrozenFeatures
+    assert training.processes is distributed.processes
+
+
+def test_the_plain_loop_gives_the_losses_of_the_trainer(quick, splits, tmp_path):
+    from torch.utils.data import DataLoader
+
+    from promptsg.caches import Datasets
+    from promptsg.data import PKSampler, class_index, mixed_seed
+
+    config = quick.replace(epochs=1, steps_per_epoch=3, flip=0.5, warmup_epochs=1)
+    run = Trainer(config, splits, tmp_path / "run", progress=False)
+    run.fit()
+    classes = class_index(splits.train)
+    torch.manual_seed(config.seed)
+    model = PromptSG(config, len(classes)).train()
+    images = Datasets(model, config, progress=False).training(splits.train, classes)
+    sampler = PKSampler(splits.train.identity, 4, 4, config.seed, 3, numbered=True)
+    loader = DataLoader(images, batch_sampler=sampler, generator=torch.Generator())
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=0)
+    torch.manual_seed(mixed_seed(config.seed, 0, 0))
+    losses = []
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, group["base_lr"], step / 3)
+        output = model(batch["image"], labels=batch["label"], aspects=batch["aspect"])
+        loss = sum(loss_terms(output, batch["label"], config).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert run.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_tower_gives_what_the_backbone_gives(quick, splits):
+    model, rows = PromptSG(quick, 3).eval(), splits.test.head(5)
+    embedder = Embedder(model, quick, progress=False)
+    found = embedder.tower(rows, batch_size=2)
+    images = torch.stack([row["image"] for row in embedder.evaluation(rows)])
+    with torch.no_grad():
+        features = model.backbone(images)
+    assert torch.allclose(found["embedding"], features.embedding, atol=1e-5)
+    assert torch.allclose(found["patches"], features.patches, atol=1e-5)
+    assert found["aspects"].tolist() == [row["aspect"] for row in embedder.evaluation(rows)]
+
+
+def test_an_empty_frame_is_one_sentence(quick, splits):
+    embedder = Embedder(PromptSG(quick, 3).eval(), quick, progress=False)
+    with pytest.raises(PromptSGError, match="no image to embed"):
+        embedder.embed(splits.test.head(0))
