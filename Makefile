@@ -33,8 +33,9 @@ export: $(VENV)/.installed-dev  ## make the package from the notebooks
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 
-readme: $(VENV)/.installed-dev  ## make README.md from nbs/index.ipynb
+readme: $(VENV)/.installed-dev  ## make README.md and nbs/llms.txt from the notebooks
 	$(BIN)/python tests/make_readme.py
+	$(BIN)/python tests/make_llms.py
 
 docs: readme  ## make the site in _docs (needs Quarto, https://quarto.org)
 	$(BIN)/nbdev_docs

@@ -107,9 +107,8 @@ class Backbone(nn.Module):
         return self.state(x)
 
     def end(self, x, mixed):
-        """(embedding (B, D), patches (B, M, D), dense tokens (B, M, D)) from the last block's
-        output, the patches row by row. Patches and dense tokens are None where `tokens` omits
-        them."""
+        """(embedding (B, D), patches (B, M, D), dense tokens (B, M, D)) of the last block's output
+        x, the patches row by row. Patches and dense tokens are None where `tokens` omits them."""
         raise NotImplementedError
 
     def end_parts(self):
@@ -159,7 +158,7 @@ class Backbone(nn.Module):
         return lambda block, x: (self._through(block, x), None)
 
     def _run(self, block, x, way):
-        "The output of `way`, by gradient checkpointing if it is set and the block trains."
+        "The output of `way`, with gradient checkpointing if it is set and something trains."
         trains = x.requires_grad or any(p.requires_grad for p in block.parameters())
         if not (self.checkpoint_blocks and torch.is_grad_enabled() and trains):
             return way(block, x)
@@ -230,8 +229,8 @@ class Backbone(nn.Module):
         return tower
 
     def train(self, mode=True):
-        """As `nn.Module.train`, but frozen batch norms keep their running statistics: a frozen
-        block has the same output in every epoch."""
+        """As `nn.Module.train`, but frozen batch norms keep their running statistics, so that the
+        output of a frozen block is the same in every epoch."""
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters(recurse=False))

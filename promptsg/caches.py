@@ -102,8 +102,8 @@ class FrozenFeatures:
         "The outputs for an image, float16, in the shape that `features_before` gives."
         data, shape = self._read(path)
         if len(data) < 2 * math.prod(shape):  # another process may have moved it to a larger pack
-            found = self.packs.find([self.digests[path]])
-            self.places |= dict.fromkeys([path], *found.values())
+            digest = self.digests[path]
+            self.places[path] = self.packs.find([digest]).get(digest, self.places[path])
             data, shape = self._read(path)
         if len(data) < 2 * math.prod(shape):
             raise PromptSGError(

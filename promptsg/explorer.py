@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'VIEWS', 'OpenRun', 'prompt_places', 'word_maps', 'find_runs', 'State', 'Explorer', 'short_labels',
-           'draw_ranked', 'draw_attention', 'draw_cmc', 'Part', 'ranked_parts', 'map_parts', 'measure_parts',
-           'save_view', 'Panel', 'explore']
+           'draw_ranked', 'draw_attention', 'draw_cmc', 'Part', 'decision_lines', 'ranked_parts', 'map_parts',
+           'measure_parts', 'save_view', 'Panel', 'explore']
 
 # %% ../nbs/15_explorer.ipynb #cell002
 import base64
@@ -59,15 +59,9 @@ from promptsg.evaluation import (
 from .files import writing
 from .fusion import MultiModalInteraction
 from .heads import mirror_sum
+from .image_plots import plot_attention_grid, plot_ranked_lists
 from .looking import area_under_roc, hand_mask_of, on_patches, relevance
-from promptsg.plots import (
-    VERSION_LOOKS,
-    new_figure,
-    plot_attention_grid,
-    plot_cmc,
-    plot_ranked_lists,
-    styled,
-)
+from .plots import VERSION_LOOKS, new_figure, plot_cmc, styled
 from .prompt import PromptEncoder
 
 # %% ../nbs/15_explorer.ipynb #cell006
@@ -496,11 +490,11 @@ class Explorer:
     def listed(self):
         """`queries` in the chosen order with a column `ap`, the average precision (0..1) of each
         under the prompt in use; a query without a match has none and comes last."""
-        found = self.queries.assign(ap=self.queries.path.map(self._precisions(self.state.run)))
+        found = self.queries.assign(ap=self.queries.path.map(self.precisions(self.state.run)))
         in_data = self.state.order == ORDERS[0]
         return found if in_data else found.sort_values("ap", kind="stable", ignore_index=True)
 
-    def _precisions(self, name):
+    def precisions(self, name):
         "{path: average precision} of a version's first split."
         table = self._opened(name).result(*self.prompt_of(name)).per_query
         return table[table.split == 0].set_index("path").ap.to_dict()
@@ -509,7 +503,7 @@ class Explorer:
         """The query's average precision (0..1) under a version (None: the chosen one); NaN for a
         picture that is no query of its first split."""
         name = name or self.state.run
-        return self._precisions(name).get(self._opened(name).add(self.state.query), np.nan)
+        return self.precisions(name).get(self._opened(name).add(self.state.query), np.nan)
 
     def prompt_of(self, name):
         "(kind of prompt, words) in use for a version."
@@ -672,8 +666,13 @@ def draw_ranked(explorer, figure=None, name=None):
     run = explorer._opened(name or explorer.state.run)
     found, query = explorer.ranked(name), run.identity(run.add(explorer.state.query))
     rows = list(_list_rows(explorer, found, query))
+    if figure is not None:  # plot_ranked_lists sets the gaps of a layout
+        figure.set_layout_engine("constrained")
     figure = plot_ranked_lists(rows, top=_IN_A_ROW, digits=3, figure=figure)
     columns = 1 + min(_IN_A_ROW, len(found))
+    lines = max(len(line.split(",")) for row in rows for line in row["alike"] or [""])
+    width, height = figure.get_size_inches()  # with room for two lines
+    figure.set_size_inches(width, height + 0.17 * len(rows) * max(0, lines - 2))
     for i, ax in enumerate(figure.axes[: len(rows) * columns]):
         row, column = divmod(i, columns)
         for text in ax.texts:
@@ -775,16 +774,18 @@ def _precision(explorer, name):
     found, ap = explorer.ranked(name), explorer.average_precision(name)
     if found.right.isna().all():
         return f"{name}. The query is a picture of your own, so nothing is right or wrong."
-    right = f"{int(found.right.sum())} of the {len(found)} pictures shown"
+    right = f"The same person is in {int(found.right.sum())} of the {len(found)} pictures shown."
     value = "no average precision" if np.isnan(ap) else f"average precision {100 * ap:.1f} %"
-    return f"{name}: {value} on this query. {right} show the same person."
+    return f"{name}: {value} on this query. {right}"
 
 
-def _decision(explorer):
+def decision_lines(explorer):
     "The threshold, the decision and how often it is wrong, in sentences."
     found, run = explorer.decided(), explorer.run
     if not found and run.decision is None:
-        return ["No decision: this run has no calibration yet. `promptsg decide` makes one."]
+        return [
+            "No decision: this run has no calibration yet. The command promptsg decide makes one."
+        ]
     if not found:
         return ["No decision: the calibration holds for the run's own words."]
     nearest, threshold = explorer.ranked().similarity[0], run.decision.calibration.threshold(1)
@@ -809,7 +810,7 @@ def ranked_parts(explorer, kept):
             for row, more in zip(found.itertuples(), likeness)
         )
         yield Part(
-            [_precision(explorer, name), *(_decision(explorer) if not number else [])],
+            [_precision(explorer, name), *(decision_lines(explorer) if not number else [])],
             kept.draw(f"ranked {number}", lambda figure: draw_ranked(explorer, figure, name)),
             f"{query} and its {len(found)} nearest gallery images under {name}{right}: {nearest}",
         )
@@ -824,19 +825,19 @@ def _what_maps_show(explorer, names):
             "language or fusion, so no text looks."
         )
     if names == ["relevance"]:
-        return f"Relevance: what the embedding depends on under the prompt {words}"
+        return f"Relevance: what the embedding depends on under the prompt “{words}”."
     by_word = explorer.state.head == "every word" and run.config.fusion != "pool"
     if by_word and "every word" in explorer.maps:
         return (
-            f"Where each word of the prompt {words} looks, if the cross-attention takes this word "
-            "as its query. "
+            f"Where each word of the prompt “{words}” looks, if the cross-attention takes this "
+            "word as its query. "
             + (
                 ""
                 if run.config.text_queries == "words"
                 else "The model itself takes the whole sentence."
             )
         )
-    return f"Where the prompt {words} looks. Attention does not explain the ranking."
+    return f"Where the prompt “{words}” looks. Attention does not explain the ranking."
 
 
 def map_parts(explorer, kept):
@@ -887,10 +888,10 @@ VIEWS = {  # name -> (its parts, the part of the state that they depend on)
 _DPI = 120  # of the pictures in the widget
 
 
-def _note(text, tag="div"):
+def _note(text, weight="normal"):
     "A sentence for the person in front of it; screen readers read it when it changes."
-    style = "line-height:1.4;white-space:normal;overflow-wrap:anywhere"
-    return f'<{tag} role="status" style="{style}">{html.escape(text)}</{tag}>' if text else ""
+    style = f"line-height:1.4;white-space:normal;overflow-wrap:anywhere;font-weight:{weight}"
+    return f'<div role="status" style="{style}">{html.escape(text)}</div>' if text else ""
 
 
 def _layout_key(figure):
@@ -917,14 +918,17 @@ def _lay_out(figure, canvas, places):
 
 
 def _image(figure, description, places):
-    "A figure as an HTML image that is never wider than its cell."
+    """A figure as an HTML image, as wide as its cell allows. In a cell too narrow for readable
+    labels it keeps a good half of its width, and the view scrolls."""
     figure.set_dpi(_DPI)
     canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
     _lay_out(figure, canvas, places)
     canvas.draw()
+    least = canvas.get_width_height()[0] * 11 // 20
     Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(buffer, "png", compress_level=1)
+    style = f"max-width:100%;min-width:{least}px;height:auto"
     return (
-        f'<img alt="{html.escape(description)}" style="max-width:100%;height:auto" '
+        f'<img alt="{html.escape(description)}" style="{style}" '
         f'src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     )
 
@@ -932,7 +936,9 @@ def _image(figure, description, places):
 def _html(parts, kept):
     "The parts of a view, below each other."
     return "".join(
-        "".join(_note(line, "div" if number else "b") for number, line in enumerate(part.lines))
+        "".join(
+            _note(line, "normal" if number else "bold") for number, line in enumerate(part.lines)
+        )
         + _image(part.figure, part.description, kept.places)
         for part in parts
     )
@@ -944,7 +950,7 @@ def _text_figure(lines, width):
     rows = [
         (row, number == 0)
         for number, line in enumerate(lines)
-        for row in textwrap.wrap(line, int(13 * width))
+        for row in textwrap.wrap(line, int((15 if number else 13) * width))
     ]
     height = 0.18 * len(rows) + 0.12
     figure, axes = new_figure(figsize=(width, height))
@@ -1103,10 +1109,10 @@ class Panel(VBox):
             "180px",
             options=ORDERS,
         )
-        self.following = _control(Button, "Next query", "The next one in this order", "110px")
-        self.random = _control(Button, "Random query", "Another query, by chance", "110px")
+        self.following = _control(Button, "Next query", "The next one in this order", "130px")
+        self.random = _control(Button, "Random query", "Another query, by chance", "130px")
         self.upload = _control(
-            FileUpload, "Own picture", "A picture from your computer", "110px", accept="image/*"
+            FileUpload, "Own picture", "A picture from your computer", "160px", accept="image/*"
         )
         self.path = _control(
             Text,
@@ -1131,7 +1137,7 @@ class Panel(VBox):
             "320px",
             continuous_update=False,
         )
-        self.own = _control(Button, "Its own words", "Back to the sentence of the run", "110px")
+        self.own = _control(Button, "Its own words", "Back to the sentence of the run", "130px")
 
     def _make_maps_and_save(self):
         tip = "relevance: what the embedding depends on; or the attention of heads or words"

@@ -63,7 +63,7 @@ _SIGNS = {True: (BLUE, "✓ "), False: (RED, "✗ "), None: (GREY, "")}
 
 
 def _check_row(row) -> None:
-    lists = ("gallery", "similarity", "distance", "right", "alike")
+    lists = ("gallery", "similarity", "distance", "right", "likelihood_ratio", "alike")
     lengths = {name: len(row[name]) for name in lists if row.get(name) is not None}
     if "query" not in row or "gallery" not in lengths or len(set(lengths.values())) > 1:
         raise PromptSGError(
@@ -98,10 +98,15 @@ def _draw_list(axes, row, first, digits) -> None:
     right = row["right"] if row.get("right") is not None else [None] * len(gallery)
     for k, found in enumerate(zip(axes[1:], gallery, right, _nearness(row))):
         _draw_found(*found, digits, str(k + 1) if first else "")
+    points = 19  # below the image, under its number
     for ax, name in zip(axes, row.get("names") or []):
-        _write_below(ax, _shortened(name), 19)
+        _write_below(ax, _shortened(name), points)
+    points += 10 * bool(row.get("names"))
+    for ax, ratio in zip(axes[1:], row.get("likelihood_ratio") or []):
+        _write_below(ax, f"LR {ratio}", points)
+    points += 10 * bool(row.get("likelihood_ratio"))
     for ax, alike in zip(axes[1:], row.get("alike") or []):
-        _write_alike(ax, alike, 19 + 10 * bool(row.get("names")))
+        _write_alike(ax, alike, points)
     for ax in axes[1 + len(gallery) :]:
         ax.clear()
         ax.axis("off")
@@ -151,6 +156,7 @@ def _foot(rows, note="") -> str:
         "right": "✓ same person, ✗ another",
         "similarity": "cosine similarity",
         "distance": "distance",
+        "likelihood_ratio": "LR: likelihood ratio of the same person",
         "alike": "alike, unlike: above, below the gallery's mean",
     }
     return "; ".join([text for name, text in meanings.items() if has(name)] + [note] * bool(note))
@@ -158,7 +164,7 @@ def _foot(rows, note="") -> str:
 
 @styled
 # each a dict: query, gallery (list), similarity or distance (list), right (list of bool, or None),
-# title, names, alike (list)
+# title, names, likelihood_ratio, alike (lists)
 def plot_ranked_lists(
     rows,
     top: int = 10,  # gallery images drawn at most
@@ -169,9 +175,9 @@ def plot_ranked_lists(
 ) -> Figure:
     """Queries with their nearest gallery images, nearest first. An image is a path, a PIL image or
     an array (H, W, 3). A row needs only `query` and `gallery`. `names` has the query's name and
-    then the gallery's. `alike` has a text for each gallery image, with a line for each part between
-    commas. The foot of the figure explains the numbers. Redrawing an earlier `figure` is faster and
-    gives the same picture.
+    then the gallery's. `likelihood_ratio` and `alike` have a text for each gallery image; `alike`
+    has a line for each part between commas. The foot of the figure explains the numbers. Redrawing
+    an earlier `figure` is faster and gives the same picture.
 
     Raises `PromptSGError` for no rows, lists of unequal length, a wrong number of names,
     similarities together with distances, and an unreadable image."""
@@ -188,13 +194,13 @@ def plot_ranked_lists(
     foot = textwrap.fill(_foot(rows, note), letters)
     size = side * columns, _lists_height(rows, side) + 0.15 * foot.count("\n")
     figure, axes = new_figure(len(rows), columns, figure, figsize=size)
-    if any(row.get("alike") for row in rows):  # a gap above the foot
+    if any(row.get("likelihood_ratio") or row.get("alike") for row in rows):  # a gap at the foot
         figure.get_layout_engine().set(h_pad=0.08)
     for i, row in enumerate(rows):
         short = {
             "gallery": row["gallery"][:top],
             "names": (row.get("names") or [])[: 1 + top],
-            "alike": (row.get("alike") or [])[:top],
+            **{name: (row.get(name) or [])[:top] for name in ("likelihood_ratio", "alike")},
         }
         _draw_list(axes[i], {**row, **short}, first=i == 0, digits=digits)
     if not figure.texts:
@@ -207,7 +213,7 @@ def _lists_height(rows, side) -> float:
     "Inches: the images of each row, the text below them, and a foot of one line."
     height, width = _picture(rows[0]["query"]).shape[:2]
     has = lambda name: any(row.get(name) for row in rows)
-    below = 0.12 * has("names") + 0.3 * has("alike")
+    below = 0.12 * (has("names") + has("likelihood_ratio")) + 0.3 * has("alike")
     return len(rows) * (side * height / width + 0.24 + below) + 0.45
 
 # %% ../nbs/14c_image_plots.ipynb #cell027

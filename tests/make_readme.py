@@ -8,6 +8,15 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+COLAB, BINDER = "https://colab.research.google.com", "https://mybinder.org"
+REPOSITORY = "promptsg/promptsg"
+# they open the explorer's notebook
+BADGES = (
+    f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
+    f"({COLAB}/github/{REPOSITORY}/blob/main/nbs/15_explorer.ipynb)\n"
+    f"[![Open in Binder]({BINDER}/badge_logo.svg)]"
+    f"({BINDER}/v2/gh/{REPOSITORY}/main?labpath=nbs%2F15_explorer.ipynb)"
+)
 DIRECTIVE = re.compile(r"#\|\s*(\w+)\s*:?\s*(\w*)")
 RELATIVE_LINK = re.compile(r"(\]\(|src=\")(?![a-z]+:|#|/|\.\./)")
 
@@ -48,6 +57,7 @@ def render(notebook):
     for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] == "markdown":
             parts.append(from_root("".join(cell["source"])).strip())
+            parts += [BADGES] if parts[-1].startswith("# ") else []
         elif cell["cell_type"] == "code":
             parts += code(cell)
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pypandoc
 import yaml
+from make_llms import output_file
 
 ROOT = Path(__file__).resolve().parents[1]
 # Quarto's
@@ -65,11 +66,6 @@ def preprocess():
 
     nbdev.quarto._ensure_quarto = lambda: None
     nbdev.quarto.nbdev_proc_nbs.__wrapped__(n_workers=2)
-
-
-def output_file(notebook):
-    "The page of a notebook, as nbdev names it: 06_fusion.ipynb -> fusion.html."
-    return notebook.with_name(re.sub(r"^\d+[a-z0-9]*_", "", notebook.stem.lower()) + ".html")
 
 
 def fenced(text, language=""):
@@ -184,6 +180,8 @@ def render_page(source, site, work):
         "--section-divs",
         "--wrap=none",
         "--fail-if-warnings",
+        f"--lua-filter={work / '_proc/run_links.lua'}",
+        f"--metadata=notebook:{name.as_posix()}",
         f"--template={ROOT / 'tests/page.html'}",
         f"--variable=up={up}",
         f"--variable=sidebar={''.join(navigation(sidebar, up))}",
@@ -198,7 +196,8 @@ def render_site(work):
     "All pages, made from the copy of the project in `work`; the folder that holds them."
     run(sys.executable, __file__, cwd=work)
     site = work / "_site"
-    shutil.copytree(work / "_proc", site, ignore=shutil.ignore_patterns("*.ipynb", "*.yml"))
+    unpublished = shutil.ignore_patterns("*.ipynb", "*.yml", "*.lua")
+    shutil.copytree(work / "_proc", site, ignore=unpublished)
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(

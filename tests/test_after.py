@@ -161,7 +161,7 @@ def test_k_reciprocal_with_equal_images(seed, k1, k2, lam):
 @pytest.mark.parametrize(
     "rows", [invent(60, 3), with_copies(60, 4)], ids=["different", "with copies"]
 )
-def test_how_many_rows_are_computed_at_a_time_changes_nothing(monkeypatch, rows):
+def test_the_block_size_changes_nothing(monkeypatch, rows):
     whole = k_reciprocal(rows[:20], rows[20:], 8, 3)
     assert torch.allclose(
         k_reciprocal(rows[:20], rows[20:], 8, 3, memory_mb=1e-6), whole, rtol=0, atol=1e-7
@@ -173,7 +173,7 @@ def test_how_many_rows_are_computed_at_a_time_changes_nothing(monkeypatch, rows)
 
 @given(SEEDS)
 @settings(deadline=None)
-def test_the_original_distance_alone_keeps_the_order(seed):
+def test_lam_1_keeps_the_order(seed):
     query, gallery = invent(6, seed), invent(15, seed + 1)
     distances = k_reciprocal(query, gallery, 5, 2, lam=1.0).numpy()
     cosines = (unit(query) @ unit(gallery).T).numpy()
@@ -181,7 +181,7 @@ def test_the_original_distance_alone_keeps_the_order(seed):
         assert (np.diff(row[np.argsort(-similar)]) >= 0).all()
 
 
-def test_distances_are_from_zero_to_one_and_length_does_not_count():
+def test_distances_are_0_to_1_for_any_norm():
     query, gallery = invent(9, 5), invent(30, 6)
     found = k_reciprocal(query, gallery, 6, 2)
     assert found.min() >= 0 and found.max() <= 1
@@ -251,7 +251,7 @@ def test_expansion_is_the_weighted_mean(seed, k, alpha):
 
 @given(SEEDS)
 @settings(deadline=None)
-def test_no_neighbours_or_a_large_alpha_give_the_query(seed):
+def test_k_0_or_a_large_alpha_gives_the_query(seed):
     query, gallery = invent(6, seed), invent(15, seed + 1)
     assert torch.equal(query_expansion(query, gallery, k=0), unit(query).float())
     assert torch.allclose(
@@ -260,7 +260,7 @@ def test_no_neighbours_or_a_large_alpha_give_the_query(seed):
     assert torch.equal(database_augmentation(gallery, k=0), unit(gallery).float())
 
 
-def test_an_image_is_no_neighbour_of_itself_even_among_many_copies():
+def test_an_image_is_not_its_own_neighbour_among_copies():
     gallery = torch.cat([torch.eye(3).double()[:1].repeat(5, 1), torch.eye(3).double()])
     found = database_augmentation(gallery, k=2, alpha=0)
     assert torch.allclose(found[:6], torch.eye(3)[:1].repeat(6, 1))  # copies among themselves
@@ -268,7 +268,7 @@ def test_an_image_is_no_neighbour_of_itself_even_among_many_copies():
     assert torch.equal(alone, torch.eye(3))
 
 
-def test_another_query_changes_nothing_of_an_expansion():
+def test_query_expansion_does_not_depend_on_other_queries():
     query, gallery = invent(6), invent(15, 1)
     assert torch.allclose(
         query_expansion(query[:1], gallery, 3), query_expansion(query, gallery, 3)[:1], atol=1e-6
@@ -298,7 +298,7 @@ def test_scores_and_templates_of_people(seed, people):
     assert lengths(templates) == pytest.approx(1, abs=1e-6)
 
 
-def test_with_one_image_a_person_all_three_are_the_image():
+def test_with_one_image_per_person_all_three_are_equal():
     query, gallery, ids = unit(invent(5)), unit(invent(7, 1)), np.arange(7)[::-1]
     for how in ("max", "mean"):
         scores, people = by_person(query @ gallery.T, ids, how)
@@ -308,7 +308,7 @@ def test_with_one_image_a_person_all_three_are_the_image():
     )
 
 
-def test_a_high_score_of_one_image_counts_for_max_alone():
+def test_one_high_score_changes_max_only():
     scores = torch.tensor([[0.9, 0.0, 0.5, 0.5]])
     assert (
         by_person(scores, [1, 1, 2, 2])[0].argmax() == 0
@@ -330,7 +330,7 @@ def normalised_by_loops(similarity, query_cohort, gallery_cohort, how, top):
 
 
 @given(SEEDS, st.sampled_from(["z", "t", "s", "as"]))
-def test_normalisation_is_that_of_the_loops(seed, how):
+def test_normalise_equals_loops(seed, how):
     rng, top = np.random.default_rng(seed), 4 if how == "as" else None
     scores, queries, gallery = (
         rng.normal(size=(5, 7)),
@@ -347,7 +347,7 @@ def test_normalisation_is_that_of_the_loops(seed, how):
     )  # s and as are symmetric, z and t each other's mirror
 
 
-def test_what_each_side_changes():
+def test_z_and_t_normalise_one_side():
     rng = np.random.default_rng(0)
     scores, queries, gallery = (
         rng.normal(size=(20, 30)),
@@ -377,7 +377,7 @@ def embeddings(splits, quick):
 
 
 @pytest.mark.parametrize("protocol", ["clipfh", "mba"])
-def test_a_step_that_does_nothing_gives_the_plain_result(embeddings, splits, protocol):
+def test_an_identity_step_gives_the_plain_result(embeddings, splits, protocol):
     plain = evaluate(embeddings, splits, protocol)
     found = evaluate_after(
         lambda query, gallery: query @ gallery.T, "nothing", embeddings, splits, protocol
@@ -393,9 +393,7 @@ def test_a_step_that_does_nothing_gives_the_plain_result(embeddings, splits, pro
     )
 
 
-def test_a_step_is_measured_as_it_ranks_and_saved_beside_the_plain_result(
-    embeddings, splits, tmp_path
-):
+def test_a_step_has_its_own_result_folder(embeddings, splits, tmp_path):
     plain = evaluate(embeddings, splits)
     worst = evaluate_after(
         lambda query, gallery: -(query @ gallery.T), "turned round", embeddings, splits
@@ -443,7 +441,7 @@ NAN = torch.full((6, 6), torch.nan)
 COHORT = torch.rand(8, 5), torch.rand(6, 5)
 MISTAKES = {
     "shapes differ": (lambda: mirror_sum(ROWS, OTHER), "a row for each image"),
-    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "points nowhere"),
+    "cancel": (lambda: mirror_sum(ROWS, -ROWS), "has no direction"),
     "NaN": (lambda: mirror_sum(ROWS, NAN), "mirror images hold NaN"),
     "zero": (lambda: query_expansion(torch.zeros(1, 6), OTHER, 1), "row 0 of the queries is zero"),
     "one dimension": (lambda: k_reciprocal(ROWS[0], OTHER), r"\(N, D\)"),
@@ -451,7 +449,7 @@ MISTAKES = {
     "infinity": (lambda: k_reciprocal(ROWS, OTHER / 0), "gallery's features hold NaN"),
     "widths": (
         lambda: k_reciprocal(ROWS, OTHER[:, :3]),
-        "6 numbers a row and the gallery's features 3",
+        "6 dimensions and the gallery's features 3",
     ),
     "k1 beyond": (lambda: k_reciprocal(ROWS, OTHER, 14), "k1 is 14 .* from 1 to 13"),
     "k1 below": (lambda: k_reciprocal(ROWS, OTHER, 0), "k1 is 0"),
@@ -465,7 +463,7 @@ MISTAKES = {
     "k beyond others": (lambda: database_augmentation(OTHER, 8), "k is 8 .* from 0 to 7"),
     "alpha": (lambda: query_expansion(ROWS, OTHER, 2, -1), "alpha is -1"),
     "alpha, no neighbour": (lambda: query_expansion(ROWS, OTHER, 0, float("inf")), "alpha is inf"),
-    "expansion widths": (lambda: query_expansion(ROWS, OTHER[:, :3], 1), "6 numbers a row"),
+    "expansion widths": (lambda: query_expansion(ROWS, OTHER[:, :3], 1), "6 dimensions"),
     "how": (lambda: by_person(SCORES, range(8), "median"), "'max' or 'mean'"),
     "ids": (lambda: by_person(SCORES, range(6)), "8 gallery images"),
     "missing id": (lambda: by_person(SCORES, ["a", None, *"bcdefg"]), "1 of them missing"),
@@ -473,29 +471,29 @@ MISTAKES = {
     "template ids": (lambda: mean_templates(ROWS, range(8)), "6 images"),
     "templates cancel": (
         lambda: mean_templates(torch.cat([ROWS, -ROWS]), [0] * 12),
-        "points nowhere",
+        "has no direction",
     ),
     "norm": (lambda: normalise(SCORES.T, *COHORT, "x"), "'z', 't', 's' or 'as'"),
-    "no top": (lambda: normalise(SCORES.T, *COHORT, "as"), "needs the number"),
-    "top unasked": (lambda: normalise(SCORES.T, *COHORT, "s", 3), "the others take all"),
+    "no top": (lambda: normalise(SCORES.T, *COHORT, "as"), "give top"),
+    "top unasked": (lambda: normalise(SCORES.T, *COHORT, "s", 3), "only for .as."),
     "top beyond": (lambda: normalise(SCORES.T, *COHORT, "as", 6), "top is 6 .* from 2 to 5"),
     "cohort rows": (lambda: normalise(SCORES, *COHORT, "s"), r"\(6, 5\) for 8 gallery images"),
     "cohort of one": (lambda: normalise(SCORES, COHORT[1][:, :1], None, "t"), "at least two"),
     "no cohort": (lambda: normalise(SCORES, None, COHORT[0], "s"), "queries have no cohort"),
-    "cohort NaN": (lambda: normalise(SCORES, NAN, None, "t"), "cohort of the queries holds NaN"),
+    "cohort NaN": (lambda: normalise(SCORES, NAN, None, "t"), "cohort of the queries has NaN"),
     "cohort equal": (lambda: normalise(SCORES, torch.ones(6, 5), None, "t"), "equal"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_bad_input_is_said_in_one_sentence(name):
+def test_bad_input_is_one_sentence(name):
     wrong, said = MISTAKES[name]
     with pytest.raises(PromptSGError, match=said) as error:
         wrong()
     assert "\n" not in str(error.value)
 
 
-def test_a_step_that_gives_another_shape_is_refused(embeddings, splits):
+def test_a_step_with_another_shape_is_an_error(embeddings, splits):
     with pytest.raises(PromptSGError):
         evaluate_after(lambda query, gallery: gallery @ query.T, "wrong", embeddings, splits)
 
@@ -544,7 +542,7 @@ def step_by_step(model, frame, numbers=None):
     return torch.cat(rows)
 
 
-def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
+def test_a_run_with_mirror_ranks_sums_of_whitened_embeddings(mirrored_run):
     from promptsg.checkpoints import load_run
     from promptsg.embedding import Embedder, measure
 
@@ -574,7 +572,7 @@ def test_a_run_with_mirror_ranks_sums_whitened_by_one_whitening(mirrored_run):
     assert torch.allclose(whitening.matrix, model.whitening.matrix, rtol=1e-3, atol=1e-3)
 
 
-def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame, tmp_path):
+def test_mirror_on_a_finished_run_keeps_its_whitening(quick, frame, tmp_path):
     from promptsg.checkpoints import load_run
     from promptsg.embedding import Embedder, WhiteningImages
 
@@ -592,7 +590,7 @@ def test_mirror_can_be_set_on_a_finished_run_whose_whitening_stays(quick, frame,
     assert torch.equal(again.matrix, other.matrix)
 
 
-def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
+def test_embed_adds_the_mirror_image(mirrored_run):
     from promptsg.checkpoints import load_run
     from promptsg.embedding import Embedder
 
@@ -611,7 +609,7 @@ def test_a_model_embeds_with_its_mirror_image_alone_too(mirrored_run):
             model.embed(**bad)
 
 
-def test_a_mirror_image_is_said_to_show_the_other_hand(quick):
+def test_a_mirror_image_gets_the_aspect_of_the_other_hand(quick):
     embedder = feed_of(quick, prompt_aspect="image", mirror=True)
     images = torch.randn(3, 3, *embedder.size)
     said = []
@@ -621,7 +619,7 @@ def test_a_mirror_image_is_said_to_show_the_other_hand(quick):
     assert [one.tolist() for one in said] == [[0, 3, -1], [1, 2, -1]]
 
 
-def test_the_cache_keeps_images_and_mirror_images_apart(quick, splits, tmp_path, monkeypatch):
+def test_the_cache_separates_images_and_mirror_images(quick, splits, tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTSG_CACHE", str(tmp_path))
     embedder = feed_of(quick, mirror=True)
     seen = []
@@ -638,13 +636,13 @@ def test_the_cache_keeps_images_and_mirror_images_apart(quick, splits, tmp_path,
     assert torch.equal(both.features, mirror_sum(own.features, turned.features))
 
 
-def test_rows_that_are_not_whitened_are_not_added(quick, splits):
+def test_mirror_needs_whitened_embeddings(quick, splits):
     with pytest.raises(PromptSGError, match="mirror=False"):
         feed_of(quick, mirror=True).embed(splits.test, whitened=False)
 
 
 @pytest.mark.parametrize("whiten", (True, False))
-def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
+def test_measure_configs_with_mirror_equals_a_run(quick, frame, whiten, tmp_path):
     from promptsg.checkpoints import load_run
     from promptsg.embedding import measure
     from promptsg.tune import measure_configs
@@ -663,7 +661,7 @@ def test_measured_at_once_is_measured_as_a_run(quick, frame, whiten, tmp_path):
     assert np.allclose(found.per_query.ap, own["clipfh"].per_query.ap)
 
 
-def test_similarities_of_sums_from_those_of_both():
+def test_similarities_of_mirror_sums():
     from promptsg.tune import _summed
 
     one, other = unit(invent(6, 1)), unit(invent(6, 2))
@@ -673,7 +671,7 @@ def test_similarities_of_sums_from_those_of_both():
 
 
 # --- steps by name
-def test_each_named_step_is_what_its_functions_give(quick, splits, frame):
+def test_each_named_step_equals_its_function(quick, splits, frame):
     from promptsg.after import STEPS, cohort_of, measure_steps, step_differences, step_notes
 
     embedder = feed_of(quick)
@@ -706,10 +704,10 @@ def test_each_named_step_is_what_its_functions_give(quick, splits, frame):
         assert set(table.step) == set(names) == set(seconds)
         assert (table.p_holm >= table.p - 1e-12).all()
         notes = step_notes(["max", "z"], splits, protocol)
-        assert "nothing here" in notes[0] and "nothing here" not in notes[1]
+        assert "no effect here" in notes[0] and "no effect here" not in notes[1]
 
 
-def test_max_and_mean_put_several_gallery_images_together(quick, splits):
+def test_max_and_mean_combine_gallery_images(quick, splits):
     from dataclasses import replace
 
     from promptsg.after import measure_steps, step_notes
@@ -726,7 +724,7 @@ def test_max_and_mean_put_several_gallery_images_together(quick, splits):
     two = replace(two, queries=[splits.queries[0][:6]])
     two = replace(two, galleries_all=two.galleries)
     found, _ = measure_steps(["max", "mean"], embeddings, two)
-    assert "nothing here" not in " ".join(step_notes(["max"], two))
+    assert "no effect here" not in " ".join(step_notes(["max"], two))
     query, gallery = two.queries[0], two.galleries[0]
     scores = (embeddings.of(query) @ embeddings.of(gallery).T).numpy()
     for how, result in found.items():
@@ -737,7 +735,7 @@ def test_max_and_mean_put_several_gallery_images_together(quick, splits):
                 assert result.per_query.first_hit[row] == place
 
 
-def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
+def test_an_unknown_or_impossible_step_is_one_sentence(quick, splits):
     from promptsg.after import check_steps, measure_steps
 
     for names, cohort, said in (
@@ -759,7 +757,7 @@ def test_a_step_that_is_none_or_cannot_be_done_is_one_sentence(quick, splits):
 
 
 # --- another data set's whitening
-def test_another_whitening_is_fitted_to_people_who_are_not_ranked(mirrored_run, tmp_path):
+def test_the_other_whitening_is_fitted_to_unranked_people(mirrored_run, tmp_path):
     from promptsg.checkpoints import load_run
     from promptsg.data import cross_splits, read_11k
     from promptsg.embedding import WHITENED, Embedder, measure, measure_whitenings

@@ -1,5 +1,5 @@
-"""The benchmark's baselines give the same numbers as what they are compared with, and its table
-says what it must."""
+"""The fast code of the benchmark gives the same numbers as its baselines, and the table is
+complete."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import torch
 from promptsg.bench import (
     CASES,
     GOALS,
-    _people,
+    _market_features,
     _row,
     operations,
     plain_ranking,
@@ -35,7 +35,7 @@ def test_every_case_runs_and_is_written(tmp_path):
     assert (
         (table.low <= table.ratio) & (table.ratio <= table.high) & (table.low > 0)
     ).all() and len(timed) > 10
-    for row in timed.itertuples():  # what holds in each round holds between medians
+    for row in timed.itertuples():  # a bound on each round is a bound on the medians
         whole = (
             row.baseline_s / row.ours_s
             if GOALS[row.case][1] == "speed"
@@ -49,7 +49,7 @@ def test_every_case_runs_and_is_written(tmp_path):
         read.set_index("case").loc[table.case], table.set_index("case"), check_dtype=False
     )
     assert (read.peak_flop_per_s > 0).all()
-    # measured again, the others kept
+    # a case that is measured again replaces its row; the others are kept
     again = run_bench(["text"], out=tmp_path / "bench.json", quick=True, progress=False)
     merged = read_bench(tmp_path / "bench.json").set_index("case")
     assert (
@@ -61,7 +61,7 @@ def test_every_case_runs_and_is_written(tmp_path):
     assert merged.ours_s["step"] == read.set_index("case").ours_s["step"]
 
 
-def test_importing_says_nothing():
+def test_the_import_prints_nothing():
     done = subprocess.run(
         [
             sys.executable,
@@ -71,7 +71,7 @@ def test_importing_says_nothing():
         capture_output=True,
         text=True,
     )
-    # that module warns where CUDA is half installed
+    # this module warns if CUDA is installed only in part
     assert (done.stdout.strip(), done.stderr) == ("False", "")
 
 
@@ -81,7 +81,7 @@ def test_side_by_side_takes_turns_and_measures():
         {"a": lambda: calls.append("a") or time.sleep(0.02), "b": lambda: calls.append("b")},
         rounds=3,
     )
-    assert calls == ["a", "b", "b", "a"] * 2  # one round to warm up
+    assert calls == ["a", "b", "b", "a"] * 2  # the first round is a warm-up
     assert len(took["a"].times) == 3 and took["a"].median >= 0.02 > took["b"].median
 
 
@@ -90,7 +90,7 @@ def test_operations_of_a_product():
 
 
 def test_plain_ranking_by_hand():
-    # the first gallery image is of the query's own camera
+    # the first gallery image has the camera of the query
     similarities = np.array([[1.0, 0.9, 0.8, 0.0]])
     ap, curve = plain_ranking(
         similarities, ([1], [0]), (np.array([1, 2, 1, 1]), np.array([0, 1, 1, 1]))
@@ -99,7 +99,7 @@ def test_plain_ranking_by_hand():
 
 
 def test_plain_ranking_agrees_with_the_library():
-    (q, *query), (g, *gallery) = _people(50, 400)
+    (q, *query), (g, *gallery) = _market_features(50, 400)
     ap, curve = plain_ranking((q @ g.T).numpy(), query, gallery)
     ours = evaluate_features(q, g, query[0], gallery[0], query[1], gallery[1])
     assert (
@@ -109,14 +109,14 @@ def test_plain_ranking_agrees_with_the_library():
     )
 
 
-def test_goals_reached_or_not():
+def test_targets_are_reached_or_not():
     assert _row("composed", 0.95, 1.0)["reached"] and not _row("composed", 0.94, 1.0)["reached"]
     assert _row("step", 1.0, 1.1)["reached"] and not _row("step", 1.0, 1.11)["reached"]
     assert _row("memory", amount=1.0)["reached"] and not _row("memory", amount=1.1)["reached"]
 
 
 def test_a_ratio_is_taken_within_each_round():
-    # the machine drifts, both sides with it
+    # the speed of the machine changes, for both sides
     row = _row("composed", [1.0, 2.0, 9.0], [1.0, 4.0, 10.0])
     assert (row["ratio"], row["low"], row["high"], row["baseline_s"], row["ours_s"]) == (
         0.9,
@@ -145,14 +145,14 @@ def test_roofline_is_operations_over_rate():
     )
 
 
-def test_memory_of_a_ranking_is_seen():
+def test_memory_growth_is_measured():
     program = """
 import torch
 from promptsg.bench import _peak_memory, ranking_memory
 before = _peak_memory(reset=True)
 block = torch.ones(30_000_000)  # 120 MB
 print(_peak_memory() - before, ranking_memory(128, 4096)[0])
-"""  # a process of its own: this one has held more before, and not every kernel forgets that
+"""  # a new process: the peak of this one is higher, and not every kernel resets it
     seen, ranking = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -193,10 +193,10 @@ def test_the_command_prints_the_table_and_writes_it(tmp_path):
     )
 
 
-def test_the_rankings_are_of_a_strong_a_weaker_and_a_bad_model():
+def test_the_rankings_come_from_a_strong_a_weaker_and_an_almost_random_model():
     found = [
         evaluate_features(q[0], g[0], q[1], g[1], q[2], g[2])
-        for q, g in (_people(500, 19_732, noise) for noise in (1.9, 2.1, 4.0))
+        for q, g in (_market_features(500, 19_732, noise) for noise in (1.9, 2.1, 4.0))
     ]
     assert (
         0.59 < found[0]["mINP"] < 0.66 and 0.2 < found[1]["mINP"] < 0.3 and found[2]["mAP"] < 0.03

@@ -66,7 +66,7 @@ def test_det_agrees_with_scikit_learn(decimals):
     assert (fmr[0], fnmr[0], thresholds[0]) == (0, 1, np.inf) and (fmr[-1], fnmr[-1]) == (1, 0)
 
 
-def test_fnmr_at_fmr_is_the_best_threshold_that_is_allowed():
+def test_fnmr_at_fmr_is_the_lowest_fnmr_within_the_fmr():
     scores, genuine = some_scores(decimals=1)
     at = [0.0, 0.01, 0.2, 1.0]
     rates = [
@@ -90,7 +90,7 @@ def test_d_prime_of_normal_distributions():
 # --- all comparisons
 @pytest.mark.parametrize("one_set", [True, False])
 @pytest.mark.parametrize("block", [50, 4_000_000])
-def test_compare_makes_each_comparison_once(monkeypatch, one_set, block):
+def test_compare_all_compares_each_pair_once(monkeypatch, one_set, block):
     monkeypatch.setattr(biometrics, "_BLOCK", block)
     x, who = invent(9)
     other = () if one_set else (x[::2] + 0.1, who[::2])
@@ -114,7 +114,7 @@ def test_compare_makes_each_comparison_once(monkeypatch, one_set, block):
     assert set(pairs) == ({16} if one_set else {16}) and len(pairs) == 36
 
 
-def test_what_is_kept_are_the_highest_impostors(monkeypatch):
+def test_compare_all_keeps_the_highest_impostors(monkeypatch):
     monkeypatch.setattr(biometrics, "_BLOCK", 400)
     x, who = invent(20)
     whole, part = compare_all(x, who), compare_all(x, who, keep=100)
@@ -129,7 +129,7 @@ def test_what_is_kept_are_the_highest_impostors(monkeypatch):
 
 
 # --- with what doubt
-def test_the_rates_are_those_of_the_plain_functions():
+def test_verification_equals_the_plain_functions():
     x, who = invent(40, noise=1.5)
     found = compare_all(x.round(decimals=0), who)  # with ties
     scores, genuine = found.scores()
@@ -151,12 +151,12 @@ def test_the_rates_are_those_of_the_plain_functions():
 
 
 @pytest.mark.parametrize("one_set", [True, False])
-def test_a_draw_of_people_counts_a_comparison_as_often_as_both_are_drawn(one_set):
+def test_a_bootstrap_draw_weights_pairs_by_both_counts(one_set):
     x, who = invent(8, noise=1.5)
     other = () if one_set else (x[1::2], who[1::2])
     found = compare_all(x, who, *other) if one_set else compare_all(x[::2], who[::2], *other)
     weights = np.array([2, 0, 1, 3, 1, 0, 0, 1.0])
-    # the drawn people, each a person of its own
+    # each drawn copy is a separate person
     copies = np.repeat(np.arange(8), weights.astype(int))
     sides = []
     for features, people in [(x, who)] if one_set else [(x[::2], who[::2]), (x[1::2], who[1::2])]:
@@ -180,13 +180,13 @@ def test_a_draw_of_people_counts_a_comparison_as_often_as_both_are_drawn(one_set
     assert rates.fnmr_at(rates.weigh(weights), 0.1)[0] == pytest.approx(expected)
 
 
-def test_no_claim_beyond_what_the_people_support():
+def test_rates_that_the_rule_of_3_does_not_support_are_missing():
     table = verification(compare_all(*invent(46)), draws=5).set_index("measure")
     assert np.isfinite(table.value["FNMR at FMR 1 %"]) and np.isnan(
         table.value["FNMR at FMR 0.1 %"]
     )
     assert table.note["FNMR at FMR 0.1 %"] == (
-        "needs 3,000 pairs of people, as 78 people make (rule of 3); there are 1,035"
+        "needs 3,000 pairs of people (rule of 3), that is 78 people; there are 1,035 pairs"
     )
     assert [needed_comparisons(one) for one in (0.01, 0.001, 0.1)] == [300, 3000, 30]
     assert np.isfinite(verification(compare_all(*invent(78)), draws=2).value[2]) and np.isnan(
@@ -223,7 +223,7 @@ def test_open_set_by_an_explicit_loop(rank):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
-def test_of_a_gallery_of_one_image_fpir_is_fmr(seed):
+def test_with_one_gallery_image_fpir_is_fmr(seed):
     rng = np.random.default_rng(seed)
     query, scores = rng.integers(0, 3, 30), rng.normal(size=30).round(1)
     query[:2] = 0, 1
@@ -272,7 +272,7 @@ def test_open_set_draws_leave_people_out_of_every_gallery():
     # 30 of 40 stay out
     assert open_set_draws(found, queries, galleries, draws=1).enrolled.eq(10).all()
     few = [part[part.identity.astype(int) < 30] for part in (queries[0], galleries[0])]
-    # no way to 30: half
+    # 30 are impossible: half
     assert open_set_draws(found, few[:1], few[1:], draws=1).enrolled.eq(15).all()
 
 
@@ -290,7 +290,7 @@ def test_the_open_set_curve_is_the_mean_of_its_draws():
         open_set_rates(table[["split"]])
 
 
-def test_a_det_table_ends_where_no_claim_is_allowed():
+def test_a_det_table_begins_at_the_rule_of_3():
     found = compare_all(*invent(46, noise=1.3))
     table = det_table(found, points=12, draws=50)
     assert table.fmr.iloc[0] == pytest.approx(3 / found.people_pairs) and table.fmr.iloc[
@@ -308,17 +308,17 @@ def test_a_det_table_ends_where_no_claim_is_allowed():
 
 
 # --- evidence
-def test_cllr_by_its_formula_and_at_known_points():
+def test_cllr_equals_its_formula_and_known_values():
     scores, genuine = some_scores(decimals=12)
     ratio = np.exp(scores)
     expected = (np.log2(1 + 1 / ratio[genuine]).mean() + np.log2(1 + ratio[~genuine]).mean()) / 2
     assert cllr(scores, genuine) == pytest.approx(expected, abs=1e-12)
-    assert cllr(0 * scores, genuine) == pytest.approx(1)  # who says nothing
-    assert cllr(np.where(genuine, 1e4, -1e4), genuine) == 0  # who knows
+    assert cllr(0 * scores, genuine) == pytest.approx(1)  # no information
+    assert cllr(np.where(genuine, 1e4, -1e4), genuine) == 0  # perfect values
 
 
 @pytest.mark.parametrize("decimals", [1, 12])
-def test_the_isotonic_map_is_scikit_learns(decimals):
+def test_the_isotonic_map_equals_scikit_learn(decimals):
     scores, genuine = some_scores(decimals=decimals)
     weights = np.where(genuine, 0.5 / genuine.sum(), 0.5 / (~genuine).sum())
     posterior = IsotonicRegression().fit(scores, genuine, weights).predict(scores)
@@ -333,7 +333,7 @@ def test_the_isotonic_map_is_scikit_learns(decimals):
     assert ours == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_logistic_map_is_scikit_learns_and_the_identity_on_ratios():
+def test_the_logistic_map_equals_scikit_learn():
     scores, genuine = some_scores(decimals=12)
     theirs = LogisticRegression(C=1e9, class_weight="balanced", tol=1e-10, max_iter=1000).fit(
         scores[:, None], genuine
@@ -351,7 +351,7 @@ def test_the_logistic_map_is_scikit_learns_and_the_identity_on_ratios():
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["logistic", "isotonic"]))
-def test_a_calibration_keeps_the_ranking_and_knows_its_thresholds(seed, kind):
+def test_a_calibration_is_monotone_and_inverts_its_thresholds(seed, kind):
     scores, genuine = some_scores(seed, 200)
     found = Calibration.fit(scores, genuine, kind)
     grid = np.linspace(scores.min(), scores.max(), 300)
@@ -367,7 +367,7 @@ def test_a_calibration_keeps_the_ranking_and_knows_its_thresholds(seed, kind):
     assert min_cllr(scores, genuine) <= cllr(found(scores), genuine) + 1e-9
 
 
-def test_reliability_counts_what_is_said_and_what_is():
+def test_reliability_compares_predicted_with_observed():
     x = stats.norm.ppf((np.arange(5_000) + 0.5) / 5_000)
     ratios, kinds = np.append(2 * x + 2, 2 * x - 2), np.repeat([True, False], 5_000)
     table = reliability(ratios, kinds, bins=8)
@@ -408,7 +408,7 @@ def test_bad_input_is_one_sentence(call, words):
 
 
 # --- at a threshold, and groups
-def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
+def test_rates_at_a_threshold_have_rule_of_3_intervals():
     x, who = invent(30, noise=1.3)
     found = compare_all(x, who)
     scores, genuine = found.scores()
@@ -423,18 +423,26 @@ def test_rates_at_a_threshold_are_shares_and_say_what_no_error_means():
         1,
     )
     few = rates_at(found, np.sort(scores[~genuine])[-1], draws=50)["FMR"]
-    assert 0 < few.value < few.high and few.high >= 3 / 435  # one error is no surer than none
+    assert (
+        0 < few.value < few.high and few.high >= 3 / 435
+    )  # one error gives no smaller bound than none
     with pytest.raises(PromptSGError, match="larger keep"):
         rates_at(compare_all(x, who, keep=50), -0.5)
 
 
-def test_group_rates_are_those_of_each_groups_own_comparisons():
+def grouped():
+    "Features of 30 people in three groups: (x, who, kind, frame, embeddings)."
     x, who = invent(30, noise=1.3)
     kind = np.where(who < 16, "a", np.where(who < 27, "b", "c"))
     frame = pd.DataFrame(
         {"path": [f"{n}" for n in range(len(who))], "identity": who.astype(str), "kind": kind}
     )
     found = Embeddings({path: row for row, path in enumerate(frame.path)}, F.normalize(x, dim=1))
+    return x, who, kind, frame, found
+
+
+def test_group_rates_equal_the_rates_of_each_group():
+    x, who, kind, frame, found = grouped()
     hits = pd.DataFrame(
         {
             "path": frame.path,
@@ -463,6 +471,10 @@ def test_group_rates_are_those_of_each_groups_own_comparisons():
         table.note["c"] == "3 people: too few to judge"
         and table.loc["c", ["FMR", "FNMR", "rank1", "mAP"]].isna().all()
     )
+
+
+def test_groups_with_few_images_and_bad_groups():
+    _, who, _, frame, found = grouped()
     once = frame.groupby("identity").head(1).assign(kind="d")  # twelve of them have one image alone
     mixed = pd.concat(
         [

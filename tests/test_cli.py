@@ -1,4 +1,4 @@
-"The commands as a user types them: exit codes, one-sentence errors, and what they leave behind."
+"The commands as a user types them: exit codes, one-sentence errors and written files."
 
 import io
 import json
@@ -76,7 +76,7 @@ def test_zero_shot_needs_no_run(hands, config, tmp_path):
     assert len(pd.read_csv(tmp_path / "zero" / "per_split.csv")) == 3
 
 
-def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hands, tmp_path):
+def test_search_never_returns_the_query(run, hands, tmp_path):
     query = sorted((hands / "Hands").glob("*.jpg"))[0]
     promptsg(
         "search", "--run", run, "--query", query, "--gallery", hands, "--top", 5, "--out", tmp_path
@@ -90,7 +90,7 @@ def test_search_finds_the_same_person_first_or_not_but_never_the_query(run, hand
     assert (tmp_path / "nearest.png").stat().st_size > 5000
 
 
-def test_figures_of_a_run_say_how_their_queries_were_chosen(run, hands):
+def test_figures_state_how_their_queries_were_chosen(run, hands):
     from promptsg.checkpoints import load_run
     from promptsg.cli import ranked_lists, steps_figure
     from promptsg.data import read_data
@@ -125,7 +125,7 @@ def own(hands, tmp_path_factory):
     return folder
 
 
-def test_ones_own_folder_is_searched_without_training(own, tmp_path):
+def test_a_folder_is_searched_without_training(own, tmp_path):
     query = sorted(own.rglob("*.jpg"))[0]
     promptsg(
         "search",
@@ -159,7 +159,7 @@ def test_ones_own_folder_is_searched_without_training(own, tmp_path):
     assert "the picture nope.jpg does not exist" in error and os.path.abspath("nope.jpg") in error
 
 
-def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config, tmp_path):
+def test_six_people_are_enough_to_train(own, config, tmp_path):
     from promptsg.checkpoints import load_run
     from promptsg.config import Config
 
@@ -182,7 +182,7 @@ def test_six_people_are_enough_to_train_and_the_record_says_folders(own, config,
 
 
 @pytest.mark.parametrize("cached", ["true", "false"])
-def test_torn_images_are_found_before_training(own, config, tmp_path, cached):
+def test_damaged_images_are_found_before_training(own, config, tmp_path, cached):
     import shutil
 
     data = shutil.copytree(own, tmp_path / "own")
@@ -215,7 +215,7 @@ def test_embed(run, hands, tmp_path):
     assert (tmp_path / "e.npz").exists()
 
 
-def test_doctor_says_what_is_there(hands):
+def test_doctor_lists_the_data(hands):
     from promptsg.data import read_11k
 
     text = promptsg("doctor", "--data", hands).stdout
@@ -225,7 +225,7 @@ def test_doctor_says_what_is_there(hands):
     )
 
 
-def test_doctor_fails_where_a_check_fails(tmp_path):
+def test_doctor_exits_2_if_a_check_fails(tmp_path):
     assert "1 check failed (data)" in promptsg("doctor", "--data", tmp_path, code=2).stderr
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "1.jpg").write_bytes(b"no image")
@@ -238,7 +238,7 @@ def test_doctor_fails_where_a_check_fails(tmp_path):
 
 
 def broken(kind, run, hands, config, tmp_path):
-    "Arguments that hit one kind of bad input, and a word that its sentence must hold."
+    "(arguments with one kind of bad input, a word that the error must contain)."
     import shutil
 
     copy = shutil.copytree(run, tmp_path / "run")
@@ -259,34 +259,12 @@ def broken(kind, run, hands, config, tmp_path):
         return ["evaluate", "--run", copy, "--data", data], "aspectOfHand"
     if kind == "misspelt key":
         (tmp_path / "c.yml").write_text("epohcs: 3")
-        return [
-            "train",
-            "--config",
-            tmp_path / "c.yml",
-            "--data",
-            data,
-            "--out",
-            tmp_path / "new",
-        ], "epochs"
+        words = ["train", "--config", tmp_path / "c.yml", "--data", data]
+        return [*words, "--out", tmp_path / "new"], "epochs"
+    words = ["evaluate", "--run", copy, "--data", data, "--set"]
     if kind == "missing weight file":
-        return [
-            "evaluate",
-            "--run",
-            copy,
-            "--data",
-            data,
-            "--set",
-            "pretrained=nowhere.safetensors",
-        ], "nowhere.safetensors"
-    return [
-        "evaluate",
-        "--run",
-        copy,
-        "--data",
-        data,
-        "--set",
-        "model=hand-rn-tiny",
-    ], "does not match"
+        return [*words, "pretrained=nowhere.safetensors"], "nowhere.safetensors"
+    return [*words, "model=hand-rn-tiny"], "does not match"
 
 
 @pytest.mark.parametrize(
@@ -307,7 +285,7 @@ def test_bad_input_is_one_sentence_and_exit_2(kind, run, hands, config, tmp_path
     assert len(said) == 1 and word in said[0] and "Traceback" not in "".join(error)
 
 
-def test_a_killed_training_goes_on(hands, config, run, tmp_path):
+def test_a_killed_training_continues(hands, config, run, tmp_path):
     """SIGKILL after the first epoch was saved; --resume ends with the weights of the run that was
     not killed."""
     from promptsg.checkpoints import read_checkpoint
@@ -341,14 +319,14 @@ def test_a_mistyped_command_is_exit_2_without_a_traceback(arguments):
     assert "Traceback" not in done.stderr and "Error" in done.stderr
 
 
-def test_resuming_what_is_not_there_says_so(hands, tmp_path):
+def test_resuming_a_missing_run_is_one_sentence(hands, tmp_path):
     error = promptsg(
         "train", "--resume", "--data", hands, "--out", tmp_path / "none", code=2
     ).stderr
     assert "there is no run in" in error and "YAML" not in error
 
 
-def test_help_is_whole_in_a_narrow_terminal():
+def test_help_is_complete_in_a_narrow_terminal():
     from promptsg.cli import app
 
     narrow = dict(env={**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80"})
@@ -364,7 +342,7 @@ def test_help_is_whole_in_a_narrow_terminal():
     )
 
 
-def test_versions_says_what_its_columns_are():
+def test_versions_explains_its_columns():
     legend, _, columns, *_ = promptsg("versions").stdout.splitlines()
     assert (
         legend.startswith("loss: weights; schedule: ")
@@ -426,7 +404,7 @@ def test_look_prints_and_writes_every_map_and_with_hide_the_curves(run, hands, t
     )
 
 
-def test_look_answers_a_map_or_a_filling_that_is_not_there(run, hands):
+def test_look_rejects_an_unknown_map_or_fill(run, hands):
     assert (
         "no map 'word'; it has relevance, attention, contrast"
         in promptsg(
@@ -439,11 +417,11 @@ def test_look_answers_a_map_or_a_filling_that_is_not_there(run, hands):
     )
 
 
-def test_steps_after_the_embedding_are_measured_beside_none(run, hands):
+def test_steps_after_the_embedding_are_compared_with_none(run, hands):
     said = promptsg(
         "evaluate", "--run", run, "--data", hands, "--after", "rerank-few", "max", "z"
     ).stdout
-    assert "steps after the embedding" in said and "seconds" in said and "nothing here" in said
+    assert "steps after the embedding" in said and "seconds" in said and "no effect here" in said
     plain = json.loads((run / "evaluation-clipfh" / "result.json").read_text())
     assert plain.get("control") is None
     for name in ("rerank-few", "max", "z"):
@@ -460,7 +438,7 @@ def test_steps_after_the_embedding_are_measured_beside_none(run, hands):
     assert all(one.record.get("control") is None for one in read_record(run)["results"])
 
 
-def test_mirror_is_measured_in_a_folder_of_its_own(run, hands):
+def test_mirror_has_its_own_results_folder(run, hands):
     before = promptsg("evaluate", "--run", run, "--data", hands).stdout
     said = promptsg("evaluate", "--run", run, "--data", hands, "--set", "mirror=true").stdout
     assert "mirror image's" in said and "mirror image's" not in before
@@ -495,11 +473,11 @@ def test_another_data_sets_whitening_is_a_second_row(run, own, hands, tmp_path):
     [
         (["--after", "best"], "no step 'best'"),
         (["--cross", "--after", "z"], "needs a cohort"),
-        (["--whiten", "data"], "goes with --cross"),
+        (["--whiten", "data"], "data needs --cross"),
         (["--cross", "--whiten", "mine"], "own or data"),
-        (["--cross", "--whiten", "data", "--after", "max"], "without --after"),
+        (["--cross", "--whiten", "data", "--after", "max"], "excludes --after"),
     ],
 )
-def test_what_cannot_be_measured_beside_is_one_sentence(run, hands, words, sentence):
+def test_options_that_exclude_each_other_are_one_sentence(run, hands, words, sentence):
     error = promptsg("evaluate", "--run", run, "--data", hands, *words, code=2).stderr
     assert sentence in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"A control is the model without one part, everything else as it was."
+"A control is the model with one part removed or replaced; everything else is unchanged."
 
 from types import SimpleNamespace
 
@@ -93,13 +93,13 @@ def equal(one, other):
         ("training_free", ["no word", "another word", "random direction", "without the tokens"]),
     ],
 )
-def test_controls_that_make_sense(name, more):
+def test_controls_of_each_version(name, more):
     config = version(name, VIT)
     assert controls_of(config) == [*BASELINES, *more] and set(controls_of(config)) <= set(CONTROLS)
     assert controls_of(SimpleNamespace(config=config)) == controls_of(config)
 
 
-def test_another_head_keeps_the_tokens_it_has_weights_for():
+def test_without_the_tokens_needs_a_linear_head():
     config = version("training_free", VIT).replace(classifier="bnneck")
     assert "without the tokens" not in controls_of(config)
 
@@ -110,8 +110,8 @@ def test_names_are_different_folders():
 
 
 @pytest.mark.parametrize("name", ["no word", "nothing", "", "zero-shot "])
-def test_a_control_that_makes_no_sense_is_one_sentence(paper, two, name):
-    with pytest.raises(PromptSGError, match="makes no sense for this model; choose of zero-shot"):
+def test_an_unknown_control_is_one_sentence(paper, two, name):
+    with pytest.raises(PromptSGError, match="this model has no control .*choose from zero-shot"):
         measured(paper, two, ["zero-shot", name])
 
 
@@ -136,7 +136,7 @@ def test_a_fusion_that_ignores_text_has_difference_0(two):
         dict(eval_prompt="simplified"),
     ],
 )
-def test_where_text_matters_each_control_moves_each_image(two, config):
+def test_each_control_changes_a_model_that_uses_text(two, config):
     model, rows = built(version("paper", VIT).replace(**config)), two.test.head(6)
     names = [name for name in TEXT if name in controls_of(model)]
     embedder = Embedder(model, model.config, progress=False)
@@ -182,7 +182,7 @@ def test_no_text_is_the_fusion_on_zeros(two, paper):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_everybody_gets_another_images_pseudo_word(two, paper, monkeypatch, batch):
+def test_each_image_gets_another_images_pseudo_word(two, paper, monkeypatch, batch):
     "Each image's s* goes to exactly one other image, whatever the batches are."
     rows, given = two.test.head(7).reset_index(drop=True), []
 
@@ -204,7 +204,7 @@ def test_everybody_gets_another_images_pseudo_word(two, paper, monkeypatch, batc
     assert giver.tolist() == [6, 0, 1, 2, 3, 4, 5]
 
 
-def test_the_answer_does_not_hang_on_batches_or_on_what_else_is_asked(two, paper):
+def test_results_do_not_depend_on_batches_or_other_controls(two, paper):
     few, all_of_them = measured(paper, two, TEXT, batch_size=5), measured(paper, two)
     assert all(
         few[name].per_query.first_hit.equals(all_of_them[name].per_query.first_hit) for name in TEXT
@@ -212,7 +212,7 @@ def test_the_answer_does_not_hang_on_batches_or_on_what_else_is_asked(two, paper
 
 
 @pytest.mark.parametrize("name", ["paper", "training_free"])
-def test_one_pass_whatever_the_number(two, name, monkeypatch):
+def test_all_controls_share_one_pass(two, name, monkeypatch):
     model, looked = built(version(name, VIT)), []
     before = model.backbone.features_before
     monkeypatch.setattr(
@@ -227,7 +227,7 @@ def test_one_pass_whatever_the_number(two, name, monkeypatch):
 
 
 # --- the tower alone, and whitening
-def test_zero_shot_is_the_tower_as_it_came(two):
+def test_zero_shot_is_the_pretrained_tower(two):
     "Also where the version's own tower was trained."
     model = built(version("image_only", VIT))
     zero = own(untrained(model.config), two)
@@ -241,7 +241,7 @@ def test_zero_shot_is_the_tower_as_it_came(two):
 
 @pytest.mark.parametrize("blocks", [0, 1, None])
 @pytest.mark.parametrize("cached", [False, True])
-def test_zero_shot_goes_on_from_the_frozen_blocks(two, blocks, cached):
+def test_zero_shot_continues_from_the_frozen_blocks(two, blocks, cached):
     if cached and blocks is None:
         return  # nothing is frozen, so there is nothing to cache
     config = version("image_only", VIT).replace(
@@ -254,7 +254,7 @@ def test_zero_shot_goes_on_from_the_frozen_blocks(two, blocks, cached):
     )
 
 
-def test_whitened_is_what_whiten_would_give(two):
+def test_the_row_whitened_equals_a_whitened_version(two):
     "The same weights with the whitening that `Trainer` fits, to the images trained on."
     model = built(version("image_only", VIT))
     white = PromptSG(model.config.replace(whiten=True), 8).eval()
@@ -265,7 +265,7 @@ def test_whitened_is_what_whiten_would_give(two):
     assert "whitened" not in controls_of(white)
 
 
-def test_each_control_of_a_whitened_model_is_whitened_anew(two):
+def test_each_control_has_its_own_whitening(two):
     "By hand: the fused rows without text, whitened by those of the images trained on."
     model = built(version("paper_whitened", VIT))
     frame = pd.concat([two.train, ranked_images(two, ("clipfh",))]).drop_duplicates("path")
@@ -281,7 +281,7 @@ def test_each_control_of_a_whitened_model_is_whitened_anew(two):
 
 
 # --- words that pool
-def test_pooled_controls_are_those_of_the_parts(free, two):
+def test_pooling_controls_equal_measure_parts(free, two):
     frame = pd.concat([train_people(two), ranked_images(two, ("clipfh",))]).drop_duplicates("path")
     (far,) = least_similar_sentences(free.prompt, [free.config.simplified_prompt])
     parts = word_parts(free, frame, [far], controls=True, progress=False)
@@ -299,7 +299,7 @@ def test_pooled_controls_are_those_of_the_parts(free, two):
     assert equal(found["zero-shot"], own(untrained(free.config), two))
 
 
-def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
+def test_another_word_with_the_same_sentence_changes_nothing(free, two, monkeypatch):
     monkeypatch.setattr(controls, "least_similar_sentences", lambda prompt, said: said)
     model = free
     if model.config.prompt_aspect == "image":  # one sentence for all, as the control has
@@ -313,7 +313,7 @@ def test_another_word_that_is_the_same_changes_nothing(free, two, monkeypatch):
     assert equal(measured(model, two, ["another word"])["another word"], own(model, two))
 
 
-def test_several_words_all_go(two):
+def test_all_words_are_replaced(two):
     model = built(version("training_free", VIT).replace(words=("hand", "ring"), whiten=False))
     looked = controls._rows(
         model,
@@ -332,7 +332,7 @@ def test_several_words_all_go(two):
 
 
 # --- sentences
-def test_the_far_sentence_has_the_least_similar_direction(paper):
+def test_the_other_sentence_has_the_least_similar_direction(paper):
     said = [paper.config.simplified_prompt]
     cosines = (paper.prompt.directions_of(said) @ paper.prompt.directions_of(PLAIN_SENTENCES).T)[0]
     assert least_similar_sentences(paper.prompt, said) == [PLAIN_SENTENCES[int(cosines.argmin())]]
@@ -357,7 +357,7 @@ def bank(tmp_path, vectors):
     return built(config)
 
 
-def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
+def test_a_bank_gives_one_of_its_own_sentences(tmp_path, two):
     model = bank(
         tmp_path, {"a hand": [1.0, 0, 0], "a palm": [1.0, 0.1, 0], "a car": [-1.0, 0.2, 0.1]}
     )
@@ -368,7 +368,7 @@ def test_a_banks_far_sentence_is_one_of_its_own(tmp_path, two):
     )
 
 
-def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
+def test_a_bank_with_too_few_sentences_is_one_sentence(tmp_path, two):
     model = bank(tmp_path, {"a hand": [1.0, 0, 0], "a ring": [0, 1.0, 0]})
     with pytest.raises(PromptSGError, match="the bank has 0 sentences beside .* needs 2"):
         least_similar_sentences(model.prompt, ["a hand", "a ring"])
@@ -376,7 +376,7 @@ def test_a_bank_with_nothing_else_to_say_is_one_sentence(tmp_path, two):
         least_similar_sentences(model.prompt, ["a nail"])
 
 
-def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
+def test_sentences_of_other_aspects_are_not_chosen(tmp_path):
     model = bank(
         tmp_path,
         {
@@ -393,7 +393,7 @@ def test_the_sentences_of_other_aspects_are_the_models_own(tmp_path):
 
 
 # --- records
-def test_a_control_says_which_it_is_and_is_not_saved_over_another(paper, two, tmp_path):
+def test_a_control_is_never_saved_over_another(paper, two, tmp_path):
     found = measured(paper, two, ["no text", "another sentence"])
     for name, result in found.items():
         result.save(tmp_path / slug(name))
@@ -405,7 +405,7 @@ def test_a_control_says_which_it_is_and_is_not_saved_over_another(paper, two, tm
         own(paper, two).save(tmp_path / slug("no text"))
 
 
-def test_nobody_trained_on_is_ranked(free, hands):
+def test_no_training_person_is_ranked(free, hands):
     "The model knows the images of its train side; splits that rank them are refused."
     from dataclasses import replace
 
@@ -419,7 +419,7 @@ def test_nobody_trained_on_is_ranked(free, hands):
         measured(free, swapped, ["no word"])
 
 
-def test_the_model_is_left_in_its_mode(two, paper):
+def test_the_model_keeps_its_mode(two, paper):
     paper.train()
     try:
         measured(paper, two, ["no text"])
@@ -431,7 +431,7 @@ def test_the_model_is_left_in_its_mode(two, paper):
         paper.eval()
 
 
-def test_a_control_of_best_sees_mirror_images_as_its_whitening_does(two, monkeypatch):
+def test_controls_of_best_use_mirror_images(two, monkeypatch):
     """The version itself in a control's place is measured as the version is, with and without
     mirrors."""
     from promptsg.tune import measure_configs

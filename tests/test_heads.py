@@ -65,10 +65,8 @@ def test_a_pair_is_two_necks_with_a_classifier_each():
     assert all(p.grad.abs().sum() > 0 for p in head.parameters() if p.requires_grad)
 
 
-def test_a_pair_says_which_widths_it_reads():
-    with pytest.raises(
-        PromptSGError, match="got 4 numbers an image and reads 6 and 4 side by side"
-    ):
+def test_a_pair_names_the_widths_it_needs():
+    with pytest.raises(PromptSGError, match=r"got 4 numbers for each image and needs 6 \+ 4"):
         BNNeckPair(4, 5, first=6)(random(12, 4))
 
 
@@ -101,7 +99,7 @@ def test_the_margin_moves_only_the_own_class_and_only_with_labels():
     assert torch.equal(plain[~own], moved[~own]) and (moved[own] < plain[own]).all()
 
 
-def test_arcface_falls_all_the_way_round():
+def test_arcface_decreases_over_the_whole_range_of_angles():
     angle = torch.linspace(0, math.pi, 500)
     head = ArcFace(2, 1, scale=1.0, margin=0.5)
     with torch.no_grad():
@@ -148,7 +146,7 @@ def test_the_covariance_is_shrunk_as_scikit_learn_does(rows, stretch):
     )
 
 
-def test_whitened_people_scatter_alike_in_every_direction():
+def test_whitened_identities_have_equal_variance_in_all_directions():
     labels, stretch = torch.arange(2000) % 40, torch.ones(6).index_fill(0, torch.tensor([1]), 8.0)
     x = 20 * random(40, 6)[labels] + random(2000, 6, seed=1) * stretch
     whitening = Whitening(6)
@@ -166,7 +164,10 @@ def test_whitened_people_scatter_alike_in_every_direction():
 @pytest.mark.parametrize(
     "call, word",
     [
-        (lambda: Whitening(4).fit(random(3, 4), torch.arange(3)), "no person has two different"),
+        (
+            lambda: Whitening(4).fit(random(3, 4), torch.arange(3)),
+            "a person with two different images",
+        ),
         (lambda: Whitening(4).fit(random(3, 4), torch.arange(2)), "label per row"),
         (lambda: ArcFace(4, 2, scale=0), "scale"),
         (lambda: ArcFace(4, 2, margin=-0.1), "margin"),

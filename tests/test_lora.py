@@ -87,7 +87,7 @@ def test_every_adapter_gets_a_gradient(quick, model):
 def test_a_training_changes_adapters_and_modules_alone(quick, splits, tmp_path, cached):
     config = quick.replace(**LORA, epochs=1, steps_per_epoch=2, cache_frozen=cached)
     trainer = Trainer(config, splits, tmp_path / "run", progress=False)
-    trainer._set_up()
+    trainer.set_up()
     tower = trainer.model.backbone
     before = {name: p.detach().clone() for name, p in tower.named_parameters()}
     grouped = [p for group in trainer.optimizer.param_groups for p in group["params"]]

@@ -88,7 +88,7 @@ def test_supcon_with_distinct_labels_is_clips_loss():
     )
 
 
-def test_supcon_counts_the_own_pair_and_forgets_lengths():
+def test_supcon_includes_the_own_pair_and_ignores_lengths():
     corners = torch.eye(2).repeat_interleave(2, 0)
     labels = torch.tensor([0, 0, 1, 1])
     assert math.isclose(supcon(corners, corners, labels).item(), 2 * math.log(2), abs_tol=1e-4)
@@ -132,7 +132,7 @@ def test_bad_input_is_one_clear_sentence(call, word):
 
 
 @pytest.mark.parametrize("labels", [PK, UNEVEN])
-def test_supcon_of_vectors_as_they_are_is_the_written_out_formula(labels):
+def test_supcon_without_normalisation_is_the_written_out_formula(labels):
     image, text = random(len(labels), 6, seed=1), random(len(labels), 6, seed=2)
 
     def one_way(rows, columns):
@@ -151,7 +151,7 @@ def test_supcon_of_vectors_as_they_are_is_the_written_out_formula(labels):
 
 
 @pytest.mark.parametrize("labels", [PK, UNEVEN])
-def test_one_sentence_for_all_pulls_without_regard_to_who_it_is(labels):
+def test_the_gradient_of_one_sentence_for_all_ignores_the_labels(labels):
     image, one = (
         random(len(labels), 6).requires_grad_(),
         random(1, 6, seed=3).expand(len(labels), -1),

@@ -132,7 +132,7 @@ def test_official_is_the_published_definition():
     assert np.abs(np.array(ours["cmc_curve"]) - curve[: len(ours["cmc_curve"])]).max() < 1e-6
 
 
-def test_official_ranks_distractors_and_leaves_the_own_camera_out(frame):
+def test_official_ranks_distractors_and_excludes_the_own_camera(frame):
     splits, found = official_splits(frame), features_of(frame)
     result = evaluate(found, splits, "official")
     query, gallery = splits.queries[0], splits.galleries_all[0]
@@ -182,7 +182,7 @@ def test_official_needs_data_with_roles(frame):
 # --- splits
 
 
-def test_everybody_is_trained_on_and_nobody_twice(frame, tmp_path):
+def test_all_train_people_are_used_once(frame, tmp_path):
     splits = official_splits(frame)
     assert (
         not len(splits.val)
@@ -208,7 +208,7 @@ def test_another_official_set_is_measured_on_its_own_queries(frame):
     assert splits.queries[0].image.tolist() == official_splits(frame).queries[0].image.tolist()
 
 
-def test_ranked_lists_show_what_is_ranked(frame):
+def test_ranked_lists_show_the_ranked_images(frame):
     splits = official_splits(frame)
     query, gallery = splits.queries[0].iloc[0], shown_gallery(splits)
     left = rankable(query, gallery)
@@ -220,7 +220,7 @@ def test_ranked_lists_show_what_is_ranked(frame):
 # --- the recipe
 
 
-def test_instances_come_from_as_many_cameras_as_there_are():
+def test_instances_come_from_all_cameras():
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(6), 20)
     # most by camera 1
@@ -235,13 +235,13 @@ def test_instances_come_from_as_many_cameras_as_there_are():
     assert np.mean(seen["images"]) < np.mean(seen["cameras"])
 
 
-def test_a_person_with_few_images_is_drawn_again():
+def test_images_of_a_small_person_are_repeated():
     sampler = PKSampler(["a", "a", "b"], 2, 4, cameras=["1", "2", "1"])
     (batch,) = list(sampler)
     assert sorted(batch) == [0, 0, 1, 1, 2, 2, 2, 2]
 
 
-def test_the_fields_augmentation_pads_with_black_and_erases_with_noise():
+def test_augmentation_pads_with_black_and_erases_with_noise():
     image = torch.full((3, 40, 20), 200, dtype=torch.uint8)
     for fill, inside in (("edge", True), ("black", False)):
         transform = train_transform((40, 20), (0, 0, 0), (1, 1, 1), pad=10, erase=0, crop_fill=fill)
@@ -259,7 +259,7 @@ def test_the_fields_augmentation_pads_with_black_and_erases_with_noise():
         assert fill == "mean" or changed.std() == pytest.approx(1, abs=0.3)
 
 
-def test_overlapping_patches_keep_what_they_see():
+def test_overlapping_patches_cover_the_image():
     plain, dense = (
         load_towers("hand-vit-tiny", image_size=(64, 48), patch_stride=stride).backbone.eval()
         for stride in (None, 8)
@@ -293,7 +293,7 @@ def cameras_config(**changes):
     )
 
 
-def test_the_cameras_vector_is_added_to_every_token():
+def test_the_camera_embedding_is_added_to_every_token():
     torch.manual_seed(0)
     model = PromptSG(cameras_config(), 4).eval()
     images = torch.randn(3, 3, *model.backbone.image_size)
@@ -313,7 +313,7 @@ def test_the_cameras_vector_is_added_to_every_token():
     assert model.backbone.camera.grad.abs().sum() > 0
 
 
-def test_cameras_are_numbered_by_name_and_strangers_are_minus_one(frame):
+def test_cameras_are_numbered_by_name_and_unknown_is_minus_one(frame):
     assert for_data(cameras_config().replace(cameras=()), frame).cameras == ("1", "2", "3")
     assert camera_numbers(pd.DataFrame({"camera": ["2", "9"]}), ("1", "2")) == [1, -1]
     assert camera_numbers(pd.DataFrame({"path": ["x"]}), ("1",)) == [-1]
@@ -340,7 +340,7 @@ def test_supcon_has_two_halves():
         supcon(image, text, labels, direction="up")
 
 
-def test_without_the_interaction_the_images_embedding_ranks_and_the_text_still_learns():
+def test_without_interaction_the_image_embedding_ranks():
     torch.manual_seed(0)
     model = PromptSG(version("no_interaction", "hand-vit-tiny-person"), 4).train()
     output = model(torch.randn(4, 3, *model.backbone.image_size), labels=torch.arange(4))
@@ -364,7 +364,7 @@ def test_without_the_interaction_the_images_embedding_ranks_and_the_text_still_l
         (dict(dataset="market"), "market1501"),
     ],
 )
-def test_bad_fields_are_refused_in_a_sentence(changes, words):
+def test_bad_fields_are_one_sentence(changes, words):
     with pytest.raises(PromptSGError, match=words):
         Config(**changes)
 
@@ -397,7 +397,7 @@ def test_the_paper_on_persons_has_its_published_numbers():
         )
 
 
-def test_ablations_differ_from_the_paper_in_what_they_name():
+def test_ablations_differ_in_the_named_part():
     from promptsg.versions import difference
 
     paper = version("paper", "vitb16-person")
@@ -433,21 +433,9 @@ def test_prompts_name_the_sets_subject(frame):
 
 
 def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path):
-    config = for_data(
-        row_config(
-            "baseline",
-            small=True,
-            changes=dict(
-                epochs=2,
-                batch_size=8,
-                steps_per_epoch=2,
-                camera_embedding=1.0,
-                instances_over="cameras",
-                patch_stride=12,
-            ),
-        ),
-        frame,
-    )
+    changes = dict(epochs=2, batch_size=8, steps_per_epoch=2, patch_stride=12)
+    changes |= dict(camera_embedding=1.0, instances_over="cameras")
+    config = for_data(row_config("baseline", small=True, changes=changes), frame)
     splits = official_splits(frame)
     run = Trainer(config, splits, tmp_path / "run", progress=False).fit()
     history = pd.read_csv(run / "metrics.csv")
@@ -480,7 +468,7 @@ def test_training_on_everybody_keeps_the_last_epoch_and_resumes(frame, tmp_path)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_papers_rows_are_published_beside_measured(drawn, tmp_path):
+def test_the_table_has_published_and_measured_results(drawn, tmp_path):
     table = reproduce(
         "market1501",
         drawn,
@@ -508,7 +496,7 @@ def test_the_papers_rows_are_published_beside_measured(drawn, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_what_the_paper_does_not_have_is_refused():
+def test_unknown_rows_are_one_sentence():
     assert all(
         row.version in versions_of(f"{tower}-person")
         for (_, tower), rows in PUBLISHED.items()
@@ -524,7 +512,7 @@ def test_what_the_paper_does_not_have_is_refused():
             published_rows(*arguments)
 
 
-def test_the_cost_counts_more_for_the_paper_than_for_its_baseline():
+def test_paper_needs_more_operations_than_its_baseline():
     table = cost_of_training("market1501", small=True, batch=8, rounds=1)
     count = lambda name: float(
         table["where"][(table.row == name) & table["where"].str.contains("operations")]
@@ -538,7 +526,7 @@ def test_the_cost_counts_more_for_the_paper_than_for_its_baseline():
 # --- chosen on train people
 
 
-def test_train_people_are_ranked_as_the_official_protocol_ranks(frame):
+def test_cross_validation_follows_the_official_protocol(frame):
     from promptsg.tune import cross_validate, train_people
 
     people = train_people(official_splits(frame)).sort_values("image", ignore_index=True)
@@ -563,7 +551,7 @@ def test_train_people_are_ranked_as_the_official_protocol_ranks(frame):
         assert value == pytest.approx(mean_ap, abs=1e-3)
 
 
-def test_parts_are_taken_while_they_help(frame):
+def test_parts_are_added_while_they_help(frame):
     from promptsg.persons import choose_parts
 
     people = frame[frame.role == "train"].reset_index(drop=True)

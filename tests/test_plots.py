@@ -175,7 +175,14 @@ FIGURES = {
         note="at random",
     ),
     "ranked lists with words": lambda: plot_ranked_lists(
-        [ranked(names=["q", "a", "b", "c"], alike=["alike: moles, unlike: a long sleeve"] * 3)] * 2
+        [
+            ranked(
+                names=["q", "a", "b", "c"],
+                likelihood_ratio=["1,000,000", "20", "0.5"],
+                alike=["alike: moles, unlike: a long sleeve"] * 3,
+            )
+        ]
+        * 2
     ),
     "training": lambda: plot_training(HISTORY),
     "training of one epoch": lambda: plot_training(HISTORY[:1]),
@@ -537,6 +544,35 @@ def test_ranked_lists_name_images_and_say_the_note():
     ]
     assert figure.get_supxlabel().endswith("; at random (seed 7)")
     assert not plot_ranked_lists([ranked()]).axes[1].texts
+
+
+def test_ranked_lists_have_likelihood_ratios_between_names_and_words():
+    row = ranked(
+        names=list("qabc"), likelihood_ratio=["20", "2", "0.5"], alike=["alike: moles"] * 3
+    )
+    figure = plot_ranked_lists([row, ranked()], top=2)
+    below = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert below == [
+        ["q"],
+        ["a", "LR 20", "alike: moles"],
+        ["b", "LR 2", "alike: moles"],
+        *[[]] * 3,
+    ]
+    assert "LR: likelihood ratio" in figure.get_supxlabel()
+    assert "LR" not in plot_ranked_lists([ranked()]).get_supxlabel()
+
+
+def test_a_search_shows_the_likelihood_ratios_of_its_table(tmp_path):
+    from promptsg.cli import ranked_figure
+
+    Image.fromarray(image()).save(tmp_path / "a.png")
+    row = dict(image="a.png", path=str(tmp_path / "a.png"), identity="7:dorsal_r")
+    table = pd.DataFrame([row, row]).assign(likelihood_ratio=["1,200", "0.3"])
+    lists = [(table.iloc[0], table, [0.9, 0.1])]
+    figure = ranked_figure(lists, named=True)
+    assert [ax.texts[-1].get_text() for ax in figure.axes] == ["7", "LR 1,200", "LR 0.3"]
+    lists = [(table.iloc[0], table.drop(columns="likelihood_ratio"), [0.9, 0.1])]
+    assert [len(ax.texts) for ax in ranked_figure(lists, named=True).axes] == [1, 1, 1]
 
 
 def test_a_figure_drawn_anew_is_the_figure_drawn_new():

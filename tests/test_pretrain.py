@@ -1,4 +1,4 @@
-"The embedded weights: how they are made, what they weigh, and that their words mean something."
+"The embedded weights: training, file size and zero-shot accuracy."
 
 import json
 
@@ -32,7 +32,7 @@ def random(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def test_a_sentence_is_true_of_the_pictures_that_agree_with_what_it_says():
+def test_true_pairs_of_sentences_and_pictures():
     phrases = [
         dict(face="dorsal", skin="fair"),
         dict(face="dorsal", skin="dark"),
@@ -75,7 +75,7 @@ def test_shipped_files_fit_in_twelve_megabytes():
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_shipped_words_mean_what_pictures_show(name):
+def test_shipped_weights_answer_zero_shot_questions(name):
     pictures, phrases, _ = draw_set(80, model_config(name)["vision_cfg"]["image_size"], seed=41)
     scores = zero_shot(*embedded_clip(name), pictures, phrases)
     assert (scores.accuracy[["face", "side"]] >= 0.95).all()
@@ -104,7 +104,7 @@ def test_two_steps_write_a_model_of_the_shipped_shape(name, tmp_path):
     }
 
 
-def test_the_patches_nearest_to_a_landmark_weigh_most():
+def test_the_nearest_patches_have_the_largest_weights():
     points = torch.tensor([[[0.1, 0.1], [0.9, 0.4], [float("nan")] * 2]])
     near = _nearness(points, (2, 4))  # 2 rows, 4 columns
     assert near.shape == (1, 8, 3) and near[0, :, :2].argmax(0).tolist() == [0, 3]
@@ -117,7 +117,7 @@ def test_common_words_are_single_tokens():
     assert int(tokens.argmax()) == 11
 
 
-def test_another_model_name_is_refused(tmp_path):
+def test_an_unknown_model_is_one_sentence(tmp_path):
     with pytest.raises(PromptSGError, match="hand-vit-tiny"):
         pretrain("ViT-B-16", tmp_path / "x.safetensors")
 
@@ -173,7 +173,7 @@ def test_aligned_text_finds_its_images(tmp_path):
         )
 
 
-def test_alignment_needs_one_embedding_a_row(tmp_path):
+def test_alignment_needs_one_embedding_per_row(tmp_path):
     with pytest.raises(PromptSGError, match="3 embeddings .* 4 rows"):
         align_text(torch.zeros(3, 8), rows(4), tmp_path / "x.safetensors")
 
@@ -215,7 +215,7 @@ def taught(tmp_path_factory):
     return align
 
 
-def test_a_text_tower_learns_the_banks_vectors_and_never_sees_those_held_out(taught, capsys):
+def test_held_out_sentences_are_not_used_for_training(taught, capsys):
     vectors = random(11, 16, seed=3) + 0.5
     weights, said = taught(vectors, capsys)
     learnt, held = split_sentences(11)
@@ -243,7 +243,7 @@ def test_a_text_tower_learns_the_banks_vectors_and_never_sees_those_held_out(tau
     )
 
 
-def test_a_bank_that_cannot_be_learnt_is_refused(tmp_path):
+def test_an_unsuitable_bank_is_one_sentence(tmp_path):
     align = lambda bank: align_text(
         torch.zeros(4, 8), rows(4), tmp_path / "x.safetensors", bank=bank
     )
@@ -260,7 +260,7 @@ def test_a_bank_that_cannot_be_learnt_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_align_text_command_looks_at_the_bank_before_the_images(hands, promptsg, tmp_path):
+def test_align_text_checks_the_bank_before_the_images(hands, promptsg, tmp_path):
     save_bank(tmp_path / "other.safetensors", THINGS, random(11, 16))
     save_bank(tmp_path / "few.safetensors", THINGS[:3], random(3, 128))
     for name, said in (
@@ -283,7 +283,7 @@ def test_align_text_command_looks_at_the_bank_before_the_images(hands, promptsg,
     assert not (tmp_path / "t.safetensors").exists()
 
 
-def test_a_row_says_what_its_columns_hold():
+def test_row_attributes_reads_the_columns():
     phrases = [row_attributes(row) for row in rows(2).itertuples()]
     assert (
         phrases[0]["face"] == "dorsal"

@@ -966,7 +966,7 @@ def test_msmt17_needs_its_lists(tmp_path):
     put(tmp_path, "list_query.txt", text="0000/a.jpg zero\n")
     refused("where a path and a person's number belong", read_data, tmp_path, "msmt17")
     put(tmp_path, "list_query.txt", text="0000/a.jpg 0\n")
-    refused("which tells no camera", read_data, tmp_path, "msmt17")
+    refused("which has no camera number", read_data, tmp_path, "msmt17")
     refused("is not known", read_official, tmp_path, "market")
 
 

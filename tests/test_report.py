@@ -293,7 +293,7 @@ def test_trainings_are_added_to_a_table_over_people(done):
 def test_a_pair_that_is_none_is_one_sentence(done, tmp_path):
     with pytest.raises(PromptSGError, match="'v1' is not a pair of versions"):
         parse_pairs(["v1"])
-    with pytest.raises(PromptSGError, match="a comparison with v8 is asked for"):
+    with pytest.raises(PromptSGError, match="no version v8 for a comparison"):
         small(tmp_path, None, pairs=[("v1", "v8")])
     assert not any(tmp_path.iterdir())
 
@@ -640,7 +640,9 @@ def test_a_note_of_any_bytes_is_read(copied):
     (run_folder(copied) / "failed.txt").write_bytes(b"caf\xe9 | `x`\r\nmore")
     (run_folder(copied, seed=1) / "failed.txt").write_bytes(b"")
     first, second = load_report(copied).failures.values()
-    assert first.startswith("caf") and first.endswith("| `x`") and second == "failed without a word"
+    assert (
+        first.startswith("caf") and first.endswith("| `x`") and second == "failed without a message"
+    )
 
 
 def test_nothing_breaks_out_of_the_page(done):

@@ -385,7 +385,7 @@ def test_a_search_leaves_out_the_querys_own_picture_whatever_its_name(
     error = promptsg(
         "search", "--run", run, "--query", copy, "--gallery", hands, "--out", folder, code=2
     ).stderr
-    assert "holds another search" in error
+    assert "has another search" in error
 
 
 def test_embeddings_lie_under_the_name_that_was_given(run, hands, promptsg, tmp_path):

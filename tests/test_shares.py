@@ -41,7 +41,7 @@ def spelled(a, b, whitening, parts):
     return torch.stack(found)
 
 
-def test_shares_are_those_of_the_equation_and_sum_to_the_cosine(fitted):
+def test_shares_equal_the_equation_and_sum_to_the_cosine(fitted):
     whitening, x = fitted
     y = whitening(x)
     found = shares(y[:7], y[7:], 5, whitening.matrix)
@@ -58,11 +58,11 @@ def test_without_a_whitening_a_share_is_the_parts_product(fitted):
     _, x = fitted
     found, rows = shares(x[:2], x[2:5], 4), unit(x).unflatten(1, (4, 15))
     assert torch.allclose(found[1, 2], (rows[1] * rows[4]).sum(1))
-    with pytest.raises(PromptSGError, match="60 dimensions are not made of 7 equal parts"):
+    with pytest.raises(PromptSGError, match="60 dimensions cannot be split into 7 equal parts"):
         shares(x[:2], x[2:5], 7)
 
 
-def test_standings_are_relative_to_the_gallery():
+def test_z_scores_are_relative_to_the_gallery():
     torch.manual_seed(0)
     drawn = 3 + torch.randn(2, 30, 4).double() * torch.tensor([1.0, 5.0, 0.1, 0.0])
     found = z_scores(drawn)
@@ -112,7 +112,7 @@ def test_a_models_parts_have_the_words_names():
     ],
     ids=["image_only", "attention", "reduced"],
 )
-def test_a_model_without_parts_says_nothing(changes):
+def test_a_model_without_parts_has_no_shares(changes):
     model = PromptSG(Config(**{"model": "hand-rn-tiny", "attention_heads": 4, **changes}), 2)
     x = torch.eye(3, model.head.out_dim)
     assert model.parts == () and model.alike(x[0], x) is None
@@ -132,7 +132,7 @@ def run(splits, tmp_path_factory):
     return folder
 
 
-def test_search_says_in_what_hits_are_alike(run, hands, splits, promptsg, tmp_path):
+def test_search_names_the_most_similar_part(run, hands, splits, promptsg, tmp_path):
     query = splits.queries[0].path[0]
     said = promptsg(
         "search",
@@ -154,7 +154,7 @@ def test_search_says_in_what_hits_are_alike(run, hands, splits, promptsg, tmp_pa
     assert np.allclose(parts.sum(axis=1), table.similarity, atol=1e-5)
 
 
-def test_search_without_words_has_nothing_new(hands, splits, promptsg, tmp_path):
+def test_search_without_words_has_no_new_column(hands, splits, promptsg, tmp_path):
     promptsg(
         "search",
         "--config",
@@ -176,7 +176,7 @@ def texts(figure):
     return [text.get_text() for ax in figure.axes for text in ax.texts]
 
 
-def test_ranked_lists_of_a_model_with_words_say_it(run, splits):
+def test_ranked_lists_of_a_model_with_words_name_the_part(run, splits):
     from promptsg.checkpoints import load_run
     from promptsg.cli import ranked_lists
     from promptsg.embedding import Embedder
@@ -209,7 +209,7 @@ def test_a_ranked_list_has_the_words_below_each_image():
         plot_ranked_lists([dict(row, alike=said[:2])])
 
 
-def test_the_explorer_says_it_and_shows_a_map_for_each_word(run, hands):
+def test_the_explorer_shows_the_part_and_a_map_per_word(run, hands):
     explorer = Explorer(run, read_data(hands), progress=False)
     explorer.set_view(top=5)
     found = explorer.ranked()
@@ -236,7 +236,7 @@ def test_the_explorer_says_it_and_shows_a_map_for_each_word(run, hands):
     assert explorer.ranked().alike.tolist() == found.alike.tolist()
 
 
-def test_the_explorer_without_words_is_as_it_was(splits, hands, tmp_path):
+def test_the_explorer_without_words_is_unchanged(splits, hands, tmp_path):
     config = version("training_free", "hand-rn-tiny").replace(num_splits=3, train_aspects=())
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     explorer = Explorer(tmp_path / "run", read_data(hands), progress=False)
@@ -244,7 +244,7 @@ def test_the_explorer_without_words_is_as_it_was(splits, hands, tmp_path):
     assert not any("alike" in text for text in texts(draw_ranked(explorer)))
 
 
-def test_cells_are_parts_of_their_own():
+def test_each_cell_is_a_part():
     config = version("best", "hand-vit-tiny").replace(words=("hand", "ring"), patch_grid=(1, 2))
     model = PromptSG(config, 2).eval()
     assert model.parts == ("class token", "patches 1-1", "patches 1-2", "hand", "ring")

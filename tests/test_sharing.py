@@ -1,4 +1,4 @@
-"Models as folders and on the hub, the card that a run writes of itself, and the ONNX file."
+"Models as folders and on the hub, the model card of a run, and the ONNX file."
 
 import json
 
@@ -45,7 +45,7 @@ def test_a_saved_model_embeds_exactly_as_before(quick, changes, tmp_path):
     }
 
 
-def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
+def test_the_placeholder_survives_saving(quick, tmp_path):
     from promptsg.sharing import _Embedding
 
     template = "The s* sign of a {} person's {aspect} hand."
@@ -65,7 +65,7 @@ def test_letters_that_look_like_the_place_go_along(quick, tmp_path):
     assert (found - model.embed(noise(model), "composed")).abs().max() < 1e-4
 
 
-def test_the_files_have_the_users_rights_and_follow_no_link(quick, tmp_path):
+def test_files_have_user_permissions_and_follow_no_link(quick, tmp_path):
     import os
     from stat import S_IMODE
 
@@ -89,7 +89,7 @@ def test_the_files_have_the_users_rights_and_follow_no_link(quick, tmp_path):
     assert (tmp_path / "secret").read_text() == "kept" and not (tmp_path / "not there").exists()
 
 
-def test_what_it_was_trained_on_goes_along_without_names(quick, tmp_path):
+def test_the_training_record_has_no_names(quick, tmp_path):
     from promptsg.splits import TrainSide
 
     model = made(quick)
@@ -113,7 +113,7 @@ def test_another_image_size_is_named(saved):
     assert "another model" not in str(said.value)
 
 
-def test_a_model_that_is_no_numbers_is_not_saved(quick, tmp_path):
+def test_a_model_with_nan_is_not_saved(quick, tmp_path):
     model = made(quick)
     with torch.no_grad():
         model.head.classifier.weight[0, 0] = float("nan")
@@ -130,7 +130,7 @@ def test_equal_models_are_equal_files(quick, tmp_path):
     )
 
 
-def test_changed_words_go_along(quick, tmp_path):
+def test_changed_words_are_saved(quick, tmp_path):
     model = made(quick)
     model.prompt.set_prompt("A picture of {}, a {aspect} hand.", "Somebody's {aspect} hand.")
     model.save_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_changed_words_go_along(quick, tmp_path):
         assert torch.equal(again.embed(noise(model), prompt), model.embed(noise(model), prompt))
 
 
-def test_a_text_tower_of_its_own_goes_along(quick, tmp_path):
+def test_its_own_text_tower_is_saved(quick, tmp_path):
     from open_clip.transformer import TextTransformer
     from safetensors.torch import save_file
 
@@ -158,7 +158,7 @@ def test_a_text_tower_of_its_own_goes_along(quick, tmp_path):
     )
 
 
-def test_a_replaced_part_comes_back_with_its_class_alone(quick, tmp_path):
+def test_a_replaced_part_needs_its_class(quick, tmp_path):
     class Narrow(PromptSG):
         def __init__(self, *arguments):
             super().__init__(*arguments)
@@ -270,7 +270,7 @@ class Hub:
         return f"https://hub/{repo_id}"
 
 
-def test_to_the_hub_and_back(quick, tmp_path, monkeypatch):
+def test_upload_and_download_from_the_hub(quick, tmp_path, monkeypatch):
     from huggingface_hub import hub_mixin
 
     hub, model = Hub(tmp_path), made(quick)
@@ -380,7 +380,7 @@ def copied(run, tmp_path, **changes):
     "pretrained, licence, words",
     [
         ("openai", "mit", "MIT"),
-        ("my.safetensors", "other", "`my.safetensors`; the run does not record"),
+        ("my.safetensors", "other", "`my.safetensors`; their licence is not in the run"),
     ],
 )
 def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, licence, words):
@@ -396,17 +396,14 @@ def test_the_card_names_the_licence_of_the_weights(run, tmp_path, pretrained, li
 
 @pytest.mark.parametrize(
     "changes, words",
-    [
-        ({}, "chosen on images of the train side"),
-        (dict(select="last"), "last epoch was kept; none was chosen"),
-    ],
+    [({}, "chosen on images of the train side"), (dict(select="last"), "The last epoch was used")],
 )
-def test_the_card_says_how_the_epoch_came_to_be_it(run, tmp_path, changes, words):
-    from promptsg.sharing import _choice, model_card
+def test_the_card_states_how_the_epoch_was_selected(run, tmp_path, changes, words):
+    from promptsg.sharing import _selection, model_card
 
     card = model_card(copied(run, tmp_path, **changes))
     assert words in card and ("was chosen on" in card) == (not changes)
-    assert "none to choose from" in _choice("best", 1)
+    assert "there was no selection" in _selection("best", 1)
 
 
 def test_the_card_names_the_data_that_was_read(run, tmp_path):
@@ -423,7 +420,7 @@ def test_the_card_names_the_data_that_was_read(run, tmp_path):
         assert said() == words
 
 
-def test_nothing_breaks_out_of_the_card(run, tmp_path):
+def test_user_texts_are_escaped_in_the_card(run, tmp_path):
     from promptsg.sharing import _code, _text, model_card
 
     evil = "x`<img src=x>`|`\n\n# Title"
@@ -460,7 +457,7 @@ def test_wrong_types_are_one_sentence(run, tmp_path, file, content):
         model_card(copy)
 
 
-def test_a_broken_off_run_is_not_exported(run, tmp_path, monkeypatch):
+def test_an_incomplete_run_is_not_exported(run, tmp_path, monkeypatch):
     import promptsg.sharing as sharing
 
     model = sharing.load_run(run)
@@ -472,7 +469,7 @@ def test_a_broken_off_run_is_not_exported(run, tmp_path, monkeypatch):
     assert not (tmp_path / "shared").exists()
 
 
-def test_an_unmeasured_run_has_no_figures(run, tmp_path):
+def test_the_card_of_an_unmeasured_run_has_no_results(run, tmp_path):
     import shutil
 
     from promptsg.sharing import model_card
@@ -514,7 +511,7 @@ def test_export_from_the_command_line(run, tmp_path):
     body = lambda text: text.split("---\n", 2)[2]  # the header is YAML, written anew
     assert body((tmp_path / "shared" / "README.md").read_text()) == body(model_card(run))
     assert (
-        "already holds a model"
+        "already has a model"
         in promptsg("export", "--run", run, "--out", tmp_path / "shared", code=2).stderr
     )
     people = json.loads((run / "best" / "state.json").read_text())["classes"]
@@ -545,7 +542,7 @@ def test_the_onnx_file_embeds_as_the_model_does(quick, name, prompt, changes, tm
         assert torch.allclose(found.norm(dim=1), torch.ones(batch), atol=1e-5)
 
 
-def test_an_onnx_file_that_differs_is_not_kept(quick, tmp_path, monkeypatch):
+def test_an_onnx_file_that_differs_is_deleted(quick, tmp_path, monkeypatch):
     import promptsg.sharing as sharing
 
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from test_cli import promptsg
 
 from promptsg.checkpoints import load_run
@@ -12,7 +13,7 @@ from promptsg.config import PromptSGError
 from promptsg.data import make_splits, read_data
 from promptsg.decisions import error_rates, fit_decision
 from promptsg.embedding import measure
-from promptsg.sheet import Section, Sheet, result_sheet, sheet_html, sheet_pdf, write_sheet
+from promptsg.sheet import Section, Sheet, _Pages, result_sheet, sheet_html, sheet_pdf, write_sheet
 from promptsg.synth import write_hands
 from promptsg.training import Trainer
 from promptsg.versions import version
@@ -86,7 +87,7 @@ def test_the_sheet_says_what_was_measured(measured):
         and "rule of 3" in verified.note["FNMR at FMR 1 %"]
     )
     assert (
-        "66 pairs of two" in sheet.sections[-2].text
+        "66 pairs of people" in sheet.sections[-2].text
         and "4.5 %" in sheet.sections[-2].text
         and sheet.sections[-1].title == "Terms"
     )
@@ -103,7 +104,7 @@ def test_without_a_decision_the_sheet_says_why(measured, place):
     errors = error_rates(model, place[1], None, draws=2)
     sheet = result_sheet(results, errors, 12, reason="everybody was trained on")
     assert (
-        sheet.sections[2].text == "Nothing is said: everybody was trained on."
+        sheet.sections[2].text == "There are no likelihood ratios: everybody was trained on."
         and sheet.sections[2].table is None
     )
     assert "not for use" in sheet.sections[4].text and "by_ratio" not in sheet.tables
@@ -113,7 +114,7 @@ def test_html_and_pdf_hold_the_same_words_and_close(measured, tmp_path):
     _, results, errors = measured
     sheet = result_sheet(results, errors, 12, made=date(2026, 1, 2))
     page = Words()
-    page.embedder(sheet_html(sheet))
+    page.feed(sheet_html(sheet))
     page.close()
     assert (
         page.open == [] and len(page.images) == sum(len(one.figures) for one in sheet.sections) >= 3
@@ -130,11 +131,34 @@ def test_html_and_pdf_hold_the_same_words_and_close(measured, tmp_path):
     assert pdf.startswith(b"%PDF") and pdf.count(b"/Type /Page\n") <= 3
 
 
+def test_figures_of_a_row_have_one_height_and_no_gap_below_their_captions():
+    pages = _Pages("a sheet")
+    placed, image = [], pages.image
+    pages.image = lambda *of, **at: placed.append(at) or image(*of, **at)
+    pages.pictures([("a", "low", Figure(figsize=(4, 2))), ("b", "high", Figure(figsize=(3, 3)))])
+    assert placed[0]["h"] == placed[1]["h"] and placed[0]["y"] == placed[1]["y"]
+    assert 3 <= pages.get_y() - placed[0]["y"] - placed[0]["h"] <= 6  # a caption of 3 mm
+    # a little too high for the page: smaller; much too high: on the next page
+    for left, page in ((20, 2), (50, 1)):
+        pages = _Pages("a sheet")
+        pages.set_y(pages.h - 22 - left)
+        pages.pictures([("a", "words", Figure(figsize=(4, 3.6)))])
+        assert pages.page_no() == page
+
+
+def test_no_word_of_a_table_is_broken_while_there_is_room():
+    table = pd.DataFrame({"people": ["21", "4"], "note": ["", "too few to judge " * 20]})
+    pages = _Pages("a sheet")
+    people, note = pages.widths(table)
+    pages.set_font("sans", "B", 6.8)
+    assert people >= pages.get_string_width("people") + 2 and note > 10 * people
+
+
 def test_what_a_file_name_holds_cannot_break_the_page():
     evil = "<script>alert(1)</script> & ±"
     sheet = Sheet(evil, {evil: evil}, [Section(evil, evil, pd.DataFrame({evil: [evil]}))], {})
     page = Words()
-    page.embedder(sheet_html(sheet))
+    page.feed(sheet_html(sheet))
     assert "script" not in page.open and page.words.count(evil) >= 6
     assert sheet_pdf(sheet).startswith(b"%PDF")
 

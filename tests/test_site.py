@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
+from urllib.parse import quote, unquote, urldefrag
 
 import pytest
 from make_readme import ROOT
@@ -51,6 +51,16 @@ FACTS = """() => {
         code: all('main pre', e => e.innerText),
         text: document.querySelector('main').innerText,
         errors: all('main .cell-output-error', e => e.innerText),
+        boxes: all('main :is(table, .math)', e => e).map(e => {
+            const within = Boolean(scrolls(e.parentElement));
+            const right = e.getBoundingClientRect().right;
+            const own = /auto|scroll/.test(getComputedStyle(e).overflowX) || !e.clientWidth;
+            return {
+                text: e.tagName + ' ' + e.className + ': ' + e.innerText.slice(0, 60),
+                fits: within || own || e.scrollWidth <= e.clientWidth + 1,
+                inside: within || right <= innerWidth + 1,
+            };
+        }),
         wide: all('main *', e => e)
             .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
             .filter(e => !scrolls(e.parentElement))
@@ -265,6 +275,33 @@ def test_pages_fit_the_window(pages, width):
         )
         == {}
     ), "wider than the window"
+
+
+def test_equations_and_tables_scroll_in_their_own_box_on_a_telephone(pages):
+    boxes = {name: facts["boxes"] for (width, name), facts in pages.items() if width == 400}
+    assert sum(map(len, boxes.values())) > 50
+    wide = {
+        name: [box["text"] for box in some if not (box["fits"] and box["inside"])]
+        for name, some in boxes.items()
+    }
+    assert {name: some for name, some in wide.items() if some} == {}
+
+
+def test_every_page_opens_its_notebook_in_colab_and_binder(pages):
+    for path, page in PAGES.items():
+        links = pages[WIDTHS[0], page]["links"]
+        source = f"{SETTINGS['git_url'].removeprefix('https://github.com/')}"
+        branch = SETTINGS["branch"]
+        assert f"https://colab.research.google.com/github/{source}/blob/{branch}/{path}" in links
+        labpath = quote(str(path), safe="")
+        assert f"https://mybinder.org/v2/gh/{source}/{branch}?labpath={labpath}" in links
+
+
+def test_llms_txt_is_published_and_names_pages_that_exist(site):
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    links = re.findall(r"^- \[.+\]\((.+?)\): \S", text, re.M)
+    assert len(links) > len(NOTEBOOKS)
+    assert [link for link in links if not (site / link.removeprefix(ADDRESS)).is_file()] == []
 
 
 def test_figures_stay_legible_on_a_dark_page(site, chromium):

@@ -19,6 +19,7 @@ from promptsg.synth import (
     draw_hand,
     landmarks,
     person_of,
+    sample_hands,
     sentence,
     write_hands,
 )
@@ -83,7 +84,7 @@ def test_nails_show_on_the_back_alone():
         ({"sleeve": np.array([200.0, 20, 20, -0.15])}, "sleeve"),
     ],
 )
-def test_what_is_worn_is_seen_and_said(changes, name):
+def test_worn_things_are_visible_and_in_the_attributes(changes, name):
     person, bare, worn = person_of(0, 6), shot(4), shot(4, **changes)
     assert (draw_hand(person, bare, "dorsal_l") != draw_hand(person, worn, "dorsal_l")).any()
     assert attributes(person, bare, "dorsal_l")[name] != attributes(person, worn, "dorsal_l")[name]
@@ -117,19 +118,19 @@ def test_the_worn_ring_lies_at_its_landmark():
     assert np.isnan(landmarks(person, bare, "palmar_r")[-1]).all()
 
 
-def test_a_sentence_says_what_it_reports_to_have_said():
+def test_a_sentence_mentions_the_attributes_that_it_returns():
     phrases = attributes(person_of(0, 8), shot(5, ring=(2, "silver")), "dorsal_r")
     seen = set()
     for seed in range(60):
-        text, said = sentence(phrases, np.random.default_rng(seed))
-        seen |= said
+        text, mentioned = sentence(phrases, np.random.default_rng(seed))
+        seen |= mentioned
         assert all(
-            (phrases[name] in text) == (name in said)
+            (phrases[name] in text) == (name in mentioned)
             for name in ("thumb", "skin", "ring", "veins", "moles")
         )
-        assert ("dorsal" in text or "The back" in text) == ("face" in said) and (
+        assert ("dorsal" in text or "The back" in text) == ("face" in mentioned) and (
             "right hand" in text
-        ) == ("side" in said)
+        ) == ("side" in mentioned)
     assert seen == {name for name, phrase in phrases.items() if phrase}
 
 
@@ -157,12 +158,12 @@ def test_the_folder_has_11k_hands_layout(tmp_path):
         "captions.csv",
         "drawn.json",
     ]
-    said = read_json(tmp_path / "drawn.json")
-    assert said["drawn by"] == "promptsg synth" and (
-        said["n_train"],
-        said["n_test"],
-        said["seed"],
-        said["size"],
+    record = read_json(tmp_path / "drawn.json")
+    assert record["drawn by"] == "promptsg synth" and (
+        record["n_train"],
+        record["n_test"],
+        record["seed"],
+        record["size"],
     ) == (2, 2, 9, [192, 192])
     assert read_11k(tmp_path).attrs["source"] == "drawn hands of promptsg synth"
 
@@ -178,7 +179,7 @@ def test_a_full_disk_leaves_no_hand_info(tmp_path, monkeypatch, write):
     assert not (tmp_path / "HandInfo.csv").exists() and not list(tmp_path.rglob(".promptsg-*"))
 
 
-def test_pixels_alone_do_not_tell_people_apart():
+def test_pixels_alone_do_not_identify_people():
     def pictures(number):
         return [
             cv2.resize(
@@ -212,3 +213,13 @@ def test_pixels_alone_do_not_tell_people_apart():
 def test_bad_input_is_one_sentence(call, tmp_path):
     with pytest.raises(PromptSGError, match="[^.]$"):
         call(tmp_path)
+
+
+def test_sample_hands_are_the_pictures_of_a_folder(tmp_path):
+    table = write_hands(tmp_path, 2, 0, 1, progress=False)
+    pictures, labels = sample_hands(3, 2, "dorsal_l")
+    assert pictures.shape == (6, 192, 192, 3) and labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert (pictures == sample_hands(3, 2, "dorsal_l")[0]).all()
+    name = table[(table.id == "0000001") & (table.aspectOfHand == "dorsal left")].imageName.iloc[0]
+    written = cv2.imread(str(tmp_path / "Hands" / name))[..., ::-1].astype(int)
+    assert np.abs(written - pictures[2]).mean() < 4 < np.abs(written - pictures[4]).mean()

@@ -1,4 +1,4 @@
-"""Cells of patches, mirror images, fields tried by cross-validation, versions measured without a
+"""Grid cells, mirror images, fields tuned by cross-validation, versions evaluated without a
 run."""
 
 import numpy as np
@@ -87,7 +87,7 @@ def test_configs_that_do_not_fit(changes, sentence):
 
 # --- measured without a run
 @pytest.mark.parametrize("name", ["training_free", "best"])
-def test_a_config_is_measured_as_its_run_is(name, splits, tmp_path):
+def test_measure_configs_equals_the_evaluation_of_a_run(name, splits, tmp_path):
     config = tiny(name)
     Trainer(config, splits, tmp_path / "run", progress=False).fit()
     expected, _ = measure(load_run(tmp_path / "run"), splits, ("clipfh", "mba"), progress=False)
@@ -99,7 +99,7 @@ def test_a_config_is_measured_as_its_run_is(name, splits, tmp_path):
     assert not np.allclose(found[name]["mba"].per_split, found["not whitened"]["mba"].per_split)
 
 
-def test_one_pass_serves_all_that_read_the_same(splits, monkeypatch):
+def test_configs_with_the_same_tower_features_share_one_pass(splits, monkeypatch):
     seen, before = [], PromptSG.__init__
 
     def counted(self, *arguments):
@@ -118,7 +118,7 @@ def test_one_pass_serves_all_that_read_the_same(splits, monkeypatch):
     )
 
 
-def test_what_is_trained_is_not_measured_so(splits):
+def test_measure_configs_rejects_a_trained_version(splits):
     with pytest.raises(PromptSGError, match="paper is trained .*promptsg evaluate"):
         measure_configs({"paper": tiny("paper")}, splits)
 
@@ -147,7 +147,7 @@ def many(tmp_path_factory):
     return make_splits(read_11k(root), "dorsal_r", 3, 0, "images", ("dorsal_l",))
 
 
-def test_each_combination_has_a_row_and_the_best_is_on_top(many):
+def test_each_combination_has_a_row_and_the_best_is_first(many):
     config = tiny("training_free", train_aspects=("dorsal_l",), val_type="images")
     table = try_fields(
         config,
@@ -172,7 +172,7 @@ def test_each_combination_has_a_row_and_the_best_is_on_top(many):
     )
 
 
-def test_a_row_is_the_cross_validation_by_hand(many):
+def test_a_row_equals_the_cross_validation_in_loops(many):
     "With the whitening of `Whitening`, fold by fold."
     from promptsg.embedding import mirror_images
     from promptsg.heads import Whitening
@@ -213,7 +213,7 @@ def test_a_row_is_the_cross_validation_by_hand(many):
     )
 
 
-def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
+def test_a_trained_version_is_trained_on_the_other_folds(many, monkeypatch):
     trained, whitened, fit, images = [], [], Trainer.fit, training.WhiteningImages
 
     def seen_by(embedder, frame):
@@ -239,7 +239,7 @@ def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
         whiten=True,
         crop_padding=0,
     )
-    config = config.replace(val_type="images")  # whose whitening otherwise sees the images held out
+    config = config.replace(val_type="images")  # otherwise its whitening uses the held-out images
     table = try_fields(config, many, {"epochs": [0, 1]}, folds=2, draws=1, progress=False)
     everybody = set(train_people(many).pid)
     assert [epochs for epochs, *_ in trained] == [1, 1] and table.epochs.isin([0, 1]).all()
@@ -251,12 +251,12 @@ def test_what_trains_is_trained_on_the_other_folds(many, monkeypatch):
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"seed": [0, 1]}, "seed changes the training people"),
+        ({"split_seed": [0, 1]}, "split_seed changes the training people"),
         ({"epochs": [0, 2]}, "set select: last"),
         ({"patch_gird": [1, 2]}, "nearest known one is 'patch_grid'"),
     ],
 )
-def test_fields_that_cannot_be_tried(many, values, sentence):
+def test_fields_that_cannot_be_tuned(many, values, sentence):
     with pytest.raises(PromptSGError, match=sentence):
         try_fields(tiny("image_only"), many, values, folds=2, progress=False)
 
@@ -264,9 +264,9 @@ def test_fields_that_cannot_be_tried(many, values, sentence):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--try", "epochs"], "has no two values"),
-        (["--try", "epochs=[1]"], "has no two values"),
-        (["--try", "epochs=[1,"], "is no FIELD"),
+        (["--try", "epochs"], "needs at least two values"),
+        (["--try", "epochs=[1]"], "needs at least two values"),
+        (["--try", "epochs=[1,"], "is not FIELD"),
         ([], "give either --words FILE"),
         (["--try", "epochs=[1, 2]", "--words", "x"], "give either --words FILE"),
     ],
@@ -293,7 +293,7 @@ def test_the_curve_ends_with_all_people(many):
         people_needed(parts, images, many, [*parts], numbers=(11,))
 
 
-def test_scatter_is_told_along_the_train_peoples_directions(many):
+def test_scatter_table_uses_the_train_peoples_directions(many):
     """People differ in the first two numbers, their images in the first eight: the rest is noise of
     both."""
     frame = pd.concat([train_people(many), many.test]).drop_duplicates("path", ignore_index=True)

@@ -507,7 +507,7 @@ def test_bank_command_takes_vectors(tmp_path):
     with pytest.raises(PromptSGError, match="4 sentences for"):
         ask(files[0])
     np.save(files[1], np.array([["x"]]))
-    with pytest.raises(PromptSGError, match="no table of numbers"):
+    with pytest.raises(PromptSGError, match="not a table of floats"):
         ask(*files)
 
 
@@ -815,7 +815,7 @@ def test_parts_are_those_of_the_models_embedding(splits):
     assert same(more["no word"], unit(dense.mean(1))) and not same(
         more["random"], more["ring"], 0.1
     )
-    with pytest.raises(PromptSGError, match="only a version that pools"):
+    with pytest.raises(PromptSGError, match="only for a version with text pooling"):
         word_parts(PromptSG(Config(), 2), rows, ["hand"])
 
 
