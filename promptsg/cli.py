@@ -703,13 +703,8 @@ def search(
         )
     model = ready_model(run, config, sets, **_ONCE)
     table, sentence = _nearest(model, one, others, top, _decision(run, model), run)
-    record = {
-        "query": str(query),
-        "query_hash": content_hash(query),
-        "top": top,
-        "left out as the query itself": int(same.sum()),
-        **record_of(model, many),
-    }
+    record = {"query": str(query), "query_hash": content_hash(query), "top": top}
+    record |= {"left out as the query itself": int(same.sum()), **record_of(model, many)}
     folder = out or Path("search") / f"{plain_name(query.stem)}-{_key(record)}"
     _write_search(folder, record, one, table)
     shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]

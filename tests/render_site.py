@@ -167,7 +167,7 @@ def render_page(source, site, work):
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     text = "\n\n".join(markdown(cells, target.with_name(target.stem + "_files")))
     # MathJax, which Quarto uses, knows \tag; pandoc's MathML does not
-    text = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\1)", text)
+    text = re.sub(r"\\tag\{([\w.]+)\}", r"\\qquad(\1)", text)
     up = "../" * (len(name.parts) - 1)
     sidebar = yaml.safe_load((ROOT / "nbs/sidebar.yml").read_text())["website"]["sidebar"][
         "contents"
