@@ -9,11 +9,11 @@ __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets
            'Published', 'Pair', 'Controls', 'Looking', 'Decisions', 'LookRun', 'LookConfig', 'Images', 'Kinds', 'Hide',
            'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'Folds', 'TuneOut', 'parse_sets', 'read_config',
            'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several', 'train',
-           'evaluate_command', 'results_folder', 'plain_name', 'compare', 'embed', 'record_of', 'search', 'decide',
-           'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure', 'demo_config',
-           'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report', 'reproduce_command',
-           'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command', 'bank_command',
-           'tune_command', 'align_text_command', 'bench', 'main']
+           'evaluate_command', 'results_folder', 'plain_name', 'compare_command', 'embed', 'record_of', 'search',
+           'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
+           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
+           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -536,8 +536,8 @@ def plain_name(text):
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:40] or "unnamed"
 
 # %% ../nbs/16_cli.ipynb #compare
-@app.command(cls=Several)
-def compare(
+@app.command("compare", cls=Several)
+def compare_command(
     runs: Annotated[
         list[Path],
         typer.Option("--runs", help="Evaluated runs of the first method; several values."),
@@ -703,13 +703,8 @@ def search(
         )
     model = ready_model(run, config, sets, **_ONCE)
     table, sentence = _nearest(model, one, others, top, _decision(run, model), run)
-    record = {
-        "query": str(query),
-        "query_hash": content_hash(query),
-        "top": top,
-        "left out as the query itself": int(same.sum()),
-        **record_of(model, many),
-    }
+    record = {"query": str(query), "query_hash": content_hash(query), "top": top}
+    record |= {"left out as the query itself": int(same.sum()), **record_of(model, many)}
     folder = out or Path("search") / f"{plain_name(query.stem)}-{_key(record)}"
     _write_search(folder, record, one, table)
     shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]

@@ -564,7 +564,7 @@ class Config(BaseModel):
         built_in = next((name for name in self.losses if not is_own("loss", name)), None)
         if built_in is not None:
             raise ValueError(
-                f"losses is for losses of one's own, and {built_in!r} is weighed by a "
+                f"losses is for registered losses, and the weight of {built_in!r} is a "
                 "field; set loss_id_weight, loss_tri_weight, supcon_loss_weight or "
                 "loss_centre_weight"
             )
@@ -577,7 +577,7 @@ class Config(BaseModel):
         wrong = next((name for name in self.part_options if not named.get(name)), None)
         if wrong is not None:
             raise ValueError(
-                f"part_options has {shown(wrong)}, which names no part of one's own here; "
+                f"part_options has {shown(wrong)}, which names no registered part of this config; "
                 "its keys are fusion, head, backbone, or a name in losses"
             )
         try:
@@ -747,28 +747,28 @@ _CONFLICTS = {
         c.step_at
         and (c.schedule != "step" or c.step_at[0] <= 0 or [*c.step_at] != sorted({*c.step_at}))
     ),
-    "fusion: none leaves the text in SupCon alone; set supcon_loss_weight, or language: "
+    "fusion: none uses the text in SupCon only; set supcon_loss_weight, or language: "
     "false": lambda c: c.language and c.fusion == "none" and c.epochs and not c.supcon_loss_weight,
-    "classifier: bnneck_pair reads the image tower, and nothing that text has passed through; set "
-    "fusion: none, or language: false": lambda c: c.classifier == "bnneck_pair" and c.looks,
+    "classifier: bnneck_pair reads the image tower only, without text; set fusion: none, "
+    "or language: false": lambda c: c.classifier == "bnneck_pair" and c.looks,
     "bnneck_reduction is for one vector, and classifier: bnneck_pair reads two; set it to "
     "false": lambda c: c.classifier == "bnneck_pair" and c.bnneck_reduction,
     "inversion_dropout is of inversion_kind: handid alone; set that, or leave inversion_dropout "
     "out": lambda c: c.inversion_dropout and c.inversion_kind != "handid",
-    "precision: int8 embeds images, and not what frozen blocks said of them in float32; set "
-    "cache_frozen to false": lambda c: c.cache_frozen and c.precision == "int8",
+    "precision: int8 cannot use cached float32 outputs of frozen blocks; set cache_frozen "
+    "to false": lambda c: c.cache_frozen and c.precision == "int8",
     "unfreeze: lora puts adapters on the last unfreeze_blocks blocks; give at least 1, or leave "
     "unfreeze_blocks out for all": lambda c: c.unfreeze == "lora" and c.unfreeze_blocks == 0,
     "cache_frozen needs frozen blocks; set unfreeze_blocks to the number of last blocks that "
     "train": lambda c: c.cache_frozen and c.unfreeze_blocks is None,
-    "fusion: pool reads a sentence for all images, not s*; set use_composed_prompt: false and "
-    "eval_prompt: simplified": lambda c: (
+    "fusion: pool uses one sentence for all images, not s*; set use_composed_prompt: false "
+    "and eval_prompt: simplified": lambda c: (
         c.language and c.fusion == "pool" and (c.use_composed_prompt or c.eval_prompt == "composed")
     ),
     "fusion: pool weights patches by a text, and language: false has none; set language: true, or "
     "for the class token alone fusion: patches": lambda c: not c.language and c.fusion == "pool",
-    "fusion: pool has no text of an image's own for SupCon; set supcon_loss_weight to "
-    "0": lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
+    "fusion: pool has one text for all images, and SupCon needs one per image; set "
+    "supcon_loss_weight to 0": lambda c: c.language and c.fusion == "pool" and c.supcon_loss_weight,
     "whiten_mirrored is about the images of the whitening; set whiten: true, or leave it "
     "out": lambda c: c.whiten_mirrored and not c.whiten,
     "patch_grid divides the patches of fusion: pool alone; set that, or leave patch_grid "
@@ -786,15 +786,15 @@ _CONFLICTS = {
         and "model" in c.model_fields_set
         and tower_name(c.model) != tower_name(c.clip_model)
     ),
-    "select: last keeps the last epoch whatever the validation says, so nothing stops early; leave "
+    "select: last keeps the last epoch, so early stopping has no effect; leave "
     "early_stop_patience out or set select: best": lambda c: (
         c.select == "last" and c.early_stop_patience
     ),
-    "val_type: none holds nobody out to choose an epoch by; set select: last": lambda c: (
+    "val_type: none has no validation images to choose an epoch by; set select: last": lambda c: (
         c.val_type == "none" and c.select != "last" and c.epochs
     ),
-    "camera_embedding is learnt in front of the blocks, so none of them is done before; set "
-    "cache_frozen to false": lambda c: c.camera_embedding and c.cache_frozen,
+    "camera_embedding trains before the first block, so no output of a block can be "
+    "cached; set cache_frozen to false": lambda c: c.camera_embedding and c.cache_frozen,
     "camera_embedding goes into the embedding in float32; set precision to another than "
     "int8": lambda c: c.camera_embedding and c.precision == "int8",
     "fusion: none has no words over patches; set text_queries: sentence, patch_tokens: "

@@ -143,7 +143,7 @@ class Decision:
 
 def fit_decision(model, splits, kind="logistic", embedder=None):
     """Fits a `Decision` on the train side of a model's splits. `kind`: logistic or isotonic.
-    `PromptSGError` as `train_side_scores` and `Calibration.fit`."""
+    `PromptSGError` as `train_side_scores` and `Calibration`."""
     scores, genuine, people = train_side_scores(model, splits, embedder)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(

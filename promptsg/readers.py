@@ -328,7 +328,7 @@ def _file_table(root, images, pids, sides, aspects="hand", names=None):
     return table.assign(identity=_identities(table))[BASE_COLUMNS]
 
 
-UNKNOWN = "?"  # the identity of an image of whom nobody said who it is
+UNKNOWN = "?"  # the identity of an image of an unknown person
 
 
 def _identities(table):
@@ -433,7 +433,7 @@ def _refuse_doubt(root, folders, level):
     if level in (None, 1) and len(tops) > 1 and tops <= _PARTS:
         raise PromptSGError(
             f"the folders {', '.join(sorted(tops))} of {root} are parts of a data set and name no "
-            "identity; put each identity's images into a folder of its own below them and say "
+            "identity; put each identity's images into a folder of its own below them and set "
             f"--identity-level 2, or give {_TABLE}"
         )
     return sided and level == 2

@@ -168,10 +168,9 @@ def word_parts(
     """{part: (N, D) rows of length 1} of a frame's images: `class token`; `patches` (N, G D), the
     means of G grid cells, concatenated; and one part per word.
 
-    The images are embedded once, whatever the number of words. `temperature`: None takes the
-    config's. With `controls` also `no word`, the mean of the tokens, and `random`, pooling by a
-    random direction. `PromptSGError` for a model without text pooling, and for a word that its text
-    encoder or bank does not have."""
+    One pass over the images. `temperature`: None takes the config's. With `controls` also `no
+    word`, the mean of the tokens, and `random`, pooling by a random direction. `PromptSGError` for
+    a model without text pooling, and for a word that its text encoder or bank does not have."""
     if model.config.fusion != "pool" or not model.config.language:
         raise PromptSGError(
             "words can be chosen only for a version with text pooling (fusion: pool); give "

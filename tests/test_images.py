@@ -365,7 +365,7 @@ def test_lab_colours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values, said",
+    "values, content",
     [
         (np.array([[0.0, 1.5]], np.float32), "numbers outside 0..1,"),
         (np.array([[np.nan, 0.5]], np.float32), "numbers"),
@@ -375,10 +375,10 @@ def test_lab_colours(tmp_path):
     ],
 )
 @pytest.mark.parametrize("look", [load_image, lambda path: check_images([path], progress=False)])
-def test_numbers_of_which_nothing_says_what_is_white(tmp_path, values, said, look):
+def test_numbers_without_a_known_white_are_an_error(tmp_path, values, content, look):
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(
-        ImageError, match=f"a.tif cannot be read: it holds {said}.* save it with 8 or 16 bits"
+        ImageError, match=f"a.tif cannot be read: it holds {content}.* save it with 8 or 16 bits"
     ):
         look(tmp_path / "a.tif")
 

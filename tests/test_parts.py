@@ -213,8 +213,8 @@ def test_an_unknown_tower_says_how_to_bring_one(registry):
         (dict(losses={"spread": -1}), "at least 0"),
         (dict(losses={"spread": "much"}), "losses"),
         (dict(losses={"spraed": 1}), "'spread'"),
-        (dict(part_options={"fusion": {"start": 1}}), "names no part of one's own"),
-        (dict(part_options={"narrow": {}}), "names no part of one's own"),
+        (dict(part_options={"fusion": {"start": 1}}), "names no registered part"),
+        (dict(part_options={"narrow": {}}), "names no registered part"),
         (
             dict(losses={"spread": 1}, part_options={"spread": {"scale": float("nan")}}),
             "part_options",

@@ -172,11 +172,11 @@ def test_paper_reads_dense_tokens_when_told_and_its_text_still_matters(quick):
 
 
 # --- the word
-def test_a_direction_is_what_tells_a_sentence_from_others():
+def test_a_direction_is_a_sentence_without_the_mean_of_others():
     others = torch.tensor([[1.0, 0, 0], [0, 2.0, 0]])
     expected = torch.tensor([[0.5, -0.5, 0.0]])
     assert same(directions(torch.tensor([[3.0, 0, 0]]), others), unit(expected))
-    with pytest.raises(PromptSGError, match="nothing tells it from them"):
+    with pytest.raises(PromptSGError, match="it has no direction"):
         directions(torch.tensor([[1.0, 0]]), torch.tensor([[1.0, 0], [5.0, 0]]))
 
 
@@ -236,19 +236,23 @@ def test_the_model_concatenates_class_token_patches_and_words(name):
         model(noise(model.backbone), "composed")
 
 
-def test_words_of_a_text_tower_are_read_as_the_prompt_is():
+def test_words_of_a_text_tower_are_encoded_like_the_prompt():
     model = PromptSG(Config(words=("A photo of a {aspect} hand.",), **FREE), 2).eval()
-    spoken = PromptSG(Config(simplified_prompt="A photo of a {aspect} hand.", **FREE), 2).eval()
+    model_of_hands = PromptSG(
+        Config(simplified_prompt="A photo of a {aspect} hand.", **FREE), 2
+    ).eval()
     assert (
-        same(model.prompt.directions(), spoken.prompt.directions(), 1e-6)
+        same(model.prompt.directions(), model_of_hands.prompt.directions(), 1e-6)
         and len(PLAIN_SENTENCES) > 40
     )
-    said = [spoken.prompt._read(one)[:, -1] for one in (spoken.prompt.sentence,)]
-    assert same(said[0], spoken.prompt.simplified(1).sentence)
-    before = spoken.prompt.directions()
-    spoken.prompt.set_prompt(simplified="A photo of a ring.")
-    assert not same(before, spoken.prompt.directions(), 0.01)
-    with pytest.raises(PromptSGError, match="2 words where the embedding has a place for 1"):
+    encoded = [
+        model_of_hands.prompt._encode(one)[:, -1] for one in (model_of_hands.prompt.sentence,)
+    ]
+    assert same(encoded[0], model_of_hands.prompt.simplified(1).sentence)
+    before = model_of_hands.prompt.directions()
+    model_of_hands.prompt.set_prompt(simplified="A photo of a ring.")
+    assert not same(before, model_of_hands.prompt.directions(), 0.01)
+    with pytest.raises(PromptSGError, match="2 words, but the embedding has parts for 1"):
         model.prompt.set_prompt(words=("ring", "hand"))
 
 
@@ -408,12 +412,12 @@ def command(*arguments):
 def test_a_bank_says_what_each_image_is_spoken_of(tmp_path, whose, aspects):
     """With `prompt_aspect: image` the bank has the sentence of each aspect, and the model finds
     them."""
-    (tmp_path / "said.txt").write_text("ring\nA {aspect} hand.\nA hand.\n", encoding="utf-8")
+    (tmp_path / "sentences.txt").write_text("ring\nA {aspect} hand.\nA hand.\n", encoding="utf-8")
     file = tmp_path / "bank.safetensors"
     command(
         "bank",
         "--sentences",
-        tmp_path / "said.txt",
+        tmp_path / "sentences.txt",
         "--config",
         "paper@hand-vit-tiny",
         "--out",
@@ -423,9 +427,9 @@ def test_a_bank_says_what_each_image_is_spoken_of(tmp_path, whose, aspects):
         "-s",
         "aspect=palmar_l",
     )
-    said = read_bank(file).sentences
-    assert len(said) == 2 + aspects and "A palmar left hand." in said
-    assert ("A dorsal right hand." in said) == (whose == "image")
+    sentences = read_bank(file).sentences
+    assert len(sentences) == 2 + aspects and "A palmar left hand." in sentences
+    assert ("A dorsal right hand." in sentences) == (whose == "image")
     config = Config(
         model="hand-vit-tiny",
         simplified_prompt="A {aspect} hand.",
@@ -447,13 +451,13 @@ def test_a_bank_says_what_each_image_is_spoken_of(tmp_path, whose, aspects):
 
 
 def test_bank_command_reads_a_tower_out(tmp_path):
-    (tmp_path / "said.txt").write_text(
+    (tmp_path / "sentences.txt").write_text(
         "# words\nring\n\nA photo of a {aspect} hand.\n", encoding="utf-8"
     )
     command(
         "bank",
         "--sentences",
-        tmp_path / "said.txt",
+        tmp_path / "sentences.txt",
         "--out",
         tmp_path / "b.safetensors",
         "--config",
@@ -465,13 +469,15 @@ def test_bank_command_reads_a_tower_out(tmp_path):
     tower = PromptSG(Config(simplified_prompt="A photo of a {aspect} hand."), 2).eval()
     assert same(found.vectors[1:2], tower.prompt.simplified(1).sentence)
     with pytest.raises(PromptSGError, match="either --config"):
-        command("bank", "--sentences", tmp_path / "said.txt", "--out", tmp_path / "c.safetensors")
-    (tmp_path / "said.txt").write_text("a {} hand", encoding="utf-8")
+        command(
+            "bank", "--sentences", tmp_path / "sentences.txt", "--out", tmp_path / "c.safetensors"
+        )
+    (tmp_path / "sentences.txt").write_text("a {} hand", encoding="utf-8")
     with pytest.raises(PromptSGError, match="place {} for s"):
         command(
             "bank",
             "--sentences",
-            tmp_path / "said.txt",
+            tmp_path / "sentences.txt",
             "--out",
             tmp_path / "c.safetensors",
             "--config",
@@ -627,7 +633,7 @@ def test_explorer_has_a_map_for_each_word(splits, hands, tmp_path):
     assert same(
         torch.tensor(explorer.attention()), torch.tensor(maps[:, ::-1].copy()), 1e-6
     ) and explorer.heads == ["hand", "ring"]
-    with pytest.raises(PromptSGError, match="1 words where"):
+    with pytest.raises(PromptSGError, match="there are 1 words, but"):
         explorer.set_prompt("hand")
     assert explorer.words == "hand, ring"
 
@@ -836,19 +842,19 @@ def test_tune_command_says_what_to_set(hands, tmp_path, capsys):
         "-s",
         "num_splits=2",
     )
-    table, said = pd.read_csv(tmp_path / "table.csv"), capsys.readouterr().out
+    table, printed = pd.read_csv(tmp_path / "table.csv"), capsys.readouterr().out
     assert (
         len(table) == 2 and table.mAP.between(1, 100).all() and table.words[1] in ("hand", "ring")
     )
-    assert (f"words=[{table.words[1]}]" if table.kept[1] else "no word helps") in said
+    assert (f"words=[{table.words[1]}]" if table.kept[1] else "no word helps") in printed
 
 
 def test_parts_are_measured_as_the_run_is(free, splits):
     "Class token, patches and the run's sentence side by side have the run's result."
     model, frame = load_run(free.run), pd.concat([train_people(splits), ranked_images(splits)])
-    frame, said = frame.drop_duplicates("path"), free.config.simplified_prompt
-    parts = word_parts(model, frame, [said], progress=False)
-    made_of = {"all": ["class token", "patches", said], "zero-shot": ["class token"]}
+    frame, sentence = frame.drop_duplicates("path"), free.config.simplified_prompt
+    parts = word_parts(model, frame, [sentence], progress=False)
+    made_of = {"all": ["class token", "patches", sentence], "zero-shot": ["class token"]}
     found = measure_parts(parts, frame, splits, made_of, ("clipfh",))
     expected = measure(model, splits, ("clipfh",), progress=False)[0]["clipfh"].summary
     assert np.allclose(found["all"]["clipfh"].summary, expected, atol=0.1)
