@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'VIEWS', 'OpenRun', 'prompt_places', 'word_maps', 'find_runs', 'State', 'Explorer', 'short_labels',
            'draw_ranked', 'draw_attention', 'draw_cmc', 'Part', 'decision_lines', 'ranked_parts', 'map_parts',
-           'measure_parts', 'save_view', 'Panel', 'explore']
+           'measures_part', 'save_view', 'Panel', 'explore']
 
 # %% ../nbs/15_explorer.ipynb #cell002
 import base64
@@ -859,7 +859,7 @@ def map_parts(explorer, kept):
         )
 
 
-def measure_parts(explorer, kept):
+def measures_part(explorer, kept):
     "Rank-1 and mAP of what is shown, in a sentence, over the CMC curves."
     means = {name: result.summary["mean"] for name, result in explorer.measures().items()}
     lines = {
@@ -881,7 +881,7 @@ VIEWS = {  # name -> (its parts, the part of the state that they depend on)
         map_parts,
         lambda e: (e.state.run, e.state.query, e.prompt_in_use, e.state.head, e.state.strength),
     ),
-    "measures": (measure_parts, lambda e: (e.state.run, e.prompt_in_use, e.opened)),
+    "measures": (measures_part, lambda e: (e.state.run, e.prompt_in_use, e.opened)),
 }
 
 # %% ../nbs/15_explorer.ipynb #views-html
