@@ -7,10 +7,12 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 INSTALL = $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser notebooks lab export readme docs clean
+.PHONY: help install demo test browser notebooks lab export readme docs clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
+
+install: $(VENV)/.installed  ## the library and the command promptsg, in .venv
 
 demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA=path/to/11k on real ones; ARGS="--config ..."
 	$(BIN)/promptsg demo $(if $(DATA),--data "$(DATA)") $(ARGS)

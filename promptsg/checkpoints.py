@@ -176,6 +176,11 @@ class RunFolder:
 
     def check_new(self):
         "`PromptSGError` when the folder already holds a run."
+        if self.is_run and not (self.has("best") or self.has("last")):
+            raise PromptSGError(
+                f"{self.path} holds a run that stopped before its first checkpoint; continue it "
+                "with --resume, delete the folder, or choose another one with --out"
+            )
         if self.is_run:
             raise PromptSGError(
                 f"{self.path} already holds a run; continue it with --resume or choose another "

@@ -1224,6 +1224,7 @@ def demo_report(out, results, model, splits, embeddings):
     if model.composes and model.config.looks:
         save_figure(steps_figure(model, embeddings, splits), out / "steps.png")
     typer.echo(f"table and figures are in {out}")
+    typer.echo(f"its run: promptsg search --run {out / 'run'} --query IMAGE --gallery FOLDER")
 
 # %% ../nbs/16_cli.ipynb #cell014
 @app.command()

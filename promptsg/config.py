@@ -502,6 +502,16 @@ class Config(BaseModel):
                 )
         return value
 
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _is_a_map(cls, value):
+        if not isinstance(value, dict) or any(weight is None for weight in value.values()):
+            raise ValueError(
+                "give the weight of each registered loss, in a command as "
+                f"--set 'losses={{NAME: 1.0}}' with a blank after the colon, not {shown(value)}"
+            )
+        return value
+
     @field_validator("fusion", "classifier", "losses")
     @classmethod
     def _known_parts(cls, value, info):

@@ -194,19 +194,32 @@ def loss_term(name, config):
         term = output.losses[name] if is_module else made
         value = term(output, labels, config, **options)
         if getattr(value, "shape", None) != ():
-            raise PartError(f"the loss {name!r} gave {shown(value)}; return a tensor of one number")
+            is_tensor = hasattr(value, "shape")
+            what = f"a tensor of shape {tuple(value.shape)}" if is_tensor else shown(value)
+            raise PartError(f"the loss {name!r} gave {what}; return a tensor of one number")
         return value
 
     return checked
+
+
+# what a part is called with: a function, and a class
+_GETS = {
+    "loss": ("(output, labels, config)", "(dim, num_classes)"),
+    "fusion": ("(dim)", "(dim)"),
+    "head": ("(dim, num_classes)", "(dim, num_classes)"),
+    "backbone": ("(image_size)", "(image_size)"),
+}
 
 
 def _check_call(kind, name, made, sizes, options):
     try:
         inspect.signature(made).bind(*sizes, **options)
     except TypeError as error:
+        gets = _GETS[kind][isinstance(made, type)]
         raise PartError(
-            f"the {kind} {name!r} cannot be made of {len(sizes)} values and the options "
-            f"{shown(options)} ({error}); change its part_options or its code"
+            f"the {kind} {name!r} is called with {gets} and the options "
+            f"{shown(options)}, and does not take them ({error}); change its part_options or "
+            "its code"
         ) from None
 
 
