@@ -274,3 +274,30 @@ def test_nothing_is_clipped_or_too_small_to_read(explorer, width):
     assert found["least"] >= 12 and min(found["scales"]) > 0.6
     if width == 600:
         assert panel.evaluate("node => node.getBoundingClientRect().right <= innerWidth")
+
+
+@pytest.mark.parametrize("name", ["05_inversion", "08_losses"])
+def test_running_and_saving_a_notebook_leaves_git_clean(lab, chromium, tmp_path_factory, name):
+    copied = max(tmp_path_factory.getbasetemp().glob("lab*")) / "nbs" / f"{name}.ipynb"
+    before = copied.read_text(encoding="utf-8")
+    assert before == (ROOT / "nbs" / copied.name).read_text(encoding="utf-8")
+    page = chromium.new_page(viewport=dict(width=1366, height=768))
+    page.goto(lab.replace("index.ipynb", f"{name}.ipynb?reset"))
+    idle = page.get_by_text("Python 3 (ipykernel) | Idle")
+    idle.wait_for(timeout=3 * MINUTE)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_text("Python 3 (ipykernel) | Busy").wait_for(timeout=MINUTE)
+    for _ in range(3):  # idle, and still idle a second later: between two cells it may look idle
+        idle.wait_for(timeout=5 * MINUTE)
+        page.wait_for_timeout(1000)
+    written = copied.stat().st_mtime_ns
+    page.keyboard.press("Control+s")
+    for _ in range(100):
+        if copied.stat().st_mtime_ns > written:
+            break
+        page.wait_for_timeout(200)
+    else:
+        raise AssertionError("JupyterLab did not save the notebook")
+    assert copied.read_text(encoding="utf-8") == before
+    page.close()
