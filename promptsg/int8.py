@@ -45,7 +45,7 @@ def input_levels():
 
 
 class Int8Linear(nn.Module):
-    """Eq. (3.3): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low`
+    """Eq. (3a.1): (..., I) -> (..., O), float32 outside; `weight` (O, I), `bias` (O,), x from `low`
     to `high`.
 
     The argument is `x / step + offset`, in float32, and is overwritten. The caller folds step and
@@ -114,7 +114,7 @@ def channel_ranges(backbone, images):
 
 
 def _shared(ranges, weight):
-    "c of Eq. (3.4) (C,), and the range (low, high) of x / c."
+    "c of Eq. (3a.2) (C,), and the range (low, high) of x / c."
     size = ranges.abs().amax(0).clamp(min=1e-6)
     wide = size.clamp(min=size.median())
     c = wide**_SHARE / weight.abs().amax(0).clamp(min=1e-6) ** (1 - _SHARE)

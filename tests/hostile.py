@@ -427,7 +427,7 @@ def options(rng):
         ("data that is a picture", "evaluate", "--run", "{run}", "--data", "{picture}"),
         ("an unknown protocol", *evaluate, "--protocol", "all"),
         ("an empty protocol", *evaluate, "--protocol", ""),
-        ("another seed", *evaluate, "--set", "seed=1"),
+        ("other splits", *evaluate, "--set", "split_seed=1"),
         ("another aspect", *evaluate, "--set", "aspect=hand"),
         ("another tower", *evaluate, "--set", "model=hand-rn-tiny"),
         ("other weights", *evaluate, "--set", "pretrained=random"),
@@ -1291,17 +1291,7 @@ def weights(rng):
     yield "missing", lambda place: _load("none.pt"), "none.pt"
     for name in ("openai", "laion2b", "", ".", "~", "a" * 300, "http://x/y.pt"):
         yield f"weights called {name[:20]}", lambda place, name=name: _load(name)
-    for name in (
-        "vit",
-        "",
-        "a" * 300,
-        "../x",
-        "ViT-B-16-SigLIP",
-        "coca_ViT-B-32",
-        "roberta-ViT-B-32",
-        "\0",
-        "a\nb",
-    ):
+    for name in ("vit", "", "a" * 300, "../x", "\0", "a\nb"):
         yield f"tower called {ascii(name)[:20]}", lambda place, name=name: _load("random", name)
     sizes = dict(context_length=40, vocab_size=4014, width=256, heads=4, layers=4)
     for name, cfg in {

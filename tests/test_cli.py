@@ -390,7 +390,7 @@ def test_look_prints_and_writes_every_map_and_with_hide_the_curves(run, hands, t
             f"{kind}: 6 images, area under the ROC 0." in said
             and f"{kind}: area under deletion" in said
         )
-    assert "the hand as drawn" in said and "hidden: mean; gallery images are not altered" in said
+    assert "(true mask)" in said and "hidden: mean; gallery images are unchanged" in said
     table, curves = pd.read_csv(out), pd.read_csv(tmp_path / "look-curves.csv")
     assert table.groupby("map").size().to_dict() == {"relevance": 6, "attention": 6, "contrast": 6}
     assert set(curves.order) == {"relevance", "attention", "contrast", "random"} and set(
