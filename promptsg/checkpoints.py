@@ -250,12 +250,7 @@ SPLIT_FIELDS = (
 
 def read_run(run):
     "The `Config` of a run folder. `PromptSGError` when it is none."
-    if not os.path.isfile(Path(run) / "config.yml"):
-        raise PromptSGError(
-            f"{run} is not a run folder (it has no config.yml); give a folder made by promptsg "
-            "train"
-        )
-    return Config.from_yaml(Path(run) / "config.yml")
+    return Config.from_run(run)
 
 
 def load_run(run, which="best", build=PromptSG, **changes):
