@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 CHANGES = {
@@ -282,7 +283,7 @@ PREPARE = {
 }
 
 if __name__ == "__main__":
-    # noqa: E401, F401
-
+    for name in ("cli", "controls", "report", "sharing", "synth", "training"):
+        import_module(f"promptsg.{name}")  # once, before the forks
     found, tried = check_all(*sys.argv[1:])
     print(json.dumps({"wrong": found, "operations": tried}))
