@@ -546,7 +546,7 @@ def compare_command(
         list[Path],
         typer.Option("--with", help="Evaluated runs of the second method; several values."),
     ],
-    protocol: Protocol = "clipfh",
+    protocol: Protocol = None,
 ):
     """Compare two methods, with one evaluated run for each seed: the second minus the first, with a
     95 % interval over people and trainings."""
@@ -554,6 +554,10 @@ def compare_command(
 
     from promptsg.evaluation import Result, combine, holm, paired_difference
 
+    official = (runs[0] / "evaluation-official").exists()
+    protocol = protocol or ("official" if official else "clipfh")
+    configs = [Config.from_run(run) for run in (runs[0], others[0])]
+    differ = sorted({*configs[0].changed(configs[1])} - {"seed"})
     first, second = (
         [Result.load(run / f"evaluation-{protocol}") for run in side] for side in (runs, others)
     )
@@ -569,8 +573,11 @@ def compare_command(
         }
         for (name, gap), star in zip(gaps.items(), starred)
     }
+    typer.echo(f"fields that differ: {', '.join(differ) or 'none'}")
     typer.echo(pd.DataFrame(rows).T.to_string())
     gap = gaps["mAP"]
+    if gap.low == gap.high == 0:
+        typer.echo("no query has another result; was the second method trained long enough?")
     trainings = f"{len(first)} and {len(second)} trainings"
     typer.echo(
         f"{protocol}, percent; {gap.units} people (effective sample size {gap.effective:.0f}), "
@@ -709,8 +716,7 @@ def search(
     _write_search(folder, record, one, table)
     shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
-    if sentence:
-        typer.echo(sentence)
+    typer.echo(sentence or "a ranking, not a decision; promptsg decide adds likelihood ratios")
     typer.echo(f"picture: {folder / 'nearest.png'}; table and record are in the same folder")
 
 
