@@ -28,7 +28,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 # Notebooks that name it train for minutes or hours, or, where it is set, for a step.
 TRAINED = "PROMPTSG_QUICK"
-RELATIVE, ABSOLUTE = 0.05, 0.02  # two processors round differently, and a training doubles that
+# two processors round differently, and a training doubles that
+RELATIVE, ABSOLUTE, TRAINED_SLACK = 0.05, 0.02, 1.0
 # of a picture's grey levels, 0..1, at 48 x 48: other fonts or antialiasing stay below
 PICTURES = 0.03
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -82,14 +83,21 @@ def text_of(value):
     return "".join(value) if isinstance(value, list) else value
 
 
+def near(stored, fresh):
+    """Whether two numbers, as text, are the same on another processor: within 5 % and 0.02, and,
+    where they have decimals and are above 1, as percentages and losses after a training, within
+    1."""
+    one, other = (float(text.replace(",", "").replace("−", "-")) for text in (stored, fresh))
+    trained = "." in stored and max(abs(one), abs(other)) > 1
+    slack = max(TRAINED_SLACK if trained else ABSOLUTE, RELATIVE * abs(one))
+    return abs(one - other) <= slack
+
+
 def same_text(stored, fresh):
     "Whether two texts are the same but for numbers within the tolerances, and what always varies."
     texts = [_VARIES.sub("~", text_of(text)) for text in (stored, fresh)]
     words = [_NUMBER.sub("0", text).split() for text in texts]
-    values = [
-        [float(n.replace(",", "").replace("−", "-")) for n in _NUMBER.findall(t)] for t in texts
-    ]
-    return words[0] == words[1] and np.allclose(*values, rtol=RELATIVE, atol=ABSOLUTE)
+    return words[0] == words[1] and all(map(near, *map(_NUMBER.findall, texts)))
 
 
 def same_picture(stored, fresh):
