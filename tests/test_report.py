@@ -833,7 +833,7 @@ def test_the_page_says_what_a_version_has_over_each_control(controlled):
         "another sentence",
     ]
     assert (
-        page.count("### Controls") == 2 and "- no text: the fusion's text tokens are zero" in page
+        page.count("### Controls") == 2 and "- no text: the text tokens are zero" in page
     )
     assert "| zero-shot, whitened | the same, whitened" in page
     saved = pd.read_csv(controlled.folder / "controls.csv")
@@ -1033,7 +1033,7 @@ def test_steps_after_the_embedding_stand_beside_their_run(hands, tmp_path):
     shown = after_table(made, made.groups[0])
     assert list(shown.step[:3]) == ["none", "augment", "z"]
     page = (made.folder / "report.md").read_text()
-    assert "### Steps after the embedding" in page and "z: scores normalised" in page
+    assert "### Steps after the embedding" in page and "z: z-norm: scores normalised" in page
     assert "--after augment z" in page
     # nothing is measured twice, and what is lost is measured again
     before = times(made.folder)
