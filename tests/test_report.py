@@ -832,9 +832,7 @@ def test_the_page_says_what_a_version_has_over_each_control(controlled):
         "s* of another image",
         "another sentence",
     ]
-    assert (
-        page.count("### Controls") == 2 and "- no text: the text tokens are zero" in page
-    )
+    assert page.count("### Controls") == 2 and "- no text: the text tokens are zero" in page
     assert "| zero-shot, whitened | the same, whitened" in page
     saved = pd.read_csv(controlled.folder / "controls.csv")
     assert saved[saved.protocol == "clipfh"].set_index(
