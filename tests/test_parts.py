@@ -555,7 +555,7 @@ def test_a_loss_with_parameters_changes_nothing_else(centre, quick):
 
 def test_a_loss_class_that_does_not_fit_is_told(centre, quick):
     options = dict(part_options={"my_centres": {"stop": 1}})
-    assert "cannot be made" in said(lambda: PromptSG(with_centres(quick, **options), 4))
+    assert "does not take them" in said(lambda: PromptSG(with_centres(quick, **options), 4))
     output = SimpleNamespace(embedding=torch.ones(2, 3), losses={})
     only = dict(loss_id_weight=0, loss_tri_weight=0, supcon_loss_weight=0)
     config = with_centres(quick, **only)
