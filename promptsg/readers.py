@@ -1109,11 +1109,12 @@ def read_picture(path):
 
 
 def _flat(root):
-    "The images of a folder that has images and no folders of images, by name; else none."
+    "The `walk` of a folder that has images and no folders of images; else none."
     if not os.path.isdir(root) or _layout(root) != "folders":
-        return []
-    pictures = [path for path, reason in walk(root).items() if reason is None]
-    return [] if any("/" in path for path in pictures) else pictures
+        return {}
+    files = walk(root)
+    pictures = [path for path, reason in files.items() if reason is None]
+    return {} if not pictures or any("/" in path for path in pictures) else files
 
 
 def read_images(path, dataset="11k", identity_level=None):
@@ -1126,9 +1127,10 @@ def read_images(path, dataset="11k", identity_level=None):
         return read_picture(path)
     if os.path.isfile(path):
         return read_table(path, unknown=True)
-    if identity_level is None and (pictures := _flat(path)):
+    if identity_level is None and (files := _flat(path)):
+        pictures = [name for name, reason in files.items() if reason is None]
         table = _file_table(path, pictures, [UNKNOWN] * len(pictures), "")
-        return _described(table, "folders", _excluded(walk(path)), "flat folder")
+        return _described(table, "folders", _excluded(files), "flat folder")
     return read_data(path, dataset, identity_level)
 
 
