@@ -18,11 +18,23 @@ BADGES = (
     f"({BINDER}/v2/gh/{REPOSITORY}/main?labpath=nbs%2F15_explorer.ipynb)"
 )
 DIRECTIVE = re.compile(r"#\|\s*(\w+)\s*:?\s*(\w*)")
+# a box of the site's grid; GitHub shows it as an item of a list
+ENTRY = re.compile(r'<div class="entry">\s*(.+?)\s*</div>\s*', re.S)
+# legible at this size, and the commands below it are still on the first screen
+PICTURE, WIDTH = re.compile(r"^!\[(.+)\]\((\S+)\)$", re.M), 600
 RELATIVE_LINK = re.compile(r"(\]\(|src=\")(?![a-z]+:|#|/|\.\./)")
 
 
 def from_root(text):
-    "Links that are right beside the notebook, made right one folder up."
+    """Links that are right beside the notebook, made right one folder up; boxes as a list,
+    and the picture smaller."""
+    text = re.sub(
+        r'<div class="entries">\s*(.+</div>)\s*</div>',
+        lambda boxes: ENTRY.sub(r"- \1\n", boxes[1]).rstrip(),
+        text,
+        flags=re.S,
+    )
+    text = PICTURE.sub(rf'<img src="\2" width="{WIDTH}" alt="\1">', text)
     text = RELATIVE_LINK.sub(r"\1nbs/", text)
     return re.sub(r"(\]\(|src=\")\.\./", r"\1", text)
 

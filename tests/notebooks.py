@@ -32,6 +32,8 @@ TRAINED = "PROMPTSG_QUICK"
 RELATIVE, ABSOLUTE, TRAINED_SLACK = 0.05, 0.02, 1.0
 # of a picture's grey levels, 0..1, at 48 x 48: other fonts or antialiasing stay below
 PICTURES = 0.03
+# an output's form that is compared: the first that it has
+SHOWN = ("image/png", "image/jpeg", "text/markdown", "text/plain")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 # what differs from run to run: durations, speeds, addresses and temporary folders
@@ -114,7 +116,7 @@ def flat(outputs):
     found = []
     for output in outputs:
         data = output.get("data", {})
-        kind = next((k for k in ("image/png", "image/jpeg", "text/plain") if k in data), None)
+        kind = next((k for k in SHOWN if k in data), None)
         if output["output_type"] == "stream":
             if found and found[-1][0] == "print":
                 found[-1] = ("print", found[-1][1] + text_of(output["text"]))

@@ -7,6 +7,7 @@ from configparser import ConfigParser
 from make_llms import ROOT
 from make_llms import render as render_llms
 from make_readme import BADGES
+from notebooks import notebooks
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -54,7 +55,7 @@ def test_binder_installs_what_the_notebooks_import():
     known = {"scikit-learn": "sklearn", "faiss-cpu": "faiss", "pypandoc-binary": "pypandoc"}
     missing = {known.get(name, name.replace("-", "_")) for name in dev - set(pins_of(lines))}
     missing -= {"ipykernel", "jupyterlab"}  # Binder brings them
-    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+    for path in notebooks():
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         imports = set(re.findall(r"^(?:from|import) (\w+)", code, re.M))
@@ -65,7 +66,8 @@ def test_badges_open_a_notebook_that_exists():
     assert BADGES in (ROOT / "README.md").read_text(encoding="utf-8")
     for path in re.findall(r"nbs(?:/|%2F)[\w.]+", BADGES):
         assert (ROOT / path.replace("%2F", "/")).is_file()
-    assert "!pip install git+https://github.com/" in (ROOT / "README.md").read_text()
+    start = (ROOT / "nbs/tutorials/start.ipynb").read_text(encoding="utf-8")
+    assert "!pip install git+https://github.com/" in start
 
 
 def test_llms_txt_is_in_step_with_the_notebooks():
@@ -78,10 +80,7 @@ def test_llms_txt_has_the_form_of_llmstxt_org():
     body = [line for line in rest if line]
     assert not body[0].startswith("#")
     assert all(re.fullmatch(r"## \w.*|- \[.+\]\(https://\S+\): .+", line) for line in body[1:])
-    notebooks = [
-        path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
-    ]
     links = [line for line in body if line.startswith("- ")]
-    assert len(links) == len(notebooks) + sum(
-        "#| default_exp" in path.read_text(encoding="utf-8") for path in notebooks
+    assert len(links) == len(notebooks()) + sum(
+        "#| default_exp" in path.read_text(encoding="utf-8") for path in notebooks()
     )

@@ -13,12 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 from make_readme import ROOT, render
+from notebooks import notebooks
 
-NOTEBOOKS = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / "nbs").rglob("*.ipynb")
-    if ".ipynb_checkpoints" not in path.parts
-)
+NOTEBOOKS = sorted(path.relative_to(ROOT) for path in notebooks())
 
 
 def package_files(folder):

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote, unquote, urldefrag
 
+import pypandoc
 import pytest
 from make_readme import ROOT
 from render_site import build_site, copy_project, output_file, render_site
@@ -20,6 +21,17 @@ from promptsg._modidx import d as promptsg_index
 BUILDERS = {"pandoc": render_site, **({"quarto": build_site} if shutil.which("quarto") else {})}
 PAGES = {path: output_file(path.relative_to("nbs")).as_posix() for path in NOTEBOOKS}
 WIDTHS = (1280, 400)
+# how GitHub lays out a README, in short
+GITHUB = """
+body { width: 950px; margin: 32px auto; font: 16px/1.5 sans-serif }
+h1, h2 { padding-bottom: .3em; margin: 24px 0 16px; border-bottom: 1px solid }
+p, ul, table, pre, blockquote { margin: 0 0 16px }
+pre { padding: 16px; font-size: 85%; line-height: 1.45; overflow: auto }
+li + li { margin-top: .25em }
+img { max-width: 100% }
+table { border-collapse: collapse }
+td, th { padding: 6px 13px; border: 1px solid }
+"""
 # where there is such a page
 LOOKED_AT = (
     "index.html",
@@ -129,13 +141,17 @@ def test_title_cells_hold_title_and_sentence_alone():
         )
 
 
-def test_the_index_leads_to_every_notebook():
-    text = "".join("".join(cell["source"]) for cell in cells_of(Path("nbs/index.ipynb")))
-    assert [
-        str(path)
-        for path in NOTEBOOKS
-        if path.stem != "index" and f"]({path.relative_to('nbs').as_posix()})" not in text
-    ] == []
+def links_of(path):
+    "The notebooks that a notebook's text leads to, as paths from the root."
+    text = "".join("".join(cell["source"]) for cell in cells_of(path))
+    for link in re.findall(r"\]\(([\w./]+\.ipynb)", text):
+        yield (ROOT / path.parent / link).resolve().relative_to(ROOT)
+
+
+def test_the_index_leads_to_the_start_and_the_start_to_every_notebook():
+    start = Path("nbs/tutorials/start.ipynb")
+    assert start in links_of(Path("nbs/index.ipynb"))
+    assert {*NOTEBOOKS} - {*links_of(start)} == {start}
 
 
 def test_nothing_written_is_lost(pages):
@@ -315,6 +331,17 @@ def test_figures_stay_legible_on_a_dark_page(site, chromium):
         )
         assert grounds and set(grounds) == {"rgb(255, 255, 255)"}
         screenshot(tab, f"{site.name.strip('_')}-{name.removesuffix('.html')}-dark")
+    tab.close()
+
+
+def test_the_readme_is_read_in_two_screens(chromium, tmp_path):
+    "Of 1,080 pixels, in GitHub's column and type sizes."
+    page, tab = tmp_path / "readme.html", chromium.new_page(viewport={"width": 1100, "height": 800})
+    text = pypandoc.convert_file(ROOT / "README.md", "html", format="gfm")
+    page.write_text(f"<style>{GITHUB}</style><base href='{ROOT.as_uri()}/'>{text}", "utf-8")
+    tab.goto(page.as_uri())
+    assert tab.evaluate("document.querySelector('img[src$=\"steps.png\"]').naturalWidth") > 0
+    assert tab.evaluate("document.documentElement.scrollHeight") <= 2 * 1080
     tab.close()
 
 
