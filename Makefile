@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## train and evaluate on synthetic hands, or with DATA
 
 # two processes of one thread each need half the time of one of two
 test: $(VENV)/.installed-dev browser  ## all tests: code, notebooks and their stored outputs; or some: ARGS="-k losses"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests $(ARGS)
 
 notebooks: $(VENV)/.installed-dev  ## run notebooks, and store outputs that changed; PATHS="nbs/08_losses.ipynb ..."
 	$(BIN)/python tests/notebooks.py write $(PATHS)

@@ -1088,20 +1088,30 @@ def load_towers(
     unused. Raises `PromptSGError` for an unknown model, missing or unfitting weights, or an odd
     size."""
     name = tower_name(model)
+    text = tokenizer = None
     if is_other(name):
         if patch_stride:
             raise PromptSGError(
                 f"patch_stride is for CLIP's towers, and {name} is none; leave it out"
             )
         backbone = _other_backbone(name, pretrained, image_size, seed, options)
-        text, tokenizer = (
-            load_text(text_pretrained, backbone.dim) if text_pretrained else (None, None)
-        )
-        return Towers(backbone, text, tokenizer, backbone.dim, backbone.mean, backbone.std)
+    else:
+        visual, text = _clip_towers(name, pretrained, seed)
+        config = model_config(name)
+        tokenizer = tokenizer_for(config["text_cfg"]) if _is_clip_text(config["text_cfg"]) else None
+        backbone = _backbone(visual, name, image_size, patch_stride, config["embed_dim"])
+        backbone.mean, backbone.std = _pixels(name, pretrained)
+    if text_pretrained:
+        text, tokenizer = load_text(text_pretrained, backbone.dim)
+    return Towers(backbone, text, tokenizer, backbone.dim, backbone.mean, backbone.std)
+
+
+def _clip_towers(name, pretrained, seed):
+    "(image tower, text tower or None) of a model of open_clip, with its weights."
     config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
     path = None if tag or pretrained == "random" else _weight_file(name, pretrained)
-    has_text, dim = _is_clip_text(config["text_cfg"]), config["embed_dim"]
+    has_text = _is_clip_text(config["text_cfg"])
     with _quiet(), _drawn_from(seed if pretrained == "random" else None):
         if tag:
             clip = _from_hub(name, pretrained)
@@ -1118,12 +1128,7 @@ def load_towers(
         if words and has_text:
             _load(text, words, path, f"the text tower of {name}")
         text = text if words else None
-    tokenizer = tokenizer_for(config["text_cfg"]) if has_text else None
-    if text_pretrained:
-        text, tokenizer = load_text(text_pretrained, dim)
-    backbone = _backbone(visual, name, image_size, patch_stride, dim)
-    backbone.mean, backbone.std = _pixels(name, pretrained)
-    return Towers(backbone, text, tokenizer, dim, backbone.mean, backbone.std)
+    return visual, text
 
 
 def _pixels(name, tag):

@@ -598,16 +598,7 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None, train_aspe
         _check_people(frame[frame.aspect == aspect], aspect)
     frame.attrs = {}
     test = frame[(frame.aspect == aspect) & (frame.side == "test")].reset_index(drop=True)
-    if test.identity.nunique() < 2:
-        raise PromptSGError(
-            f"the data has one identity of {aspect} alone ({', '.join(test.identity.unique())}), "
-            "so every answer is right; check which folder is the identity, or give more people"
-        )
-    if not test.identity.duplicated().any():
-        raise PromptSGError(
-            f"no identity of {aspect} has two images, so there is no query with a match; give more "
-            "images"
-        )
+    _check_matches(test, aspect)
     nobody = frame.iloc[:0]
     train = frame[(frame.side == "train") & frame.aspect.isin([aspect, *(train_aspects or ())])]
     train = train[~train.pid.isin(test.pid)].reset_index(drop=True)
@@ -623,3 +614,17 @@ def cross_splits(frame, aspect, n_splits=10, seed=0, trained_on=None, train_aspe
     if trained_on is not None:
         trained_on.check(splits, splits.galleries_all)
     return splits
+
+
+def _check_matches(test, aspect):
+    "An error where no query can have a right and a wrong answer."
+    if test.identity.nunique() < 2:
+        raise PromptSGError(
+            f"the data has one identity of {aspect} alone ({', '.join(test.identity.unique())}), "
+            "so every answer is right; check which folder is the identity, or give more people"
+        )
+    if not test.identity.duplicated().any():
+        raise PromptSGError(
+            f"no identity of {aspect} has two images, so there is no query with a match; give more "
+            "images"
+        )

@@ -657,6 +657,9 @@ _COLUMNS = [
 ]
 
 
+_MOST = {"n_train": 900, "n_test": 10_000, "images_per_aspect": 1000}
+
+
 def write_hands(
     root,
     n_train=80,
@@ -675,15 +678,11 @@ def write_hands(
     `PromptSGError` for more than 900 train or 10,000 test people or 1,000 images of each aspect,
     and if a file cannot be written."""
     root = Path(root)
-    most = {
-        "n_train": (n_train, 900),
-        "n_test": (n_test, 10_000),
-        "images_per_aspect": (images_per_aspect, 1000),
-    }
-    for name, (number, limit) in most.items():
-        if not 0 <= number <= limit:
+    numbers = dict(n_train=n_train, n_test=n_test, images_per_aspect=images_per_aspect)
+    for name, number in numbers.items():
+        if not 0 <= number <= _MOST[name]:
             raise PromptSGError(
-                f"{name} is {number} and must be between 0 and {limit}; "
+                f"{name} is {number} and must be between 0 and {_MOST[name]}; "
                 "the numbering of 11K Hands has no room for more"
             )
     check_writable(root / "Hands")
@@ -693,16 +692,8 @@ def write_hands(
         _write_one(root, seed, count, *job, ring, polish, size) for count, job in enumerate(bar, 1)
     ]
     table = pd.DataFrame(rows, columns=[*_COLUMNS, "caption"])
-    arguments = dict(
-        n_train=n_train,
-        n_test=n_test,
-        images_per_aspect=images_per_aspect,
-        seed=seed,
-        ring=ring,
-        polish=polish,
-        size=list(size),
-    )
-    write_json(root / DRAWN, {"drawn by": "promptsg synth", **arguments})
+    how = dict(seed=seed, ring=ring, polish=polish, size=list(size))
+    write_json(root / DRAWN, {"drawn by": "promptsg synth", **numbers, **how})
     for name, columns, quoting in (
         ("captions.csv", ["imageName", "caption"], csv.QUOTE_MINIMAL),
         ("HandInfo.csv", _COLUMNS, csv.QUOTE_NONNUMERIC),

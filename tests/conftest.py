@@ -8,25 +8,33 @@ import tempfile
 from types import SimpleNamespace
 
 import pytest
+from notebooks import is_trained, notebooks
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("PROMPTSG_CACHE", tempfile.mkdtemp(prefix="promptsg-cache-"))
 
 from promptsg.config import Config
 
+# their tests take minutes and share no fixture
+ALONE = "test_kills.py", "test_notebooks.py"
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "xdist_group(name): run by one process of pytest-xdist")
+
+class Groups(LoadScopeScheduling):
+    """What one process of `pytest -n` runs: a file's tests, because they share fixtures; of `ALONE`
+    each test. The notebooks that share the runs of a long training are one group."""
+
+    trained = {path.stem for path in notebooks() if is_trained(path)}
+
+    def _split_scope(self, nodeid):
+        file, _, test = nodeid.partition("::")
+        if not file.endswith(ALONE):
+            return file
+        stem = test.partition("[")[2].rstrip("]")
+        return f"{file}::trained" if stem in self.trained else nodeid
 
 
-def pytest_collection_modifyitems(items):
-    """Groups for `--dist loadgroup`, each run by one process: a file's tests, which share fixtures.
-    Each notebook is a group of its own, except those that share the runs of a long training."""
-    for item in items:
-        path = item.callspec.params.get("path") if hasattr(item, "callspec") else None
-        alone = item.originalname == "test_stored_outputs_are_fresh"
-        trained = alone and item.module.is_trained(path)
-        group = item.name if alone and not trained else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config, log):
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

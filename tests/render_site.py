@@ -65,7 +65,9 @@ def preprocess():
     import nbdev.quarto
 
     nbdev.quarto._ensure_quarto = lambda: None
-    nbdev.quarto.nbdev_proc_nbs.__wrapped__(n_workers=2)
+    nbdev.quarto.nbdev_proc_nbs.__wrapped__(n_workers=0)  # all imports once
+    sys.stdout.flush()
+    os._exit(0)  # else IPython's clean-up of a shell for each notebook takes as long again
 
 
 def fenced(text, language=""):

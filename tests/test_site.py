@@ -97,15 +97,16 @@ def site(request, tmp_path_factory):
 def pages(site, chromium):
     "(width, page's path in the site) -> what Chromium shows there. Leaves screenshots."
     found = {}
-    for width in WIDTHS:
-        tab = chromium.new_page(viewport={"width": width, "height": 800})
-        for path in sorted(path for path in site.rglob("*.html") if "site_libs" not in path.parts):
-            tab.goto(path.as_uri())
-            name = path.relative_to(site).as_posix()
+    tab = chromium.new_page()
+    for path in sorted(path for path in site.rglob("*.html") if "site_libs" not in path.parts):
+        tab.goto(path.as_uri())
+        name = path.relative_to(site).as_posix()
+        for width in WIDTHS:
+            tab.set_viewport_size({"width": width, "height": 800})
             found[width, name] = tab.evaluate(FACTS)
             if name in LOOKED_AT:
                 screenshot(tab, f"{site.name.strip('_')}-{path.stem}-{width}")
-        tab.close()
+    tab.close()
     return found
 
 
