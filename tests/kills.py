@@ -1,12 +1,13 @@
 """Run a scenario again and again, ending it at each of its file operations, and say what was left:
-`python tests/kills.py SCENARIO HOW FOLDER [STEP]`.
+`python tests/kills.py SCENARIO FOLDER [KILL FULL]`.
 
 An operation is anything that changes what lies below FOLDER/out: a file opened for writing, a
-rename, a deletion, a folder made. HOW is `kill` (SIGKILL just before the operation) or `full` (the
-operation fails as on a full disk). After each, the scenario runs once more, undisturbed, and its
-files must be, byte for byte, those of a run that nothing disturbed, and nothing else may lie there.
-Prints a JSON object with the failures. STEP 3 tries each third operation only. Every try is a fork
-of one process, so that the imports are paid for once."""
+rename, a deletion, a folder made. It ends by `kill` (SIGKILL just before the operation) or `full`
+(the operation fails as on a full disk). After each, the scenario runs once more, undisturbed, and
+its files must be, byte for byte, those of a run that nothing disturbed, and nothing else may lie
+there. Prints a JSON object with the failures. KILL 3 kills at each third operation only, and FULL 5
+fails each fifth; else every one is tried. Every try is a fork of one process, so that the imports
+are paid for once."""
 
 import errno
 import hashlib
@@ -117,9 +118,9 @@ def tree(folder):
     }
 
 
-def check_all(scenario, how, folder, step=1):
-    """A list of what went wrong, and the number of operations that there are; each `step`-th is
-    tried."""
+def check_all(scenario, folder, kill=1, full=1):
+    """A list of what went wrong, and the number of operations that there are; each `kill`-th and
+    each `full`-th is tried."""
     folder, wrong = Path(folder).absolute(), []
     out, kept = folder / "out", folder / "before"
     for action in PREPARE[scenario]:
@@ -129,7 +130,9 @@ def check_all(scenario, how, folder, step=1):
     status, operations = attempt(scenario, folder)
     assert status == 0, (folder / "said").read_text()
     whole = tree(out)
-    for at in range(0, operations, int(step)):
+    tries = [("kill", at) for at in range(0, operations, int(kill))]
+    tries += [("full", at) for at in range(0, operations, int(full))]
+    for how, at in tries:
         shutil.rmtree(out)
         if kept.exists():
             shutil.copytree(kept, out)
@@ -139,17 +142,17 @@ def check_all(scenario, how, folder, step=1):
         if how == "full":
             text = [line for line in said.splitlines() if line.strip()]
             if os.waitstatus_to_exitcode(status) not in (0, 2) or "Traceback" in said:
-                wrong.append([at, "no sentence", said[-600:]])
+                wrong.append([how, at, "no sentence", said[-600:]])
             lost = [name for name in before if name not in tree(out) and name in whole]
             if lost:
-                wrong.append([at, "lost", lost, text])
+                wrong.append([how, at, "lost", lost, text])
         if out.exists() and tree(out) == whole:
             continue  # it was only going to tidy up
         again, _ = attempt(scenario, folder)
         if again:
-            wrong.append([at, "does not go on", (folder / "said").read_text()[-600:]])
+            wrong.append([how, at, "does not go on", (folder / "said").read_text()[-600:]])
         elif tree(out) != whole:
-            wrong.append([at, "other files", sorted({*tree(out).items()} ^ {*whole.items()})])
+            wrong.append([how, at, "other files", sorted({*tree(out).items()} ^ {*whole.items()})])
     return wrong, operations
 
 

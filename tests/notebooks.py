@@ -42,10 +42,11 @@ PICTURES = 0.03
 SHOWN = ("image/png", "image/jpeg", "text/markdown", "text/plain")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 _NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
-# what differs from run to run: durations, speeds, addresses and temporary folders
+# what differs from run to run: durations, speeds, addresses, temporary folders, the machine
 _VARIES = re.compile(
     r"\d[\d.,]*(?:e[-+]?\d+)? ?(?:ms|s|min|minutes|seconds|h|MB|GB|KiB|MiB|it/s|images/s)\b"
     r"|\d[\d.,]* (?:times (?:as fast|faster)|images a second)\b"
+    r"|platform \S+, processor [^,]+, cpus \d+"
     r"|0x[0-9a-f]{6,}|/tmp/[\w./-]*|/var/folders/[\w./-]*"
 )
 
@@ -94,6 +95,7 @@ def serve(arguments, folder, environment):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # the platform's, for a DataLoader's workers
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a kernel says of itself
     from ipykernel.kernelapp import launch_new_instance
 
@@ -110,7 +112,7 @@ class Forked(LocalProvisioner):
         with patch.dict(os.environ, MPLBACKEND=INLINE):
             forkserver.ensure_running()  # the first time: Matplotlib reads this once
         arguments = (cmd[cmd.index("-f") :], cwd or os.getcwd(), dict(env or os.environ))
-        child = context.Process(target=serve, args=arguments, daemon=True)
+        child = context.Process(target=serve, args=arguments)
         child.start()
         self.process = _Popen(child)
         self.pid = self.pgid = child.pid
