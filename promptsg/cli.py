@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Imports', 'Protocol', 'After', 'Cross',
-           'Whiten', 'Dataset', 'Out', 'Query', 'Gallery', 'Top', 'SearchOut', 'Kind', 'SheetProtocol', 'SheetCross',
-           'SheetOut', 'Backbone', 'Versions', 'Seeds', 'ReportData', 'ReportOut', 'Aspect', 'ReportProtocol',
-           'Published', 'Pair', 'Controls', 'Looking', 'Decisions', 'LookRun', 'LookConfig', 'Images', 'Kinds', 'Hide',
-           'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'Folds', 'TuneOut', 'parse_sets', 'read_config',
-           'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several', 'train',
-           'evaluate_command', 'results_folder', 'plain_name', 'compare_command', 'embed', 'record_of', 'search',
-           'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
-           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
-           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
-           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
+           'Whiten', 'Dataset', 'Out', 'Query', 'Gallery', 'Top', 'SearchOut', 'Kind', 'DecideFolds', 'SheetProtocol',
+           'SheetCross', 'SheetOut', 'Backbone', 'Versions', 'Seeds', 'ReportData', 'ReportOut', 'Aspect',
+           'ReportProtocol', 'Published', 'Pair', 'Controls', 'Looking', 'Decisions', 'LookRun', 'LookConfig', 'Images',
+           'Kinds', 'Hide', 'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'Folds', 'TuneOut',
+           'parse_sets', 'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values',
+           'Several', 'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare_command', 'embed',
+           'record_of', 'search', 'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure',
+           'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions',
+           'report', 'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look',
+           'pretrain_command', 'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -350,9 +350,8 @@ def _check_evaluate(run, cross, whiten, after, dataset):
     "`PromptSGError` for options of `evaluate` that do not go together."
     if cross and not run:
         raise PromptSGError(
-            """--cross evaluates a run on another data set; give --run FOLDER (with --config there
-            is"""
-            "no training, so leave --cross out)"
+            "--cross evaluates a run on another data set; give --run FOLDER (with --config there "
+            "is no training, so leave --cross out)"
         )
     if whiten not in ("own", "data") or (whiten == "data" and (not cross or after)):
         raise PromptSGError(
@@ -709,15 +708,33 @@ def search(
             "other pictures"
         )
     model = ready_model(run, config, sets, **_ONCE)
+    trained = _say_trained(model, others)
     table, sentence = _nearest(model, one, others, top, _decision(run, model), run)
     record = {"query": str(query), "query_hash": content_hash(query), "top": top}
-    record |= {"left out as the query itself": int(same.sum()), **record_of(model, many)}
+    record |= {"left out as the query itself": int(same.sum()), "trained on": trained}
+    record |= record_of(model, many)
     folder = out or Path("search") / f"{plain_name(query.stem)}-{_key(record)}"
     _write_search(folder, record, one, table)
     shown = table[[name for name in table if name != "path" and not name.startswith(_SHARE)]]
     typer.echo(shown.round({"similarity": 4}).to_string(index=False))
     typer.echo(sentence or "a ranking, not a decision; promptsg decide adds likelihood ratios")
     typer.echo(f"picture: {folder / 'nearest.png'}; table and record are in the same folder")
+
+
+def _say_trained(model, gallery):
+    """The number of gallery images that the model was trained on, or its whitening fitted to; it is
+    printed, because their similarities are not those of new people."""
+    from promptsg.files import content_hash, counted
+
+    seen = model.trained_on.images if model.trained_on is not None else ()
+    found = sum(content_hash(path) in seen for path in gallery.path) if seen else 0
+    if found:
+        typer.echo(
+            f"trained on: {counted(found, 'gallery image')} of {len(gallery)}; similarities to "
+            "images of new people are not comparable with them",
+            err=True,
+        )
+    return found
 
 
 _SHARE = "share of "  # begins the name of a column with a part's share of the similarity
@@ -797,11 +814,20 @@ Kind = Annotated[
 ]
 
 
+DecideFolds = Annotated[
+    int,
+    typer.Option(
+        "--folds", min=2, help="Folds of train-side people, for a run without training by gradient."
+    ),
+]
+
+
 @app.command()
 def decide(
     run: Run,
     data: Data,
     kind: Kind = "logistic",
+    folds: DecideFolds = 5,
     level: Level = None,
     sets: Sets = None,
     imports: Imports = None,
@@ -819,7 +845,7 @@ def decide(
 
     splits = run_splits(run, frame)
     embedder = Embedder(model, model.config)
-    found = error_rates(model, splits, fit_decision(model, splits, kind, embedder), embedder)
+    found = error_rates(model, splits, fit_decision(model, splits, kind, embedder, folds), embedder)
     tables = {
         "verification": found.verification,
         "by_ratio": found.by_ratio,

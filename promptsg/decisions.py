@@ -141,10 +141,11 @@ class Decision:
         return found
 
 
-def fit_decision(model, splits, kind="logistic", embedder=None):
+def fit_decision(model, splits, kind="logistic", embedder=None, folds=5):
     """Fits a `Decision` on the train side of a model's splits. `kind`: logistic or isotonic.
+    `folds`: of people, where nothing is trained by gradient and the whitening is cross-validated.
     `PromptSGError` as `train_side_scores` and `Calibration`."""
-    scores, genuine, people = train_side_scores(model, splits, embedder)
+    scores, genuine, people = train_side_scores(model, splits, embedder, folds)
     fitted = Calibration.fit(scores, genuine, kind)
     return Decision(
         fitted,

@@ -108,9 +108,8 @@ _WEIGHTS = {
     "random": ("apache-2.0", "none: the training started from random weights."),
     "openai": (
         "mit",
-        """OpenAI's CLIP, MIT licence. Its own card declares surveillance, facial recognition and
-        any"""
-        "untested use out of scope.",
+        "OpenAI's CLIP, MIT licence. Its own card declares surveillance, facial recognition and "
+        "any untested use out of scope.",
     ),
 }
 _UNKNOWN = (
@@ -220,9 +219,8 @@ _COLUMNS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "m
 def _measured(record):
     if not record["results"]:
         return (
-            """Not measured yet. Run `promptsg evaluate --run RUN --data DATA` and write the card
-            again;"""
-            "then it has the results."
+            "Not measured yet. Run `promptsg evaluate --run RUN --data DATA` and write the card "
+            "again; then it has the results."
         )
     cells = lambda result: [
         f"{row['mean']:.2f} ± {row['std']:.2f}"

@@ -65,7 +65,7 @@ from promptsg.embedding import (
     splits_of,
     weights_hash,
 )
-from .files import held
+from .files import counted, held
 from .images import progress_bar
 from .losses import batch_hard_triplet, centre_loss, identity_loss, supcon
 from .metrics import evaluate_ranking
@@ -295,6 +295,8 @@ class Trainer:
         if resume:
             self.folder.check_same()  # before any work
         self.set_up()
+        if self.progress:
+            print(self.plan(), file=sys.stderr)
         start = self._resume() if resume else self._begin()
         if not (self.config.epochs or self.history):
             self._without_training()
@@ -311,6 +313,24 @@ class Trainer:
         return self.out
 
     # --- the set-up
+
+    def plan(self):
+        """After `set_up`: on how many people and images, in how many steps, and what an epoch is
+        validated on."""
+        c, held = self.config, self.splits.val_query
+        on = counted(len(self.classes), "identity", "identities")
+        on += f" ({counted(len(self.splits.train), 'image')})"
+        if not c.epochs:
+            return f"no gradient steps; the whitening is fitted to {on}"
+        people = counted(held.identity.nunique(), "held-out identity", "held-out identities")
+        where = {
+            "identities": f"on {people}",
+            "images": "on other images of the trained people (val_type: images), whose mAP is "
+            "higher than that of new people",
+            "none": "nowhere (val_type: none)",
+        }[c.val_type]
+        steps = f"{counted(c.epochs, 'epoch')} of {counted(len(self.sampler), 'step')}"
+        return f"training on {on}: {steps}, validated {where}"
 
     def set_up(self):
         """Model, embedder, optimizer and batches, without a step. `PromptSGError` for a config that

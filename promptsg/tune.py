@@ -77,7 +77,7 @@ def person_folds(frame, folds=5, seed=0):
     if len(people) < 2 * folds:
         raise PromptSGError(
             f"{len(people)} train-side people are too few for {folds} folds of two or more; "
-            "give more people or fewer folds"
+            "give more people or fewer folds (on the command line --folds)"
         )
     order = np.random.default_rng([seed, folds]).permutation(len(people))
     return (order % folds)[np.searchsorted(people, frame.pid)]

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import pandas as pd
 import pytest
+
+from promptsg.data import make_splits
+from promptsg.training import Trainer
 
 COMMAND = [sys.executable, "-c", "from promptsg.cli import main; main()"]
 
@@ -88,6 +92,46 @@ def test_search_never_returns_the_query(run, hands, tmp_path):
         and query.name not in set(table.image)
     )
     assert (tmp_path / "nearest.png").stat().st_size > 5000
+
+
+def test_search_says_how_many_gallery_images_the_model_knows(run, hands, config, tmp_path):
+    known = json.loads((run / "splits.json").read_text())
+    trained = {place for part in ("train", "val_query", "val_gallery") for place in known[part]}
+    query = next((hands / "Hands").glob("*.jpg"))
+    ways = {"run": len(trained), "config": 0}
+    own = any(Path(known["images"][place][0]).name == query.name for place in trained)
+    for way, number in ways.items():
+        source = run if way == "run" else config
+        arguments = (f"--{way}", source, "--query", query, "--gallery", hands)
+        said = promptsg("search", *arguments, "--out", tmp_path / way).stderr
+        number -= own and way == "run"  # the query itself is no gallery image
+        assert (f"trained on: {number} gallery images of" in said) == (way == "run")
+        record = json.loads((tmp_path / way / "search.json").read_text())
+        assert record["trained on"] == number
+
+
+@pytest.mark.parametrize(
+    "settings, sentence",
+    [
+        ({}, "2 epochs of 5 steps, validated on 2 held-out identities"),
+        ({"val_type": "images"}, "validated on other images of the trained people"),
+        ({"val_type": "none", "select": "last"}, "validated nowhere"),
+        ({"epochs": 0, "whiten": True, "val_type": "images"}, "no gradient steps"),
+    ],
+)
+def test_a_training_says_its_steps_and_what_it_is_validated_on(settings, sentence, quick, splits):
+    config = quick.replace(steps_per_epoch=5, **settings)
+    own = make_splits(
+        pd.concat([splits.known, splits.test]).drop_duplicates("path"),
+        "dorsal_r",
+        3,
+        val=config.val_type,
+    )
+    trainer = Trainer(config, own, "unused", progress=False)
+    trainer.set_up()
+    number = own.train.identity.nunique()
+    assert f"{number} identities ({len(own.train)} images)" in trainer.plan()
+    assert sentence in trainer.plan()
 
 
 def test_figures_state_how_their_queries_were_chosen(run, hands):

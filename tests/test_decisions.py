@@ -196,10 +196,17 @@ def test_decide_saves_a_calibration_and_search_prints_likelihood_ratios(free, pl
 
 
 def test_decide_rejects_an_unknown_kind_before_it_reads_the_data(free, tmp_path):
-    wrong = promptsg(
-        "decide", "--run", free[2], "--data", tmp_path / "none", "--kind", "beta", code=2
-    )
+    words = ("decide", "--run", free[2], "--data")
+    wrong = promptsg(*words, tmp_path / "none", "--kind", "beta", code=2)
     assert "--kind is 'beta'; choose logistic or isotonic" in wrong.stderr
+
+
+def test_decide_takes_as_many_folds_as_there_are_people_for(free, place):
+    words = ("decide", "--run", free[2], "--data", place[0] / "hands")
+    wrong = promptsg(*words, "--folds", 11, code=2)
+    assert "20 train-side people are too few for 11 folds" in wrong.stderr
+    assert "(on the command line --folds)" in wrong.stderr
+    assert "fitted on 20 train-side people" in promptsg(*words, "--folds", 2).stdout
 
 
 def test_error_rates_equals_the_separate_functions(free):

@@ -1,5 +1,6 @@
 "The project as a whole: notebooks, package, README and builds are in step."
 
+import ast
 import json
 import shutil
 import subprocess
@@ -69,6 +70,20 @@ def test_readme_is_made_from_the_index():
 @pytest.mark.parametrize("check", [["check"], ["format", "--check"]])
 def test_code_is_formatted_and_fits_100_columns(check):
     run("-m", "ruff", *check, "nbs", "tests", "setup.py", cwd=ROOT)  # rules: ruff.toml
+
+
+def test_no_message_has_a_line_break_where_its_code_has_one():
+    for file in sorted((ROOT / "promptsg").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and id(node) not in docstrings:
+                assert "\n    " not in str(node.value), f"{file.name}:{node.lineno}"
 
 
 def test_outputs_in_git_are_small():
