@@ -21,7 +21,7 @@ DIRECTIVE = re.compile(r"#\|\s*(\w+)\s*:?\s*(\w*)")
 # a box of the site's grid; GitHub shows it as an item of a list
 ENTRY = re.compile(r'<div class="entry">\s*(.+?)\s*</div>\s*', re.S)
 # legible at this size, and the commands below it are still on the first screen
-PICTURE, WIDTH = re.compile(r"^!\[(.+)\]\((\S+)\)$", re.M), 600
+PICTURE, WIDTH = re.compile(r"^!\[(.+)\]\((\S+)\)$", re.M), 560
 RELATIVE_LINK = re.compile(r"(\]\(|src=\")(?![a-z]+:|#|/|\.\./)")
 
 
@@ -34,7 +34,7 @@ def from_root(text):
         text,
         flags=re.S,
     )
-    text = PICTURE.sub(rf'<img src="\2" width="{WIDTH}" alt="\1">', text)
+    text = PICTURE.sub(rf'<p><img src="\2" width="{WIDTH}" alt="\1"></p>', text)
     text = RELATIVE_LINK.sub(r"\1nbs/", text)
     return re.sub(r"(\]\(|src=\")\.\./", r"\1", text)
 

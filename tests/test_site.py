@@ -23,7 +23,7 @@ PAGES = {path: output_file(path.relative_to("nbs")).as_posix() for path in NOTEB
 WIDTHS = (1280, 400)
 # how GitHub lays out a README, in short
 GITHUB = """
-body { width: 950px; margin: 32px auto; font: 16px/1.5 sans-serif }
+body { width: 950px; margin: 32px auto; font: 16px/1.5 "Liberation Sans", sans-serif }
 h1, h2 { padding-bottom: .3em; margin: 24px 0 16px; border-bottom: 1px solid }
 p, ul, table, pre, blockquote { margin: 0 0 16px }
 pre { padding: 16px; font-size: 85%; line-height: 1.45; overflow: auto }
