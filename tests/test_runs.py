@@ -486,11 +486,19 @@ def test_a_stopped_training_says_where_it_stands(number, hands, quick, tmp_path)
         tmp_path / "run",
     ]
     process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # a shell's background job, as the tests may be, ignores SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists(), process)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    try:
+        wait_for(lambda: (tmp_path / "run" / "metrics.csv").exists(), process)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert (
         process.returncode == 130
         and "promptsg: stopped at epoch" in said
