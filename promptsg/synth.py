@@ -10,6 +10,7 @@ __all__ = ['SKIN', 'RINGS', 'POLISH', 'LANDMARKS', 'Surface', 'HandIdentity', 'N
 import csv
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -336,8 +337,10 @@ def _palm_outline(person):
 # %% ../nbs/02_synth.ipynb #cell011
 def _blend(picture, mask, colour, strength=1.0):
     "Mixes a colour into the picture, weighted by the mask (0..255)."
-    weight = (mask.astype(np.float32) * (strength / 255))[..., None]
-    picture += weight * (np.float32(colour) - picture)
+    left, top, width, height = cv2.boundingRect(mask)  # elsewhere nothing changes
+    box = np.s_[top : top + height, left : left + width]
+    weight = (mask[box].astype(np.float32) * (strength / 255))[..., None]
+    picture[box] += weight * (np.float32(colour) - picture[box])
 
 
 def _skin(person, palmar):
@@ -400,6 +403,9 @@ def _draw_skin(picture, canvas, person, nuisance, fingers, palmar):
     mask = canvas.mask([palm, *shapes])
     height = cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), canvas.unit * 0.045)
     gx, gy = cv2.Sobel(height, cv2.CV_32F, 1, 0), cv2.Sobel(height, cv2.CV_32F, 0, 1)
+    left, top, width, tall = cv2.boundingRect(mask)  # only there the picture changes
+    box = np.s_[top : top + tall, left : left + width]
+    height, gx, gy = height[box], gx[box], gy[box]
     light = np.deg2rad(nuisance.light)
     lit = (
         0.90
@@ -407,7 +413,7 @@ def _draw_skin(picture, canvas, person, nuisance, fingers, palmar):
         + 0.12 * (height - 0.9)
     )
     skin = _skin(person, palmar) * np.clip(lit, 0.45, 1.2)[..., None]
-    picture += (mask.astype(np.float32) / 255)[..., None] * (skin - picture)
+    picture[box] += (mask[box].astype(np.float32) / 255)[..., None] * (skin - picture[box])
     edges = cv2.bitwise_and(
         canvas.lines(shapes, 0.012), cv2.bitwise_and(mask, 255 - canvas.mask([palm]))
     )
@@ -718,6 +724,7 @@ def demo_hands(folder, people, progress):
     return folder
 
 
+@lru_cache(maxsize=64)  # a person's pictures are drawn one after another
 def person_of(seed, number):
     "The person with this number. It depends on the seed and the number alone."
     return HandIdentity.sample(np.random.default_rng([seed, number]))
