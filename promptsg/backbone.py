@@ -1185,8 +1185,8 @@ def _from_hub(name, tag):
     except Exception as error:
         raise PromptSGError(
             f"the weights {tag!r} of {name} could not be fetched ({type(error).__name__}); connect "
-            "to the hub "
-            "or give pretrained the path of a weight file"
+            "to the hub or give the path of a weight file (on the command line --set "
+            "pretrained=FILE)"
         ) from None
 
 
@@ -1241,8 +1241,9 @@ def _backbone(visual, name, image_size, stride=None, dim=None):
 
 @contextlib.contextmanager
 def _quiet():
-    "open_clip warns that a model starts without weights; here they come next."
-    logging.disable(logging.WARNING)
+    """open_clip warns that a model starts without weights, which come next here, and logs a failed
+    download, of which an error of ours tells."""
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:

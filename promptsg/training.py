@@ -560,7 +560,9 @@ class Trainer:
         if self.progress:
             print(
                 f"nothing is trained by gradient; {len(whole)} images were seen, "
-                f"{_validation_sentence(self.history[0])}",
+                f"{_validation_sentence(self.history[0])}"
+                + " (of the people seen)"
+                * (self.config.val_type == "images"),
                 file=sys.stderr,
                 flush=True,
             )

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import typer.main
 from torch import nn
 
 from promptsg import parts
 from promptsg.backbone import Backbone, load_towers
 from promptsg.caches import embedding_kind, foreign_code
 from promptsg.checkpoints import load_run
+from promptsg.cli import app
 from promptsg.config import Config, PromptSGError
 from promptsg.controls import gradient_table
 from promptsg.data import eval_transform
@@ -360,6 +362,13 @@ def test_the_commands_take_import(promptsg, registry, hands, tmp_path):
     )
     assert "`film.Film`" in (tmp_path / "model" / "README.md").read_text()
     command("embed", "--data", hands, "--run", run, "--out", tmp_path / "rows")
+    assert "fields that differ: none" in command("compare", "--runs", run, "--with", run).stdout
+
+
+def test_every_command_that_reads_a_config_has_import():
+    for name, command in typer.main.get_command(app).commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert "--import" in options or not options & {"--config", "--run", "--runs"}, name
 
 
 def test_a_report_has_own_parts_over_seeds(promptsg, film, hands, tmp_path):
