@@ -317,12 +317,13 @@ class Trainer:
     def plan(self):
         """After `set_up`: on how many people and images, in how many steps, and what an epoch is
         validated on."""
-        c, held = self.config, self.splits.val_query
+        c, validation = self.config, self.splits.val_query
         on = counted(len(self.classes), "identity", "identities")
         on += f" ({counted(len(self.splits.train), 'image')})"
         if not c.epochs:
-            return f"no gradient steps; the whitening is fitted to {on}"
-        people = counted(held.identity.nunique(), "held-out identity", "held-out identities")
+            return f"no gradient steps, one pass over {on}"
+        people = validation.identity.nunique()
+        people = counted(people, "held-out identity", "held-out identities")
         where = {
             "identities": f"on {people}",
             "images": "on other images of the trained people (val_type: images), whose mAP is "
@@ -558,11 +559,10 @@ class Trainer:
         self._save_best(-1, whitened=True)
         self._save_last(-1, whitened=True)
         if self.progress:
+            of_whom = " (of the people seen)" if self.config.val_type == "images" else ""
             print(
                 f"nothing is trained by gradient; {len(whole)} images were seen, "
-                f"{_validation_sentence(self.history[0])}"
-                + " (of the people seen)"
-                * (self.config.val_type == "images"),
+                f"{_validation_sentence(self.history[0])}{of_whom}",
                 file=sys.stderr,
                 flush=True,
             )
