@@ -1096,8 +1096,8 @@ def load_towers(
             )
         backbone = _other_backbone(name, pretrained, image_size, seed, options)
     else:
-        visual, text = _clip_towers(name, pretrained, seed)
         config = model_config(name)
+        visual, text = _clip_towers(name, config, pretrained, seed)
         tokenizer = tokenizer_for(config["text_cfg"]) if _is_clip_text(config["text_cfg"]) else None
         backbone = _backbone(visual, name, image_size, patch_stride, config["embed_dim"])
         backbone.mean, backbone.std = _pixels(name, pretrained)
@@ -1106,9 +1106,8 @@ def load_towers(
     return Towers(backbone, text, tokenizer, backbone.dim, backbone.mean, backbone.std)
 
 
-def _clip_towers(name, pretrained, seed):
+def _clip_towers(name, config, pretrained, seed):
     "(image tower, text tower or None) of a model of open_clip, with its weights."
-    config = model_config(name)
     tag = pretrained in open_clip.list_pretrained_tags_by_model(name)
     path = None if tag or pretrained == "random" else _weight_file(name, pretrained)
     has_text = _is_clip_text(config["text_cfg"])

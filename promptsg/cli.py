@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Level', 'Run', 'CONFIG', 'AnyRun', 'Untrained', 'Sets', 'Imports', 'Protocol', 'After', 'Cross',
-           'Whiten', 'Dataset', 'Out', 'Query', 'Gallery', 'Top', 'SearchOut', 'Kind', 'DecideFolds', 'SheetProtocol',
+           'Whiten', 'Dataset', 'Out', 'Query', 'Gallery', 'Top', 'SearchOut', 'Kind', 'Folds', 'SheetProtocol',
            'SheetCross', 'SheetOut', 'Backbone', 'Versions', 'Seeds', 'ReportData', 'ReportOut', 'Aspect',
            'ReportProtocol', 'Published', 'Pair', 'Controls', 'Looking', 'Decisions', 'LookRun', 'LookConfig', 'Images',
-           'Kinds', 'Hide', 'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'Folds', 'TuneOut',
-           'parse_sets', 'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values',
-           'Several', 'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare_command', 'embed',
-           'record_of', 'search', 'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure',
-           'steps_figure', 'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions',
-           'report', 'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look',
-           'pretrain_command', 'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
+           'Kinds', 'Hide', 'Fill', 'LookOut', 'TuneConfig', 'Words', 'Values', 'Most', 'TuneOut', 'parse_sets',
+           'read_config', 'chosen_config', 'read_frame', 'ready_model', 'print_table', 'spread_values', 'Several',
+           'train', 'evaluate_command', 'results_folder', 'plain_name', 'compare_command', 'embed', 'record_of',
+           'search', 'decide', 'sheet', 'export', 'ranked_figure', 'ranked_lists', 'attention_figure', 'steps_figure',
+           'demo_config', 'make_demo', 'demo_report', 'demo', 'synth', 'wrapped_table', 'versions', 'report',
+           'reproduce_command', 'check_packages', 'check_weights', 'check_data', 'doctor', 'look', 'pretrain_command',
+           'bank_command', 'tune_command', 'align_text_command', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #cell002
 import os
@@ -725,10 +725,9 @@ def search(
 def _say_trained(model, gallery):
     """The number of gallery images that the model was trained on, or its whitening fitted to; it is
     printed, because their similarities are not those of new people."""
-    from promptsg.files import content_hash, counted
+    from promptsg.files import counted
 
-    seen = model.trained_on.images if model.trained_on is not None else ()
-    found = sum(content_hash(path) in seen for path in gallery.path) if seen else 0
+    found = 0 if model.trained_on is None else len(model.trained_on.seen(gallery.path))
     if found:
         typer.echo(
             f"trained on: {counted(found, 'gallery image')} of {len(gallery)}; similarities to "
@@ -815,12 +814,7 @@ Kind = Annotated[
 ]
 
 
-DecideFolds = Annotated[
-    int,
-    typer.Option(
-        "--folds", min=2, help="Folds of train-side people, for a run without training by gradient."
-    ),
-]
+Folds = Annotated[int, typer.Option("--folds", min=2, help="Folds of train-side people.")]
 
 
 @app.command()
@@ -828,7 +822,7 @@ def decide(
     run: Run,
     data: Data,
     kind: Kind = "logistic",
-    folds: DecideFolds = 5,
+    folds: Folds = 5,
     level: Level = None,
     sets: Sets = None,
     imports: Imports = None,
@@ -1833,7 +1827,6 @@ Values = Annotated[
     ),
 ]
 Most = Annotated[int, typer.Option("--most", min=1, help="Maximum number of words.")]
-Folds = Annotated[int, typer.Option("--folds", min=2, help="Folds of people.")]
 TuneOut = Annotated[Path | None, typer.Option("--out", help="CSV file to write.")]
 
 

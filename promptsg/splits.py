@@ -259,8 +259,11 @@ class TrainSide:
             self._refuse(
                 ranked.identity[ranked.identity.isin(self.identities)], "identity", "identities"
             )
-        seen = [path for path in ranked.path if self.images and content_hash(path) in self.images]
-        self._refuse(pd.Series(seen, dtype=object), "image", "images")
+        self._refuse(pd.Series(self.seen(ranked.path), dtype=object), "image", "images")
+
+    def seen(self, paths):
+        "Those of the files whose bytes are of an image that the model was trained or validated on."
+        return [path for path in paths if self.images and content_hash(path) in self.images]
 
     def _refuse(self, found, *words):
         if len(found):

@@ -103,8 +103,8 @@ def serve(arguments, folder, environment):
 
 
 class Forked(LocalProvisioner):
-    """Starts a kernel as a fork of a process with `IMPORTED`: it saves the ten seconds that these
-    imports take on a slow core. All else is as JupyterLab does it."""
+    """Starts a kernel as a fork of a process with `IMPORTED`, so that these imports, seconds each
+    time, are made once. All else is as JupyterLab does it."""
 
     async def launch_kernel(self, cmd, cwd=None, env=None, **_):
         context = multiprocessing.get_context("forkserver")
